@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Arguments of every kernel, as plain C structs that the host, OpenCL C and CUDA all include. Members are ordered so that no
+ * compiler pads. Offsets named *_off are bytes into the buffer of the same role; strides are elements unless they say bytes.
+ * An offset of PRHS_NONE means that the array is absent. Counts are capacities: what is really there is device data.
+ */
+#ifndef PRHS_KARGS_H
+#define PRHS_KARGS_H
+
+#ifdef __OPENCL_VERSION__
+#include "device_types.h"
+#else
+#include <prhs/device_types.h>
+#endif
+
+#define PRHS_NONE (-1)
+
+/* K/V element types; equal to enum prhs_dtype, which kernels cannot include. */
+#define PRHS_K_F32 0
+#define PRHS_K_F16 1
+#define PRHS_K_BF16 2
+
+/* Gates and joins; equal to the enums of policy.h. */
+#define PRHS_K_GATE_NONE 0
+#define PRHS_K_GATE_COSINE 1
+#define PRHS_K_GATE_MASS 2
+#define PRHS_K_JOIN_SUM 0
+#define PRHS_K_JOIN_MAX 1
+
+/* Bits of the session's error word. */
+#define PRHS_FAULT_SLOT 1      /* a slot id >= max_slots */
+#define PRHS_FAULT_LENGTH 2    /* kv_len > max_kv_len, < row_count, or a negative number */
+#define PRHS_FAULT_ROWS 4      /* more rows than the step's capacity */
+#define PRHS_FAULT_PAGE 8      /* a page id outside the cache (checked where the session validates) */
+#define PRHS_FAULT_PROMPT 16   /* ETF with prompt_len 0 */
+
+/* The paged cache of one layer: element (page p, slot-in-page i, head h, channel d) is at off + (p*page + i*token + h*head + d). */
+typedef struct prhs_k_kv {
+    prhs_i64 k_off, v_off;                /* bytes */
+    prhs_i64 k_page, k_token, k_head;     /* strides in elements; channels are contiguous */
+    prhs_i64 v_page, v_token, v_head;
+    prhs_i32 page_size, pages;            /* tokens a page; pages in the cache */
+    prhs_i32 dtype, reserved;
+} prhs_k_kv;
+
+/* The batch: prhs_seq[max_seqs] and the page table i32[max_seqs][page_stride]. */
+typedef struct prhs_k_batch {
+    prhs_i64 seqs_off, pages_off;         /* bytes */
+    prhs_i32 max_seqs, page_stride;
+    prhs_i32 rows;                        /* R: decode rows a sequence, at most; work rows are indexed b*R + r */
+    prhs_i32 max_rows;                    /* rows of q / k / v / out in all, at most */
+    prhs_i32 max_kv_len, max_slots;
+} prhs_k_batch;
+
+typedef struct prhs_k_shape {
+    prhs_i32 heads, kv_heads, group, dim; /* H, H_kv, G = H/H_kv, D */
+    prhs_i32 units, unit_heads;           /* selection units a sequence; query heads a unit: unit u serves heads
+                                             [u*unit_heads, (u+1)*unit_heads), whose KV head is u*unit_heads/group */
+    float scale;
+    prhs_i32 reserved;
+} prhs_k_shape;
+
+/* A [rows][heads][D] array of the caller: q, k, v or out. */
+typedef struct prhs_k_rows {
+    prhs_i64 off;                         /* bytes */
+    prhs_i64 row, head;                   /* strides in elements */
+    prhs_i32 dtype, reserved;
+} prhs_k_rows;
+
+/* What a unit remembers; one a (slot, sparse layer, unit). */
+typedef struct prhs_unit_state {
+    prhs_set set;                         /* of the reference's retrieval (set.end: N then; set.mode: how the last step was served) */
+    prhs_i32 ref_pos;                     /* position of the reference query; < 0: none */
+    prhs_i32 reserved[3];
+} prhs_unit_state;
+
+/* What a query head remembers of the reference step. */
+typedef struct prhs_head_ref {
+    float l_dropped;                      /* L_D: log-sum-exp of the dropped middle; -inf: nothing was dropped */
+    float delta;                          /* exact dropped mass at the reference */
+    float delta_last;                     /* dropped mass of the last step of row 0 (exact or estimated: see set.mode), NaN: unknown */
+    float audit_last;                     /* exact dropped mass of the last audited step, NaN: none */
+} prhs_head_ref;
+
+typedef struct prhs_value_count {
+    prhs_i32 rows;                        /* rows in the sum: [0, rows) */
+    prhs_i32 nonfinite;                   /* of these, rows with a NaN or inf channel; they add nothing */
+} prhs_value_count;
+
+/* Counters; integers, so that any order of addition gives the same. Masses are fixed point: mass * 2^40. */
+typedef struct prhs_unit_stat {
+    prhs_i64 steps;                       /* decode steps of row 0 */
+    prhs_i64 dense, window, stream, share, retrieve, seed;
+    prhs_i64 kept;                        /* tokens attended on sparse steps without the window's growth */
+    prhs_i64 attended;                    /* tokens attended by row 0, all steps, growth included */
+    prhs_i64 rows_dense;                  /* rows after the first whose own gate failed */
+    prhs_i64 cosine_failed, mass_failed;  /* retrievals by cause: the cosine (gate or floor), the mass gate */
+} prhs_unit_stat;
+typedef struct prhs_head_stat {
+    prhs_i64 exact_sum, exact_count;      /* delta of retrieval steps */
+    prhs_i64 estimate_sum, estimate_count;/* delta of shared steps: the gate's estimate, or stale (delta at the reference) */
+    prhs_i64 audit_sum, audit_count;      /* exact delta of audited steps (all sparse modes) */
+    prhs_i64 nan_count;                   /* masses that were NaN; in no sum */
+} prhs_head_stat;
+#define PRHS_MASS_ONE 1099511627776.0f    /* 2^40 */
+
+/* One layer's part of the session state; offsets into the state buffer are for slot 0. */
+typedef struct prhs_k_state {
+    prhs_i64 slot_bytes;                  /* bytes between the blocks of two slots */
+    prhs_i64 unit_off;                    /* prhs_unit_state[units] */
+    prhs_i64 list_off;                    /* i32[units][list_cap], ascending run positions */
+    prhs_i64 qref_off;                    /* f32[heads][dim] */
+    prhs_i64 head_off;                    /* prhs_head_ref[heads] */
+    prhs_i64 moment_off;                  /* f32[heads][2][dim]: mean, variance of the dropped keys; PRHS_NONE without mass gate */
+    prhs_i64 vsum_off;                    /* i64[kv_heads][dim]; PRHS_NONE without a mean residual */
+    prhs_i64 vcount_off;                  /* prhs_value_count[kv_heads] */
+    prhs_i64 stat_slot_bytes;             /* bytes between the statistics of two slots */
+    prhs_i64 unit_stat_off;               /* prhs_unit_stat[units] */
+    prhs_i64 head_stat_off;               /* prhs_head_stat[heads] */
+    prhs_i64 fault_off;                   /* i32: the error word */
+    prhs_i32 list_cap;                    /* runs */
+    prhs_i32 reserved;
+} prhs_k_state;
+
+/* Work of a row of a unit, i32[max_seqs*rows][units]; written by plan and finish, read by attend and finish. */
+#define PRHS_WORK_NONE 0
+#define PRHS_WORK_SET 1                   /* attend over the unit's set */
+#define PRHS_WORK_ALL 2                   /* attend over all tokens up to the row's own */
+
+/* Workspace arrays that several kernels share; offsets into the workspace buffer. */
+typedef struct prhs_k_work {
+    prhs_i64 set_off;                     /* prhs_set[max_seqs][units] */
+    prhs_i64 work_off;                    /* i32[max_seqs*rows][units] */
+    prhs_i64 part_off;                    /* f32[max_seqs*rows][heads][chunks][dim]: normalised partial outputs */
+    prhs_i64 part_lse_off;                /* f32[max_seqs*rows][heads][chunks] */
+    prhs_i64 lse_off;                     /* f32[max_seqs*rows][heads]: log-sum-exp of the merged parts */
+    prhs_i64 score_off;                   /* f32[max_seqs][heads][score_stride], by position */
+    prhs_i64 norm_off;                    /* f32[max_seqs][heads][score_chunks][4]: max and sum over the scored tokens without
+                                             NaN/+inf; max and sum over the middle */
+    prhs_i64 mom_off;                     /* f32[max_seqs][heads][score_chunks][2][dim]: sum w(k-c), sum w(k-c)^2 over the
+                                             middle, w relative to the chunk's middle maximum; PRHS_NONE without moments */
+    prhs_i64 score_stride;                /* floats */
+    prhs_i32 chunks, chunk_min;           /* attend: at most `chunks` chunks of at least chunk_min tokens */
+    prhs_i32 score_chunks, score_chunk_min;
+} prhs_k_work;
+
+/* The policy, per layer. */
+typedef struct prhs_k_policy {
+    prhs_i32 layer;                       /* for the staggered block number floor((t + layer)/block) */
+    prhs_i32 dense;                       /* 1: this layer attends densely, and ignores PSAW */
+    prhs_i32 k;                           /* tokens; 0: never retrieve (mode STREAM) */
+    prhs_i32 sinks, local;
+    prhs_i32 min_sparse_n;
+    prhs_i32 block;                       /* s */
+    prhs_i32 gate;                        /* PRHS_K_GATE_* ; not NONE: w and P stay those of the retrieval */
+    float tau, eps;
+    prhs_i32 dilate_m, dilate_back, dilate_ahead;
+    prhs_i32 run;                         /* granularity g */
+    prhs_i32 join;                        /* PRHS_K_JOIN_*; unit_heads == 1 where every head has its own list */
+    prhs_i32 residual;                    /* 0 none, 1 mean */
+    prhs_u32 psaw, etf;                   /* a_l: P = a*t >> 32; 0: off */
+} prhs_k_policy;
+
+/* --- one argument struct an op --------------------------------------------------------------------------------------- */
+
+/* Writes the step's K and V rows into the cache, then brings the value sums up to date: rows [counted, target) with target =
+   kv_len for prompt rows and seeds, else (position of row 0) + 1. write 0: K/V are there already. Item: (sequence, KV head). */
+typedef struct prhs_k_append {
+    prhs_k_kv kv;
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_rows k, v;
+    prhs_k_state state;                   /* vsum_off, vcount_off, slot_bytes, fault_off; vsum_off may be PRHS_NONE */
+    prhs_i32 write, validate;             /* validate 1: check slots, lengths, rows and page ids, raise fault bits, skip the bad */
+} prhs_k_append;
+
+/* Value sums of each sequence's slot: sign 1: rebuilt over rows [0, kv_len); sign -1: rows [kv_len, counted) leave. Item:
+   (sequence, KV head). */
+typedef struct prhs_k_range_sum {
+    prhs_k_kv kv;
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_state state;
+    prhs_i32 sign, reserved;
+} prhs_k_range_sum;
+
+/* Truncation of slots to seq.kv_len rows: a unit whose ref_pos >= kv_len (all 1: every unit) loses its reference. Item:
+   (sequence, unit). */
+typedef struct prhs_k_truncate {
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_state state;
+    prhs_i32 all, reserved;
+} prhs_k_truncate;
+
+/* Decides each unit's mode and set, the rows' first work, and evaluates the cosines. Item: (sequence, unit). */
+typedef struct prhs_k_plan {
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_rows q;
+    prhs_k_state state;
+    prhs_k_work work;
+    prhs_k_policy policy;
+} prhs_k_plan;
+
+/* Scores of the decision row's query heads for units whose mode is in `modes` (a bit per mode). full 0: positions
+   [0, sink_end) + [mid_begin, N); full 1: [0, N). Item: (sequence, unit, chunk of absolute positions). */
+typedef struct prhs_k_score {
+    prhs_k_kv kv;
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_rows q;
+    prhs_k_work work;
+    prhs_i32 modes, full, moments, reserved;
+} prhs_k_score;
+
+/* Top-k of the joint weights of units in mode RETRIEVE; completes the set, writes the list, and where `state_off` arrays are
+   present the reference (set, ref_pos, query, L_D by direct summation). Item: (sequence, unit). */
+typedef struct prhs_k_select {
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_rows q;
+    prhs_k_state state;                   /* list_off and list_cap always; unit_off, qref_off, head_off may be PRHS_NONE */
+    prhs_k_work work;
+    prhs_k_policy policy;                 /* k, run, dilation, join */
+} prhs_k_select;
+
+/* Mean and variance of the dropped keys from the score chunks' moments, minus the selected rows. Item: (sequence, head). */
+typedef struct prhs_k_moments {
+    prhs_k_kv kv;
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_state state;
+    prhs_k_work work;
+} prhs_k_moments;
+
+/* Partial attention. Item: (sequence, row, unit, chunk of the set's linear index). work.work_off PRHS_NONE: every row of every
+   sequence that is not a prompt has PRHS_WORK_SET. */
+typedef struct prhs_k_attend {
+    prhs_k_kv kv;
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_rows q;
+    prhs_k_state state;                   /* list_off, list_cap, slot_bytes */
+    prhs_k_work work;
+} prhs_k_attend;
+
+/* Merges a row's parts and ends the row: verdict of the mass gate, residual, dropped mass, statistics, output. Item:
+   (sequence, unit), rows in order. verify 1: first pass of the mass gate. */
+typedef struct prhs_k_finish {
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_rows q, out;
+    prhs_i64 lse_off;                     /* caller's f32[max_rows][heads], or PRHS_NONE */
+    prhs_k_state state;
+    prhs_k_work work;
+    prhs_k_policy policy;
+    prhs_i32 verify, reserved;
+} prhs_k_finish;
+
+/* Exact dropped mass of row 0 from full scores; statistics only. Item: (sequence, unit). Same struct as finish. */
+typedef prhs_k_finish prhs_k_audit;
+
+/* Causal prompt rows. Item: (sequence, KV head, tile of rows). */
+typedef struct prhs_k_prefill {
+    prhs_k_kv kv;
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_rows q, out;
+    prhs_i64 lse_off;                     /* caller's f32[max_rows][heads], or PRHS_NONE */
+    prhs_i64 fault_off;                   /* i32 in the state buffer, or PRHS_NONE */
+    prhs_i32 sinks;
+    prhs_u32 psaw, etf;
+    prhs_i32 tile;                        /* rows a work item takes together; bits never depend on it */
+} prhs_k_prefill;
+
+/* Merges `parts` partial results: o f32 at o_off + 4*(p*part + r*row + h*head + d), lse f32 at lse_off + 4*((p*rows + r)*heads + h);
+   writes out rows, and the merged lse where out_lse_off is not PRHS_NONE. Item: (row, head). */
+typedef struct prhs_k_merge {
+    prhs_k_shape shape;
+    prhs_k_rows out;
+    prhs_i64 o_off, lse_off, out_lse_off;
+    prhs_i64 o_part, o_row, o_head;
+    prhs_i32 parts, rows;
+} prhs_k_merge;
+
+/* Merges the chunk parts that attend left in the workspace, for the ops tier: out rows and lse of every decode row. */
+typedef struct prhs_k_combine {
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_rows out;
+    prhs_i64 lse_off;                     /* caller's f32[max_rows][heads], or PRHS_NONE */
+    prhs_k_work work;
+} prhs_k_combine;
+
+/* The gate by itself: per (row, head) cosine and estimated dropped mass of q against a reference; f32[rows][heads] each. */
+typedef struct prhs_k_gate {
+    prhs_k_shape shape;
+    prhs_k_rows q;
+    prhs_i64 qref_off;                    /* f32[rows][heads][dim] */
+    prhs_i64 moment_off;                  /* f32[rows][heads][2][dim] */
+    prhs_i64 dropped_off;                 /* f32[rows][heads]: L_D */
+    prhs_i64 lse_off;                     /* f32[rows][heads]: L_C */
+    prhs_i64 cosine_off, delta_off;       /* outputs */
+    prhs_i32 rows, reserved;
+} prhs_k_gate;
+
+#endif
