@@ -174,15 +174,21 @@ PRHS_API prhs_status prhs_stats_request_enqueue(prhs_stats_request *request, prh
  */
 PRHS_API prhs_status prhs_stats_request_get(prhs_stats_request *request, uint32_t slot, uint32_t layer, prhs_stats *stats);
 
-/** What a unit remembers, for tests, tools and the curious. */
+/** What a query head remembers, for tests, tools and the curious. */
+typedef struct prhs_head_view {
+    float l_dropped;  /**< natural log-sum-exp of the scores dropped at the reference; -inf: nothing was dropped */
+    float delta_ref;  /**< exact dropped mass at the reference */
+    float delta;      /**< dropped mass of the last step: exact on a retrieval, estimated on a shared step; NaN: unknown */
+    float audit;      /**< exact dropped mass of the last audited step; NaN or 0: none */
+} prhs_head_view;
+
+/** What a unit remembers. */
 typedef struct prhs_unit_view {
-    prhs_set set;             /**< of its reference; set.mode is how its last step was served */
-    int32_t ref_pos;          /**< position of the reference query, < 0: none */
-    const int32_t *list;      /**< set.count ascending run positions */
-    const float *delta;       /**< per query head of the unit: dropped mass of the last step (estimate or exact), NaN: unknown */
-    const float *delta_ref;   /**< per query head: exact, at the reference */
-    const float *audit;       /**< per query head: exact, last audited step, NaN: none */
-    uint32_t heads;           /**< query heads of the unit */
+    prhs_set set;                 /**< of its reference (set.end: N then); set.mode: how its last step was served */
+    int32_t ref_pos;              /**< position of the reference query, < 0: none */
+    const int32_t *list;          /**< set.count ascending run positions */
+    const prhs_head_view *heads;  /**< the unit's query heads */
+    uint32_t head_count;
 } prhs_unit_view;
 
 /**
