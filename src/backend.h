@@ -122,6 +122,11 @@ const char *prhs_op_name(prhs_op_kind kind);
 /* Fills the head of a device. */
 void prhs_device_init(prhs_device *dev, const prhs_backend *backend, const prhs_log *log, const prhs_device_info *info);
 
+/* Counts what lives on a device: prhs_device_close() refuses while anything does. The front end retains for what it creates through
+   the table; a backend's own interop calls (wrapped queues and buffers) retain themselves; destroying releases. */
+void prhs_device_retain(prhs_device *dev);
+void prhs_device_release(prhs_device *dev);
+
 /* One formatted sentence through a log (NULL allowed). prhs_fail logs at ERROR level and returns `status`. */
 #if defined(__GNUC__)
 #define PRHS_PRINTF(a, b) __attribute__((format(printf, a, b)))

@@ -22,8 +22,8 @@ void prhs_device_init(prhs_device *dev, const prhs_backend *backend, const prhs_
     dev->refs = 0;
 }
 
-static void retain(prhs_device *dev) { __atomic_fetch_add(&dev->refs, 1, __ATOMIC_RELAXED); }
-static void release(prhs_device *dev) { __atomic_fetch_sub(&dev->refs, 1, __ATOMIC_RELEASE); }
+void prhs_device_retain(prhs_device *dev) { __atomic_fetch_add(&dev->refs, 1, __ATOMIC_RELAXED); }
+void prhs_device_release(prhs_device *dev) { __atomic_fetch_sub(&dev->refs, 1, __ATOMIC_RELEASE); }
 
 prhs_status prhs_enumerate(prhs_device_info *infos, size_t *count, const prhs_log *log) {
     if (!count)
@@ -111,7 +111,7 @@ prhs_status prhs_buffer_create(prhs_device *device, size_t size, prhs_buffer **b
                          (unsigned long long)device->info.max_buffer);
     prhs_status status = device->backend->buffer_create(device, size, buffer);
     if (status == PRHS_OK)
-        retain(device);
+        prhs_device_retain(device);
     return status;
 }
 
@@ -125,7 +125,7 @@ prhs_status prhs_buffer_wrap_host(prhs_device *device, void *host, size_t size, 
                          device->backend->name);
     prhs_status status = prhs_cpu_buffer_wrap(device, host, size, buffer);
     if (status == PRHS_OK)
-        retain(device);
+        prhs_device_retain(device);
     return status;
 }
 
@@ -134,7 +134,7 @@ void prhs_buffer_destroy(prhs_buffer *buffer) {
         return;
     prhs_device *dev = buffer->dev;
     dev->backend->buffer_destroy(buffer);
-    release(dev);
+    prhs_device_release(dev);
 }
 
 size_t prhs_buffer_size(const prhs_buffer *buffer) { return buffer ? buffer->size : 0; }
@@ -149,7 +149,7 @@ prhs_status prhs_queue_create(prhs_device *device, prhs_queue **queue) {
     *queue = NULL;
     prhs_status status = device->backend->queue_create(device, queue);
     if (status == PRHS_OK)
-        retain(device);
+        prhs_device_retain(device);
     return status;
 }
 
@@ -159,7 +159,7 @@ void prhs_queue_destroy(prhs_queue *queue) {
     prhs_device *dev = queue->dev;
     dev->backend->queue_finish(queue);
     dev->backend->queue_destroy(queue);
-    release(dev);
+    prhs_device_release(dev);
 }
 
 prhs_status prhs_queue_finish(prhs_queue *queue) {
@@ -223,7 +223,7 @@ prhs_status prhs_event_create(prhs_device *device, prhs_event **event) {
     *event = NULL;
     prhs_status status = device->backend->event_create(device, event);
     if (status == PRHS_OK)
-        retain(device);
+        prhs_device_retain(device);
     return status;
 }
 
@@ -232,7 +232,7 @@ void prhs_event_destroy(prhs_event *event) {
         return;
     prhs_device *dev = event->dev;
     dev->backend->event_destroy(event);
-    release(dev);
+    prhs_device_release(dev);
 }
 
 prhs_status prhs_event_record(prhs_queue *queue, prhs_event *event) {
