@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* prhs-tests: the suite on one device. Exit status: 0 all passed, 1 some failed, 2 usage, 77 no such device. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "suite/suite.h"
+
+static const char usage[] =
+    "usage: prhs-tests [--backend cpu|opencl] [--index N] [--caps HEX] [--threads N] [--cache-dir DIR] [--seed N]\n"
+    "                  [--filter TEXT] [--quick] [--verbose] [--list]\n";
+
+static void print_line(void *user, const char *line)
+{
+    (void)user;
+    puts(line);
+    fflush(stdout);
+}
+
+static int bad(const char *what)
+{
+    fprintf(stderr, "prhs-tests: %s\n%s", what, usage);
+    return 2;
+}
+
+static int flag(const char *arg, prhs_suite_options *opt, int *list)
+{
+    if (!strcmp(arg, "--quick"))
+        opt->quick = 1;
+    else if (!strcmp(arg, "--verbose"))
+        opt->verbose = 1;
+    else if (!strcmp(arg, "--list"))
+        *list = 1;
+    else
+        return 0;
+    return 1;
+}
+
+static int value(const char *arg, const char *text, prhs_suite_options *opt)
+{
+    if (!strcmp(arg, "--backend"))
+        opt->backend = !strcmp(text, "cpu") ? PRHS_BACKEND_CPU : !strcmp(text, "opencl") ? PRHS_BACKEND_OPENCL : PRHS_BACKEND_ANY;
+    else if (!strcmp(arg, "--index"))
+        opt->index = (uint32_t)strtoul(text, NULL, 0);
+    else if (!strcmp(arg, "--caps"))
+        opt->caps_mask = (uint32_t)strtoul(text, NULL, 16);
+    else if (!strcmp(arg, "--threads"))
+        opt->threads = (uint32_t)strtoul(text, NULL, 0);
+    else if (!strcmp(arg, "--cache-dir"))
+        opt->cache_dir = text;
+    else if (!strcmp(arg, "--seed"))
+        opt->seed = strtoull(text, NULL, 0);
+    else if (!strcmp(arg, "--filter"))
+        opt->filter = text;
+    else
+        return 0;
+    return 1;
+}
+
+int main(int argc, char **argv)
+{
+    prhs_suite_options opt = { .backend = PRHS_BACKEND_CPU, .caps_mask = PRHS_CAPS_ALL, .log = print_line };
+    prhs_suite_result result;
+    int list = 0;
+    const char *seed = getenv("PRHS_TEST_SEED");
+    opt.seed = seed ? strtoull(seed, NULL, 0) : (uint64_t)time(NULL);
+    for (int i = 1; i < argc; i++) {
+        if (flag(argv[i], &opt, &list))
+            continue;
+        if (i + 1 == argc || !value(argv[i], argv[i + 1], &opt))
+            return bad(argv[i]);
+        i++;
+    }
+    if (opt.backend == PRHS_BACKEND_ANY)
+        return bad("--backend takes cpu or opencl");
+    if (list) {
+        prhs_suite_list(print_line, NULL);
+        return 0;
+    }
+    int status = prhs_suite_run(&opt, &result);
+    printf("seed %" PRIu64 "\n%u passed, %u failed, %u skipped\n", opt.seed, result.passed, result.failed, result.skipped);
+    return status;
+}

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Every group of cases, once; X(name) for t_group_<name>, in the order in which they run. */
+#ifndef PRHS_TEST_GROUPS_H
+#define PRHS_TEST_GROUPS_H
+
+#include "harness.h"
+
+#define T_GROUPS(X) \
+    X(policy) X(errors) X(null) X(device) \
+    X(append) X(retrieve) X(attend) X(prefill) X(merge) X(gate) \
+    X(session) X(slots) X(stats) X(faults) X(bits) X(replay) X(needle) X(warm) X(sizes)
+
+#define X(name) extern const t_group t_group_##name;
+T_GROUPS(X)
+#undef X
+
+#endif
