@@ -11,7 +11,7 @@ static uint32_t factor(double base, double exponent, uint32_t layers, uint32_t f
     if (layer < first || layer >= layers)
         return 0;
     double depth = (double)(layer - first) / (double)(layers - first);
-    double a = nearbyint((1.0 - pow(base, exponent * depth)) * 4294967296.0);
+    double a = round((1.0 - pow(base, exponent * depth)) * 4294967296.0);
     return a >= 4294967295.0 ? UINT32_MAX : (uint32_t)a;
 }
 

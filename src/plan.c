@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The scheduler: which ops a layer of a step needs, in which order. It knows the policy and the capacities, never the data: gate,
+ * retrieval, second attend and the fallback to dense are decided by the ops themselves, so that the same list serves every step.
+ *
+ *   append, prefill                                   prompt rows are done
+ *   plan, [attend, finish: mass gate], [score, select, [moments]], attend, finish, [attend, finish: rows that failed]
+ *   [score all, audit]
+ */
+#include "session_state.h"
+
+typedef struct list {
+    const prhs_session *s;
+    const prhs_step_args *a;
+    prhs_op *ops;
+    size_t n;
+    prhs_k_policy policy;
+    prhs_k_state state;
+    prhs_k_work work;
+} list;
+
+static prhs_i32 bounded(uint32_t value, prhs_i32 most) { return value < (uint32_t)most ? (prhs_i32)value : most; }
+
+static prhs_k_policy layer_policy(const prhs_session *s, uint32_t layer) {
+    const prhs_policy *p = &s->params.policy;
+    const prhs_i32 most = (prhs_i32)s->params.max_kv_len;
+    return (prhs_k_policy){
+        .layer = (prhs_i32)layer,
+        .dense = layer < p->dense_layers,
+        .k = bounded(p->k, most),
+        .sinks = bounded(p->sinks, most),
+        .local = bounded(p->local, most),
+        .min_sparse_n = bounded(p->min_sparse_n, INT32_MAX),
+        .block = (prhs_i32)p->block,
+        .gate = (prhs_i32)p->gate,
+        .tau = p->tau,
+        .eps = p->eps,
+        .dilate_m = (prhs_i32)p->dilate_m,
+        .dilate_back = bounded(p->dilate_back, most),
+        .dilate_ahead = bounded(p->dilate_ahead, most),
+        .run = (prhs_i32)p->granularity,
+        .join = p->join == PRHS_JOIN_MAX ? PRHS_K_JOIN_MAX : PRHS_K_JOIN_SUM,
+        .residual = p->residual == PRHS_RESIDUAL_MEAN,
+        .psaw = s->factors[2 * layer],
+        .etf = s->factors[2 * layer + 1],
+    };
+}
+
+/* A dense layer has no state; its kernels get only the error word. */
+static prhs_k_state layer_state(const prhs_session *s, uint32_t layer) {
+    prhs_i32 index = prhs_sparse_index(s, layer);
+    prhs_k_state k = prhs_layout_state(&s->layout, index < 0 ? 0 : index, s->state.offset);
+    if (index < 0) {
+        k.unit_off = k.list_off = k.qref_off = k.head_off = k.moment_off = PRHS_NONE;
+        k.vsum_off = k.vcount_off = k.unit_stat_off = k.head_stat_off = PRHS_NONE;
+    }
+    return k;
+}
+
+static list begin(const prhs_session *s, const prhs_step_args *a, prhs_op *ops) {
+    return (list){
+        .s = s,
+        .a = a,
+        .ops = ops,
+        .policy = layer_policy(s, a->layer),
+        .state = layer_state(s, a->layer),
+        .work = prhs_layout_work(&s->layout, s->work.offset),
+    };
+}
+
+static prhs_op *add(list *l, prhs_op_kind kind, prhs_buffer *const mem[PRHS_OP_MAX_MEMS]) {
+    prhs_op *op = &l->ops[l->n++];
+    op->kind = kind;
+    for (int i = 0; i < PRHS_OP_MAX_MEMS; i++)
+        op->mem[i] = mem[i];
+    return op;
+}
+#define ADD(l, kind, ...) add(l, PRHS_OP_##kind, (prhs_buffer *const[PRHS_OP_MAX_MEMS]){ __VA_ARGS__ })
+
+static void add_append(list *l) {
+    const prhs_step_args *a = l->a;
+    prhs_op *op = ADD(l, APPEND, a->seqs, a->pages, a->k_in, a->v_in, a->k_mem, a->v_mem, l->s->state.buffer);
+    op->args.append = (prhs_k_append){
+        .kv = a->kv, .batch = a->batch, .shape = l->s->limits.shape, .k = a->k, .v = a->v, .state = l->state,
+        .write = a->append, .validate = l->s->params.validate != 0,
+    };
+}
+
+static void add_prefill(list *l) {
+    const prhs_step_args *a = l->a;
+    prhs_op *op = ADD(l, PREFILL, a->seqs, a->pages, a->q_mem, a->k_mem, a->v_mem, l->s->state.buffer, a->out_mem, a->lse_mem);
+    op->args.prefill = (prhs_k_prefill){
+        .kv = a->kv, .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .out = a->out, .lse_off = a->lse_off,
+        .fault_off = l->state.fault_off, .sinks = l->policy.sinks, .psaw = l->policy.psaw, .etf = l->policy.etf,
+    };
+    prhs_op_key key = prhs_op_key_of(op);
+    op->args.prefill.tile = l->s->dev->backend->chunking(l->s->dev, &key).prefill_tile;
+}
+
+static void add_plan(list *l) {
+    const prhs_step_args *a = l->a;
+    prhs_op *op = ADD(l, PLAN, a->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer);
+    op->args.plan = (prhs_k_plan){
+        .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work, .policy = l->policy,
+    };
+}
+
+static void add_attend(list *l) {
+    const prhs_step_args *a = l->a;
+    prhs_op *op =
+        ADD(l, ATTEND, a->seqs, a->pages, a->q_mem, a->k_mem, a->v_mem, l->s->state.buffer, l->s->work.buffer);
+    op->args.attend = (prhs_k_attend){
+        .kv = a->kv, .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work,
+    };
+}
+
+static void add_finish(list *l, bool verify) {
+    const prhs_step_args *a = l->a;
+    prhs_op *op = ADD(l, FINISH, a->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer, a->out_mem, a->lse_mem);
+    op->args.finish = (prhs_k_finish){
+        .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .out = a->out, .lse_off = a->lse_off, .state = l->state,
+        .work = l->work, .policy = l->policy, .verify = verify,
+    };
+}
+
+static void add_score(list *l, prhs_i32 modes, bool full, bool moments) {
+    const prhs_step_args *a = l->a;
+    prhs_op *op = ADD(l, SCORE, a->seqs, a->pages, a->q_mem, a->k_mem, l->s->work.buffer);
+    op->args.score = (prhs_k_score){
+        .kv = a->kv, .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .work = l->work, .modes = modes, .full = full,
+        .moments = moments,
+    };
+    if (!moments)
+        op->args.score.work.mom_off = PRHS_NONE;
+}
+
+static void add_retrieval(list *l) {
+    const prhs_step_args *a = l->a;
+    add_score(l, 1 << PRHS_MODE_RETRIEVE, false, l->s->moments);
+    prhs_op *op = ADD(l, SELECT, a->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer);
+    op->args.select = (prhs_k_select){
+        .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work, .policy = l->policy,
+    };
+    if (!l->s->moments)
+        return;
+    op = ADD(l, MOMENTS, a->seqs, a->pages, a->k_mem, l->s->state.buffer, l->s->work.buffer);
+    op->args.moments = (prhs_k_moments){
+        .kv = a->kv, .batch = a->batch, .shape = l->s->limits.shape, .state = l->state, .work = l->work,
+    };
+}
+
+static void add_audit(list *l) {
+    const prhs_step_args *a = l->a;
+    const prhs_i32 modes =
+        1 << PRHS_MODE_WINDOW | 1 << PRHS_MODE_STREAM | 1 << PRHS_MODE_SHARE | 1 << PRHS_MODE_RETRIEVE;
+    add_score(l, modes, true, false);
+    prhs_op *op = ADD(l, AUDIT, a->seqs, l->s->state.buffer, l->s->work.buffer);
+    op->args.audit = (prhs_k_audit){
+        .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .out = a->out, .lse_off = PRHS_NONE, .state = l->state,
+        .work = l->work, .policy = l->policy,
+    };
+}
+
+size_t prhs_plan_step(const prhs_session *s, const prhs_step_args *a, prhs_op *ops) {
+    list l = begin(s, a, ops);
+    const bool dense = l.policy.dense, retrieves = s->retrieves && !dense, mass = retrieves && s->moments;
+    if (a->append || (s->sums && !dense) || s->params.validate)
+        add_append(&l);
+    if (a->kinds & PRHS_HAS_PREFILL)
+        add_prefill(&l);
+    if (!(a->kinds & PRHS_HAS_DECODE) && !(retrieves && (a->kinds & PRHS_HAS_SEED)))
+        return l.n;
+    add_plan(&l);
+    if (mass) {
+        add_attend(&l);
+        add_finish(&l, true);
+    }
+    if (retrieves)
+        add_retrieval(&l);
+    add_attend(&l);
+    add_finish(&l, false);
+    if (mass && a->batch.rows > 1) {
+        add_attend(&l);
+        add_finish(&l, false);
+    }
+    if (s->params.audit && !dense && (a->kinds & PRHS_HAS_DECODE))
+        add_audit(&l);
+    return l.n;
+}
+
+size_t prhs_plan_truncate(const prhs_session *s, const prhs_step_args *a, bool rebuild, prhs_op *ops) {
+    list l = begin(s, a, ops);
+    if (l.policy.dense)
+        return 0;
+    if (s->sums) {
+        prhs_op *op = ADD(&l, RANGE_SUM, a->seqs, a->pages, a->v_mem, s->state.buffer);
+        op->args.range_sum = (prhs_k_range_sum){
+            .kv = a->kv, .batch = a->batch, .shape = s->limits.shape, .state = l.state, .sign = rebuild ? 1 : -1,
+        };
+    }
+    if (s->retrieves) {
+        prhs_op *op = ADD(&l, TRUNCATE, a->seqs, s->state.buffer);
+        op->args.truncate = (prhs_k_truncate){ .batch = a->batch, .shape = s->limits.shape, .state = l.state, .all = rebuild };
+    }
+    return l.n;
+}

@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sessions: sizes, life, steps and slot operations. Validates; src/plan.c schedules; the backend runs. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "policy/window.h"
+#include "session_state.h"
+
+/* Fills limits, layout and flags of *s from params; the session need not live on. */
+static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const char *call, prhs_session *s) {
+    const prhs_log *log = &dev->log;
+    prhs_status status;
+    const char *why;
+    if (p->size != sizeof *p)
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: params->size is %zu, this library knows %zu", call, p->size, sizeof *p);
+    if ((status = prhs_check_capacity(log, call, "layers", p->layers, 1024)) != PRHS_OK ||
+        (status = prhs_check_capacity(log, call, "max_slots", p->max_slots, 1 << 16)) != PRHS_OK ||
+        (status = prhs_check_capacity(log, call, "max_seqs", p->max_seqs, 1 << 16)) != PRHS_OK ||
+        (status = prhs_check_capacity(log, call, "max_rows", p->max_rows, 1 << 24)) != PRHS_OK ||
+        (status = prhs_check_capacity(log, call, "decode_rows", p->decode_rows, 64)) != PRHS_OK ||
+        (status = prhs_check_capacity(log, call, "max_kv_len", p->max_kv_len, 1 << 24)) != PRHS_OK ||
+        (status = prhs_check_dtypes(log, call, p->kv_dtype, p->q_dtype, p->out_dtype)) != PRHS_OK)
+        return status;
+    if (prhs_policy_check(&p->policy, p->layers, &why) != PRHS_OK)
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: policy: %s", call, why);
+    prhs_k_shape shape;
+    if ((status = prhs_check_shape(log, call, &p->shape, p->policy.join == PRHS_JOIN_PER_HEAD, &shape)) != PRHS_OK)
+        return status;
+    s->dev = dev;
+    s->params = *p;
+    s->retrieves = p->policy.k > 0 && p->policy.k < p->max_kv_len && prhs_sparse_layers(p) > 0;
+    s->moments = s->retrieves && p->policy.gate == PRHS_GATE_MASS;
+    s->sums = s->retrieves && p->policy.residual == PRHS_RESIDUAL_MEAN;
+    s->limits = (prhs_limits){
+        .dev = dev, .call = call, .shape = shape, .max_slots = (prhs_i32)p->max_slots, .max_seqs = (prhs_i32)p->max_seqs,
+        .max_rows = (prhs_i32)p->max_rows, .decode_rows = (prhs_i32)p->decode_rows, .max_kv_len = (prhs_i32)p->max_kv_len,
+        .kv_dtype = p->kv_dtype, .q_dtype = p->q_dtype, .out_dtype = p->out_dtype,
+    };
+    prhs_op_key key = { .kind = PRHS_OP_ATTEND, .dim = shape.dim, .unit_heads = shape.unit_heads, .group = shape.group,
+                        .kv_dtype = (prhs_i32)p->kv_dtype, .q_dtype = (prhs_i32)p->q_dtype };
+    prhs_extent extent = {
+        .shape = shape, .layers = (prhs_i32)prhs_sparse_layers(p), .max_slots = (prhs_i32)p->max_slots,
+        .max_seqs = (prhs_i32)p->max_seqs, .rows = (prhs_i32)p->decode_rows, .max_kv_len = (prhs_i32)p->max_kv_len,
+        .list_cap = s->retrieves ? (prhs_i32)(p->policy.k / p->policy.granularity) : 0, .lists = s->retrieves,
+        .moments = s->moments, .sums = s->sums, .stats = true, .scores = s->retrieves || p->audit,
+        .chunking = dev->backend->chunking(dev, &key),
+    };
+    prhs_layout_make(&extent, &s->layout);
+    return PRHS_OK;
+}
+
+prhs_status prhs_session_get_sizes(prhs_device *device, const prhs_session_params *params, prhs_session_sizes *sizes) {
+    if (!device || !params || !sizes)
+        return prhs_fail(device ? &device->log : NULL, PRHS_ERR_ARGUMENT, "prhs_session_get_sizes: NULL argument");
+    prhs_session s;
+    prhs_status status = resolve(device, params, "prhs_session_get_sizes", &s);
+    if (status != PRHS_OK)
+        return status;
+    sizes->state = (uint64_t)s.layout.state_bytes;
+    sizes->workspace = (uint64_t)s.layout.work_bytes;
+    sizes->slot = (uint64_t)s.layout.state.slot_bytes;
+    return PRHS_OK;
+}
+
+/* Prepares whatever a dense and a sparse layer may enqueue, by planning them with nothing but dtypes. */
+static prhs_status prepare(const prhs_session *s) {
+    prhs_step_args a = { .kinds = PRHS_HAS_DECODE | PRHS_HAS_PREFILL | PRHS_HAS_SEED, .append = true };
+    a.kv.dtype = (prhs_i32)s->params.kv_dtype;
+    a.q.dtype = a.k.dtype = a.v.dtype = (prhs_i32)s->params.q_dtype;
+    a.out.dtype = (prhs_i32)s->params.out_dtype;
+    a.batch.rows = s->limits.decode_rows;
+    const uint32_t layers[] = { 0, s->params.layers - 1 };
+    for (size_t i = 0; i < 2; i++) {
+        prhs_op ops[3 * PRHS_PLAN_MAX];
+        a.layer = layers[i];
+        size_t n = prhs_plan_step(s, &a, ops);
+        n += prhs_plan_truncate(s, &a, true, ops + n);
+        for (size_t j = 0; j < n; j++) {
+            prhs_op_key key = prhs_op_key_of(&ops[j]);
+            const char *why = NULL;
+            if (!s->dev->backend->op_supported(s->dev, &key, &why))
+                return prhs_fail(&s->dev->log, PRHS_ERR_UNSUPPORTED, "prhs_session_create: %s: %s", prhs_op_name(key.kind), why);
+            prhs_status status = s->dev->backend->op_prepare(s->dev, &key);
+            if (status != PRHS_OK)
+                return status;
+        }
+    }
+    return PRHS_OK;
+}
+
+/* An empty slot: zeros, and unit states of all ones (ref_pos -1: no reference). */
+static prhs_status clear_slot(const prhs_session *s, prhs_queue *queue, uint32_t slot, bool stats_only) {
+    const prhs_layout *l = &s->layout;
+    const prhs_backend *backend = s->dev->backend;
+    size_t base = s->state.offset;
+    size_t block = base + (size_t)(l->slots_off + l->state.slot_bytes * (prhs_i64)slot);
+    size_t stats = base + (size_t)(l->stats_off + l->state.stat_slot_bytes * (prhs_i64)slot);
+    prhs_status status = PRHS_OK;
+    if (!stats_only) {
+        if (l->state.slot_bytes)
+            status = backend->fill(queue, s->state.buffer, block, 0, (size_t)l->state.slot_bytes);
+        if (status == PRHS_OK && l->units_bytes)
+            status = backend->fill(queue, s->state.buffer, block, UINT32_MAX, (size_t)l->units_bytes);
+    }
+    if (status == PRHS_OK && l->state.stat_slot_bytes)
+        status = backend->fill(queue, s->state.buffer, stats, 0, (size_t)l->state.stat_slot_bytes);
+    return status;
+}
+
+static prhs_status clear_all(const prhs_session *s, prhs_queue *queue) {
+    prhs_status status = s->dev->backend->fill(queue, s->state.buffer, s->state.offset, 0, PRHS_ALIGN);
+    for (uint32_t i = 0; status == PRHS_OK && i < s->params.max_slots; i++)
+        status = clear_slot(s, queue, i, false);
+    return status;
+}
+
+static prhs_status check_memory(const prhs_session *s, const char *name, prhs_mem mem, prhs_i64 need) {
+    if (mem.buffer && mem.buffer->dev == s->dev && mem.offset % PRHS_ALIGN == 0 &&
+        (mem.offset > mem.buffer->size || (uint64_t)need > mem.buffer->size - mem.offset))
+        return prhs_fail(&s->dev->log, PRHS_ERR_MEMORY, "prhs_session_create: %s needs %lld bytes, its buffer has %zu past the offset", name,
+                         (long long)need, mem.offset > mem.buffer->size ? 0 : mem.buffer->size - (size_t)mem.offset);
+    return prhs_check_mem(&s->limits, name, mem, (uint64_t)need, PRHS_ALIGN, false);
+}
+
+static prhs_status fill_session(prhs_session *s, const prhs_session_params *params, prhs_queue *queue) {
+    prhs_status status = check_memory(s, "state", s->state, s->layout.state_bytes);
+    if (status == PRHS_OK)
+        status = check_memory(s, "workspace", s->work, s->layout.work_bytes);
+    if (status == PRHS_OK)
+        status = prhs_check_queue(&s->limits, queue);
+    if (status != PRHS_OK)
+        return status;
+    prhs_count(&s->dev->counters.allocations);
+    s->factors = malloc(sizeof *s->factors * 2 * params->layers);
+    if (!s->factors)
+        return prhs_fail(&s->dev->log, PRHS_ERR_MEMORY, "prhs_session_create: no host memory");
+    for (uint32_t i = 0; i < params->layers; i++) {
+        s->factors[2 * i] = prhs_psaw_factor(&params->policy, params->layers, i);
+        s->factors[2 * i + 1] = prhs_etf_factor(&params->policy, params->layers, i);
+    }
+    status = prhs_event_create(s->dev, &s->fault_event);
+    if (status == PRHS_OK)
+        status = prepare(s);
+    if (status == PRHS_OK)
+        status = clear_all(s, queue);
+    return status;
+}
+
+prhs_status prhs_session_create(prhs_device *device, const prhs_session_params *params, prhs_queue *queue, prhs_mem state,
+                                prhs_mem workspace, prhs_session **session) {
+    if (session)
+        *session = NULL;
+    if (!device || !params || !queue || !session)
+        return prhs_fail(device ? &device->log : NULL, PRHS_ERR_ARGUMENT, "prhs_session_create: NULL argument");
+    prhs_count(&device->counters.allocations);
+    prhs_session *s = calloc(1, sizeof *s);
+    if (!s)
+        return prhs_fail(&device->log, PRHS_ERR_MEMORY, "prhs_session_create: no host memory");
+    prhs_status status = resolve(device, params, "prhs_session_create", s);
+    if (status == PRHS_OK) {
+        s->state = state;
+        s->work = workspace;
+        prhs_device_retain(device);
+        status = fill_session(s, params, queue);
+        if (status != PRHS_OK) {
+            prhs_session_destroy(s);
+            return status;
+        }
+        *session = s;
+        return PRHS_OK;
+    }
+    free(s);
+    return status;
+}
+
+void prhs_session_destroy(prhs_session *session) {
+    if (!session)
+        return;
+    prhs_event_destroy(session->fault_event);
+    free(session->factors);
+    prhs_device_release(session->dev);
+    free(session);
+}
+
+uint32_t prhs_session_units(const prhs_session *session) { return session ? (uint32_t)session->limits.shape.units : 0; }
+
+static prhs_status run(const prhs_session *s, prhs_queue *queue, const prhs_op *ops, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        prhs_status status = s->dev->backend->op_enqueue(queue, &ops[i]);
+        if (status != PRHS_OK)
+            return status;
+    }
+    return PRHS_OK;
+}
+
+static prhs_status check_layer(const prhs_session *s, const char *call, uint32_t layer) {
+    if (layer >= s->params.layers)
+        return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "%s: layer %u, but the session has %u", call, layer, s->params.layers);
+    return PRHS_OK;
+}
+
+/* Batch and cache: what steps, attachments and truncations share. */
+static prhs_status check_common(const prhs_limits *l, const prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv,
+                                prhs_step_args *a) {
+    prhs_status status = prhs_check_queue(l, queue);
+    if (status == PRHS_OK)
+        status = prhs_check_batch(l, batch, true, &a->batch);
+    if (status == PRHS_OK)
+        status = prhs_check_kv(l, kv, &a->kv);
+    a->seqs = batch->seqs.buffer;
+    a->pages = batch->pages.buffer;
+    a->k_mem = kv->k.buffer;
+    a->v_mem = kv->v.buffer;
+    a->kinds = batch->kinds;
+    return status;
+}
+
+static prhs_status check_step(const prhs_limits *l, const prhs_step *step, prhs_step_args *a) {
+    const uint32_t heads = (uint32_t)l->shape.heads, kv_heads = (uint32_t)l->shape.kv_heads, rows = step->batch.max_rows;
+    prhs_status status = prhs_check_rows(l, "q", &step->q, rows, heads, l->q_dtype, &a->q);
+    if (status == PRHS_OK)
+        status = prhs_check_rows(l, "out", &step->out, rows, heads, l->out_dtype, &a->out);
+    a->append = step->k.mem.buffer || step->v.mem.buffer;
+    a->k.dtype = a->v.dtype = (prhs_i32)l->q_dtype;
+    if (status == PRHS_OK && a->append)
+        status = prhs_check_rows(l, "k", &step->k, rows, kv_heads, l->q_dtype, &a->k);
+    if (status == PRHS_OK && a->append)
+        status = prhs_check_rows(l, "v", &step->v, rows, kv_heads, l->q_dtype, &a->v);
+    if (status == PRHS_OK)
+        status = prhs_check_mem(l, "lse", step->lse, (uint64_t)rows * heads * 4, 4, true);
+    a->lse_off = step->lse.buffer ? (prhs_i64)step->lse.offset : PRHS_NONE;
+    a->q_mem = step->q.mem.buffer;
+    a->out_mem = step->out.mem.buffer;
+    a->lse_mem = step->lse.buffer;
+    a->k_in = step->k.mem.buffer;
+    a->v_in = step->v.mem.buffer;
+    return status;
+}
+
+prhs_status prhs_session_step(prhs_session *session, prhs_queue *queue, const prhs_step *step) {
+    const char *call = "prhs_session_step";
+    if (!session || !queue || !step)
+        return prhs_fail(session ? &session->dev->log : NULL, PRHS_ERR_ARGUMENT, "%s: NULL argument", call);
+    if (step->size != sizeof *step)
+        return prhs_fail(&session->dev->log, PRHS_ERR_ARGUMENT, "%s: step->size is %zu, this library knows %zu", call, step->size,
+                         sizeof *step);
+    prhs_limits limits = session->limits;
+    limits.call = call;
+    prhs_step_args a = { .layer = step->layer };
+    prhs_status status = check_layer(session, call, step->layer);
+    if (status == PRHS_OK)
+        status = check_common(&limits, queue, &step->batch, &step->kv, &a);
+    if (status == PRHS_OK)
+        status = check_step(&limits, step, &a);
+    if (status != PRHS_OK)
+        return status;
+    prhs_op ops[PRHS_PLAN_MAX];
+    return run(session, queue, ops, prhs_plan_step(session, &a, ops));
+}
+
+static prhs_status resize(prhs_session *s, const char *call, prhs_queue *queue, uint32_t layer, const prhs_batch *batch,
+                          const prhs_kv *kv, bool rebuild) {
+    if (!s || !queue || !batch || !kv)
+        return prhs_fail(s ? &s->dev->log : NULL, PRHS_ERR_ARGUMENT, "%s: NULL argument", call);
+    prhs_limits limits = s->limits;
+    limits.call = call;
+    prhs_step_args a = { .layer = layer };
+    prhs_status status = check_layer(s, call, layer);
+    if (status == PRHS_OK)
+        status = check_common(&limits, queue, batch, kv, &a);
+    if (status != PRHS_OK)
+        return status;
+    prhs_op ops[PRHS_PLAN_MAX];
+    return run(s, queue, ops, prhs_plan_truncate(s, &a, rebuild, ops));
+}
+
+prhs_status prhs_session_attach(prhs_session *session, prhs_queue *queue, uint32_t layer, const prhs_batch *batch,
+                                const prhs_kv *kv) {
+    return resize(session, "prhs_session_attach", queue, layer, batch, kv, true);
+}
+
+prhs_status prhs_session_truncate(prhs_session *session, prhs_queue *queue, uint32_t layer, const prhs_batch *batch,
+                                  const prhs_kv *kv) {
+    return resize(session, "prhs_session_truncate", queue, layer, batch, kv, false);
+}
+
+prhs_status prhs_session_commit(prhs_session *session, prhs_queue *queue, uint32_t layer, const prhs_batch *batch,
+                                const prhs_kv *kv) {
+    return resize(session, "prhs_session_commit", queue, layer, batch, kv, false);
+}
+
+static prhs_status check_slot_call(const prhs_session *s, const char *call, const prhs_queue *queue, uint32_t slot) {
+    if (!s || !queue)
+        return prhs_fail(s ? &s->dev->log : NULL, PRHS_ERR_ARGUMENT, "%s: NULL argument", call);
+    if (slot >= s->params.max_slots)
+        return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "%s: slot %u, but the session has %u", call, slot, s->params.max_slots);
+    prhs_limits limits = s->limits;
+    limits.call = call;
+    return prhs_check_queue(&limits, queue);
+}
+
+static size_t slot_at(const prhs_session *s, uint32_t slot) {
+    return (size_t)s->state.offset + (size_t)(s->layout.slots_off + s->layout.state.slot_bytes * (prhs_i64)slot);
+}
+
+prhs_status prhs_session_reset(prhs_session *session, prhs_queue *queue, uint32_t slot) {
+    prhs_status status = check_slot_call(session, "prhs_session_reset", queue, slot);
+    return status == PRHS_OK ? clear_slot(session, queue, slot, false) : status;
+}
+
+static prhs_status copy_slot(const prhs_session *s, prhs_queue *queue, uint32_t dst, uint32_t src) {
+    size_t size = (size_t)s->layout.state.slot_bytes;
+    return size ? s->dev->backend->copy(queue, s->state.buffer, slot_at(s, dst), s->state.buffer, slot_at(s, src), size) : PRHS_OK;
+}
+
+prhs_status prhs_session_fork(prhs_session *session, prhs_queue *queue, uint32_t dst, uint32_t src) {
+    prhs_status status = check_slot_call(session, "prhs_session_fork", queue, dst);
+    if (status == PRHS_OK)
+        status = check_slot_call(session, "prhs_session_fork", queue, src);
+    if (status != PRHS_OK || dst == src)
+        return status;
+    status = copy_slot(session, queue, dst, src);
+    return status == PRHS_OK ? clear_slot(session, queue, dst, true) : status;
+}
+
+prhs_status prhs_session_move(prhs_session *session, prhs_queue *queue, uint32_t dst, uint32_t src) {
+    prhs_status status = check_slot_call(session, "prhs_session_move", queue, dst);
+    if (status == PRHS_OK)
+        status = check_slot_call(session, "prhs_session_move", queue, src);
+    if (status != PRHS_OK || dst == src)
+        return status;
+    const prhs_layout *l = &session->layout;
+    prhs_i64 stats = (prhs_i64)session->state.offset + l->stats_off, bytes = l->state.stat_slot_bytes;
+    status = copy_slot(session, queue, dst, src);
+    if (status == PRHS_OK && bytes)
+        status = session->dev->backend->copy(queue, session->state.buffer, (size_t)(stats + bytes * (prhs_i64)dst), session->state.buffer,
+                                             (size_t)(stats + bytes * (prhs_i64)src), (size_t)bytes);
+    return status == PRHS_OK ? clear_slot(session, queue, src, false) : status;
+}
+
+prhs_status prhs_session_export(prhs_session *session, prhs_queue *queue, uint32_t slot, prhs_mem dst) {
+    prhs_status status = check_slot_call(session, "prhs_session_export", queue, slot);
+    if (status != PRHS_OK)
+        return status;
+    prhs_mem src = { session->state.buffer, slot_at(session, slot) };
+    return prhs_queue_copy(queue, dst, src, (size_t)session->layout.state.slot_bytes);
+}
+
+prhs_status prhs_session_import(prhs_session *session, prhs_queue *queue, uint32_t slot, prhs_mem src) {
+    prhs_status status = check_slot_call(session, "prhs_session_import", queue, slot);
+    if (status != PRHS_OK)
+        return status;
+    prhs_mem dst = { session->state.buffer, slot_at(session, slot) };
+    return prhs_queue_copy(queue, dst, src, (size_t)session->layout.state.slot_bytes);
+}

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a session tells about itself: statistics, faults, and the view into an exported slot. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "session_state.h"
+
+struct prhs_stats_request {
+    prhs_session *session;
+    prhs_event *event;
+    bool enqueued, arrived;
+    size_t size;
+    prhs_i64 data[]; /* the statistics of all slots, as they lie on the device */
+};
+
+prhs_status prhs_stats_request_create(prhs_session *session, prhs_stats_request **request) {
+    if (!session || !request)
+        return prhs_fail(session ? &session->dev->log : NULL, PRHS_ERR_ARGUMENT, "prhs_stats_request_create: NULL argument");
+    *request = NULL;
+    size_t size = (size_t)session->layout.state.stat_slot_bytes * session->params.max_slots;
+    prhs_count(&session->dev->counters.allocations);
+    prhs_stats_request *r = calloc(1, sizeof *r + size);
+    if (!r)
+        return prhs_fail(&session->dev->log, PRHS_ERR_MEMORY, "prhs_stats_request_create: no host memory");
+    r->session = session;
+    r->size = size;
+    prhs_status status = prhs_event_create(session->dev, &r->event);
+    if (status != PRHS_OK) {
+        free(r);
+        return status;
+    }
+    *request = r;
+    return PRHS_OK;
+}
+
+void prhs_stats_request_destroy(prhs_stats_request *request) {
+    if (!request)
+        return;
+    prhs_event_destroy(request->event);
+    free(request);
+}
+
+prhs_status prhs_stats_request_enqueue(prhs_stats_request *request, prhs_queue *queue) {
+    if (!request || !queue)
+        return prhs_fail(request ? &request->session->dev->log : NULL, PRHS_ERR_ARGUMENT, "prhs_stats_request_enqueue: NULL argument");
+    const prhs_session *s = request->session;
+    if (queue->dev != s->dev)
+        return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "prhs_stats_request_enqueue: the queue belongs to another device");
+    if (request->enqueued && !request->arrived && prhs_event_query(request->event) != PRHS_OK)
+        return prhs_fail(&s->dev->log, PRHS_ERR_STATE, "prhs_stats_request_enqueue: the request is still in flight");
+    prhs_status status = PRHS_OK;
+    if (request->size)
+        status = s->dev->backend->read(queue, request->data, s->state.buffer, (size_t)(s->state.offset + (uint64_t)s->layout.stats_off),
+                                       request->size);
+    if (status == PRHS_OK)
+        status = prhs_event_record(queue, request->event);
+    request->enqueued = status == PRHS_OK;
+    request->arrived = false;
+    return status;
+}
+
+/* Sums of one kind of mass while they are added up. */
+typedef struct mass_sum {
+    double sum;
+    uint64_t count;
+} mass_sum;
+
+static void add_mass(mass_sum *m, prhs_i64 sum, prhs_i64 count) {
+    m->sum += (double)sum / (double)PRHS_MASS_ONE;
+    m->count += (uint64_t)count;
+}
+
+static prhs_mass mass(const mass_sum *m, prhs_grade grade) {
+    return (prhs_mass){ m->count ? grade : PRHS_GRADE_UNKNOWN, m->count ? m->sum / (double)m->count : NAN, m->count };
+}
+
+typedef struct totals {
+    double kept, attended;
+    mass_sum exact, estimate, audit;
+} totals;
+
+static void add_unit(prhs_stats *out, totals *t, const prhs_unit_stat *u) {
+    out->steps += (uint64_t)u->steps;
+    out->dense += (uint64_t)u->dense;
+    out->window += (uint64_t)u->window;
+    out->stream += (uint64_t)u->stream;
+    out->share += (uint64_t)u->share;
+    out->retrieve += (uint64_t)u->retrieve;
+    out->seed += (uint64_t)u->seed;
+    out->cosine_failed += (uint64_t)u->cosine_failed;
+    out->mass_failed += (uint64_t)u->mass_failed;
+    out->rows_dense += (uint64_t)u->rows_dense;
+    t->kept += (double)u->kept;
+    t->attended += (double)u->attended;
+}
+
+static void add_layer(const prhs_stats_request *r, uint32_t slot, prhs_i32 layer, prhs_stats *out, totals *t) {
+    const prhs_layout *l = &r->session->layout;
+    const prhs_k_shape *shape = &r->session->limits.shape;
+    const char *base = (const char *)r->data + l->state.stat_slot_bytes * (prhs_i64)slot + l->unit_stat_layer * layer;
+    const prhs_unit_stat *units = (const prhs_unit_stat *)(const void *)(base + l->state.unit_stat_off - l->stats_off);
+    const prhs_head_stat *heads = (const prhs_head_stat *)(const void *)(base + l->state.head_stat_off - l->stats_off);
+    for (prhs_i32 i = 0; i < shape->units; i++)
+        add_unit(out, t, &units[i]);
+    for (prhs_i32 i = 0; i < shape->heads; i++) {
+        add_mass(&t->exact, heads[i].exact_sum, heads[i].exact_count);
+        add_mass(&t->estimate, heads[i].estimate_sum, heads[i].estimate_count);
+        add_mass(&t->audit, heads[i].audit_sum, heads[i].audit_count);
+        out->nan_masses += (uint64_t)heads[i].nan_count;
+    }
+}
+
+/* PSAW leaves keys unscored, so that even a retrieval knows only an estimate of the whole dropped mass. */
+static void grade(const prhs_session *s, const totals *t, prhs_stats *out) {
+    const prhs_policy *p = &s->params.policy;
+    uint64_t shared = out->share + out->retrieve, sparse = shared + out->window + out->stream;
+    out->rho = shared ? (double)out->retrieve / (double)shared : NAN;
+    out->kept = sparse ? t->kept / (double)sparse : NAN;
+    out->attended = out->steps ? t->attended / (double)out->steps : NAN;
+    out->retrieved = mass(&t->exact, p->psaw ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_EXACT);
+    out->shared = mass(&t->estimate, p->gate == PRHS_GATE_MASS ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_STALE);
+    out->audited = mass(&t->audit, PRHS_GRADE_EXACT);
+}
+
+prhs_status prhs_stats_request_get(prhs_stats_request *request, uint32_t slot, uint32_t layer, prhs_stats *stats) {
+    if (!request || !stats)
+        return prhs_fail(request ? &request->session->dev->log : NULL, PRHS_ERR_ARGUMENT, "prhs_stats_request_get: NULL argument");
+    const prhs_session *s = request->session;
+    if (stats->size != sizeof *stats)
+        return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "prhs_stats_request_get: stats->size is %zu, this library knows %zu",
+                         stats->size, sizeof *stats);
+    if ((slot != PRHS_ALL_SLOTS && slot >= s->params.max_slots) || (layer != PRHS_ALL_LAYERS && layer >= s->params.layers))
+        return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "prhs_stats_request_get: slot or layer is out of range");
+    if (!request->enqueued)
+        return prhs_fail(&s->dev->log, PRHS_ERR_STATE, "prhs_stats_request_get: nothing was enqueued");
+    if (!request->arrived) {
+        prhs_status status = prhs_event_query(request->event);
+        if (status != PRHS_OK)
+            return status;
+        request->arrived = true;
+    }
+    *stats = (prhs_stats){ .size = sizeof *stats };
+    totals t = { 0 };
+    for (uint32_t i = 0; i < s->params.max_slots; i++)
+        for (uint32_t j = s->params.policy.dense_layers; j < s->params.layers; j++)
+            if ((slot == PRHS_ALL_SLOTS || slot == i) && (layer == PRHS_ALL_LAYERS || layer == j))
+                add_layer(request, i, prhs_sparse_index(s, j), stats, &t);
+    grade(s, &t, stats);
+    return PRHS_OK;
+}
+
+_Static_assert(sizeof(prhs_head_view) == sizeof(prhs_head_ref), "the public view is the state's record");
+
+prhs_status prhs_session_view(const prhs_session *session, const void *blob, uint32_t layer, uint32_t unit, prhs_unit_view *view) {
+    const char *call = "prhs_session_view";
+    if (!session || !blob || !view)
+        return prhs_fail(session ? &session->dev->log : NULL, PRHS_ERR_ARGUMENT, "%s: NULL argument", call);
+    const prhs_k_shape *shape = &session->limits.shape;
+    if (layer >= session->params.layers || unit >= (uint32_t)shape->units)
+        return prhs_fail(&session->dev->log, PRHS_ERR_ARGUMENT, "%s: layer %u or unit %u is out of range", call, layer, unit);
+    prhs_i32 index = prhs_sparse_index(session, layer);
+    if (index < 0)
+        return prhs_fail(&session->dev->log, PRHS_ERR_ARGUMENT, "%s: layer %u attends densely and has no state", call, layer);
+    const prhs_layout *l = &session->layout;
+    prhs_k_state k = prhs_layout_state(l, index, 0);
+    const char *base = (const char *)blob - l->slots_off;
+    const prhs_unit_state *state = (const prhs_unit_state *)(const void *)(base + k.unit_off) + unit;
+    *view = (prhs_unit_view){
+        .set = state->set,
+        .ref_pos = state->ref_pos,
+        .list = k.list_off == PRHS_NONE ? NULL : (const int32_t *)(const void *)(base + k.list_off) + (prhs_i64)unit * k.list_cap,
+        .heads = (const prhs_head_view *)(const void *)(base + k.head_off) + (prhs_i64)unit * shape->unit_heads,
+        .head_count = (uint32_t)shape->unit_heads,
+    };
+    if (state->ref_pos < 0)
+        view->set.count = 0;
+    return PRHS_OK;
+}
+
+static prhs_status fault_status(const prhs_session *s) {
+    static const struct {
+        uint32_t bit;
+        const char *what;
+    } faults[] = {
+        { PRHS_FAULT_SLOT, "a sequence names a slot that the session does not have" },
+        { PRHS_FAULT_LENGTH, "a sequence's kv_len is below its row_count, negative or above max_kv_len" },
+        { PRHS_FAULT_ROWS, "a sequence has more query rows than the step's capacity" },
+        { PRHS_FAULT_PAGE, "a page table names a page outside the cache" },
+        { PRHS_FAULT_PROMPT, "ETF needs prompt_len, the prompt's final length, in every prompt row's prhs_seq" },
+    };
+    for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++)
+        if (s->fault_bits & faults[i].bit)
+            return prhs_fail(&s->dev->log, PRHS_ERR_DATA, "prhs_session_poll: %s", faults[i].what);
+    return PRHS_OK;
+}
+
+prhs_status prhs_session_poll(prhs_session *session, prhs_queue *queue) {
+    if (!session || !queue)
+        return prhs_fail(session ? &session->dev->log : NULL, PRHS_ERR_ARGUMENT, "prhs_session_poll: NULL argument");
+    prhs_session *s = session;
+    if (queue->dev != s->dev)
+        return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "prhs_session_poll: the queue belongs to another device");
+    prhs_status last = s->fault_seen ? fault_status(s) : PRHS_NOT_READY;
+    if (s->fault_in_flight) {
+        if (prhs_event_query(s->fault_event) != PRHS_OK)
+            return last;
+        s->fault_in_flight = false;
+        s->fault_seen = true;
+        s->fault_bits = s->fault_word;
+        last = fault_status(s);
+    }
+    if (last == PRHS_ERR_DATA)
+        return last;
+    prhs_status status = s->dev->backend->read(queue, &s->fault_word, s->state.buffer, (size_t)s->state.offset, sizeof s->fault_word);
+    if (status == PRHS_OK)
+        status = prhs_event_record(queue, s->fault_event);
+    if (status != PRHS_OK)
+        return status;
+    s->fault_in_flight = true;
+    return last;
+}
