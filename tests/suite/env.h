@@ -69,6 +69,7 @@ typedef struct t_env {
     prhs_unit_view view;
     const char *why, *name;
     double elapsed;
+    int no_infos;
 } t_env;
 
 /* Everything valid; one decode step was run, so that slot 0 has state. */

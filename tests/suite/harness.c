@@ -51,7 +51,7 @@ void t_own(t_ctx *t, t_kind kind, void *ptr, size_t size)
             exit(2);
         }
     }
-    t->own[t->owned++] = (t_owned){ kind, ptr, size, 0 };
+    t->own[t->owned++] = (t_owned){ kind, ptr, size, t->queue, 0 };
 }
 
 static void destroy(t_ctx *t, t_owned *o)
@@ -78,6 +78,8 @@ void t_drop(t_ctx *t, void *ptr)
     for (size_t i = t->owned; i-- > 0;)
         if (t->own[i].ptr == ptr && !t->own[i].dead) {
             destroy(t, &t->own[i]);
+            while (t->owned && t->own[t->owned - 1].dead)
+                t->owned--;
             return;
         }
 }
@@ -172,22 +174,23 @@ void *t_fetch(t_ctx *t, prhs_mem src, size_t size)
     return p;
 }
 
+static void check_bands(t_ctx *t, const t_owned *o)
+{
+    uint8_t front[T_GUARD], back[2 * T_GUARD];
+    prhs_mem before = { o->ptr, 0 }, after = { o->ptr, (T_GUARD + o->size) & ~(uint64_t)15 };
+    size_t over = (T_GUARD + o->size) % 16, n = over + behind(o->size);  /* whole 16-byte words are read */
+    T_OK(t, prhs_queue_read(o->queue, front, before, T_GUARD));
+    T_OK(t, prhs_queue_read(o->queue, back, after, n));
+    T_OK(t, prhs_queue_finish(o->queue));
+    for (size_t k = 0; k < T_GUARD; k++)
+        T_CHECK(t, front[k] == T_GUARD_BYTE, "guard band hit: %zu bytes before a buffer of %zu bytes", T_GUARD - k, o->size);
+    for (size_t k = over; k < n; k++)
+        T_CHECK(t, back[k] == T_GUARD_BYTE, "guard band hit: byte %zu behind a buffer of %zu bytes", k - over, o->size);
+}
+
 void t_check_guards(t_ctx *t)
 {
-    T_OK(t, prhs_queue_finish(t->queue));
-    for (size_t i = 0; i < t->owned; i++) {
-        t_owned *o = &t->own[i];
-        if (o->kind != T_BUFFER || o->dead)
-            continue;
-        uint8_t band[2 * T_GUARD];
-        prhs_mem front = { o->ptr, 0 }, back = { o->ptr, T_GUARD + o->size };
-        back.offset &= ~(uint64_t)15;  /* whole 16-byte words; the bytes before the guard are passed over */
-        size_t over = (T_GUARD + o->size) % 16, n = over + behind(o->size);
-        t_get(t, band, front, T_GUARD);
-        for (size_t k = 0; k < T_GUARD; k++)
-            T_CHECK(t, band[k] == T_GUARD_BYTE, "guard band hit: %zu bytes before a buffer of %zu bytes", T_GUARD - k, o->size);
-        t_get(t, band, back, n);
-        for (size_t k = over; k < n; k++)
-            T_CHECK(t, band[k] == T_GUARD_BYTE, "guard band hit: byte %zu behind a buffer of %zu bytes", k - over, o->size);
-    }
+    for (size_t i = 0; i < t->owned; i++)
+        if (t->own[i].kind == T_BUFFER && !t->own[i].dead)
+            check_bands(t, &t->own[i]);
 }

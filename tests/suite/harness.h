@@ -31,6 +31,7 @@ typedef struct t_owned {
     t_kind kind;
     void *ptr;
     size_t size;  /* buffers: bytes between the guards */
+    prhs_queue *queue;  /* buffers: of their device */
     int dead;
 } t_owned;
 
