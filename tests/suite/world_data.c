@@ -84,8 +84,12 @@ void t_world_query(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t 
         t_normals(q + h * sh->dim, sh->dim, t_key(w->s.seed ^ seq->root, 2, layer * 64u + h, (uint64_t)pos / w->s.stretch));
         t_normals(noise, sh->dim, t_key(w->s.seed ^ seq->version[pos], 3, layer * 64u + h, (uint64_t)pos));
         for (uint32_t d = 0; d < sh->dim; d++)
-            q[h * sh->dim + d] = t_round(sh->q, w->s.sharp * (q[h * sh->dim + d] + w->s.drift * noise[d]));
+            q[h * sh->dim + d] = w->s.sharp * (q[h * sh->dim + d] + w->s.drift * noise[d]);
     }
+    if (w->edit)
+        w->edit(layer, pos, q, NULL, NULL);
+    for (uint32_t i = 0; i < sh->heads * sh->dim; i++)
+        q[i] = t_round(sh->q, q[i]);
 }
 
 void t_world_row(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t pos, float *k, float *v)
@@ -93,6 +97,8 @@ void t_world_row(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t po
     size_t n = w->s.shape->kv_heads * w->s.shape->dim;
     t_normals(k, n, t_key(w->s.seed ^ seq->version[pos], 4, layer, (uint64_t)pos));
     t_normals(v, n, t_key(w->s.seed ^ seq->version[pos], 5, layer, (uint64_t)pos));
+    if (w->edit)
+        w->edit(layer, pos, NULL, k, v);
 }
 
 void t_world_gather(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t n, float *k, float *v)
