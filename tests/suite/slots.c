@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The life of a slot: what each operation leaves behind, to the bit. */
+#include <string.h>
+
+#include "groups.h"
+#include "world.h"
+
+typedef struct pair {
+    t_world a, b;
+    t_wseq *sa, *sb;
+} pair;
+
+static t_setup base(t_ctx *t)
+{
+    t_setup s = t_setup_default(t, "cis-mass", &t_shapes[S_G1_D32]);
+    s.decode_rows = 4;
+    s.seed = 99;
+    return s;
+}
+
+static pair *make(t_ctx *t)
+{
+    pair *p = t_alloc(t, sizeof *p);
+    t_setup s = base(t);
+    t_world_make(t, &p->a, &s);
+    t_world_make(t, &p->b, &s);
+    p->sa = t_world_seq(&p->a, 1, 0);
+    p->sb = t_world_seq(&p->b, 1, 5);
+    t_world_prompt(&p->a, p->sa, 70, 64);
+    t_world_prompt(&p->b, p->sb, 70, 40);
+    return p;
+}
+
+static void same_state(t_ctx *t, pair *p, const char *when)
+{
+    void *a = t_world_export(&p->a, p->sa->slot), *b = t_world_export(&p->b, p->sb->slot);
+    T_CHECK(t, !memcmp(a, b, p->a.sizes.slot), "%s: the states differ", when);
+}
+
+/* Decodes one row in both worlds: same bits out. */
+static void same_step(t_ctx *t, pair *p, const char *when)
+{
+    size_t n = p->a.s.shape->heads * p->a.s.shape->dim * sizeof(float);
+    t_world_one(&p->a, p->sa, 1, 0);
+    t_world_one(&p->b, p->sb, 1, 0);
+    for (uint32_t l = 0; l < p->a.s.layers; l++)
+        T_CHECK(t, !memcmp(p->a.outs[l], p->b.outs[l], n), "%s: layer %u has other output bits", when, l);
+    same_state(t, p, when);
+}
+
+/* A step of R rows of which c are committed leaves the state of the same step with c rows. */
+static void commit(t_ctx *t)
+{
+    pair *p = make(t);
+    for (int i = 0; i < 40; i++) {
+        int32_t c = 1 + i % 4;
+        t_world_one(&p->a, p->sa, 4, 0);
+        t_world_one(&p->b, p->sb, c, 0);
+        t_world_resize(&p->a, p->sa, W_COMMIT, p->sa->len - 4 + c);
+        same_state(t, p, "commit");
+    }
+    same_step(t, p, "after commits");
+}
+
+/* Rejected rows leave no trace without a commit call too: the next step names the committed length. */
+static void rejected(t_ctx *t)
+{
+    pair *p = make(t);
+    for (int i = 0; i < 25; i++) {
+        t_world_one(&p->a, p->sa, 3, 0);
+        t_world_cut(&p->a, p->sa, p->sa->len - 2);
+        t_world_one(&p->b, p->sb, 1, 0);
+        same_state(t, p, "rejected rows");
+    }
+    same_step(t, p, "after rejected rows");
+}
+
+static void truncate(t_ctx *t)
+{
+    pair *p = make(t);
+    t_world_one(&p->a, p->sa, 1, 0);
+    t_world_one(&p->b, p->sb, 1, 0);
+    same_state(t, p, "before");
+    for (int i = 0; i < 9; i++)
+        t_world_one(&p->a, p->sa, 1, 0);
+    void *blob = t_world_export(&p->a, 0);
+    int32_t last = t_world_view(&p->a, blob, 1, 0).ref_pos;
+    t_world_resize(&p->a, p->sa, W_TRUNCATE, 71);
+    blob = t_world_export(&p->a, 0);
+    prhs_unit_view view = t_world_view(&p->a, blob, 1, 0);
+    T_CHECK(t, last >= 71 ? view.ref_pos < 0 : view.ref_pos == last, "reference at %d after a truncation to 71, before it at %d", view.ref_pos, last);
+    t_world_one(&p->a, p->sa, 1, 0);
+    blob = t_world_export(&p->a, 0);
+    view = t_world_view(&p->a, blob, 1, 0);
+    T_CHECK(t, last < 71 || view.set.mode == PRHS_MODE_RETRIEVE, "the step after the truncation has mode %d", view.set.mode);
+}
+
+static void fork(t_ctx *t)
+{
+    pair *p = make(t);
+    prhs_stats stats;
+    for (int i = 0; i < 5; i++)
+        same_step(t, p, "before the fork");
+    T_OK(t, prhs_session_fork(p->a.session, t->queue, 3, 0));
+    t_wseq *child = t_world_share(&p->a, p->sa, 3), *parent = p->sa;
+    p->sa = child;
+    same_state(t, p, "the child");
+    t_world_stats(&p->a, 3, PRHS_ALL_LAYERS, &stats);
+    T_CHECK(t, stats.steps == 0 && stats.seed == 0, "a child's statistics do not start at zero");
+    for (int i = 0; i < 15; i++) {
+        uint64_t other = 77u + (uint64_t)i;
+        t_entry e = { parent, 1, 0, 0, &other, 0, 0 };
+        t_world_step(&p->a, &e, 1);  /* the parent goes its own way */
+        same_step(t, p, "the child's steps");
+    }
+}
+
+static void move(t_ctx *t)
+{
+    pair *p = make(t);
+    prhs_stats before, after;
+    for (int i = 0; i < 5; i++)
+        same_step(t, p, "before the move");
+    t_world_stats(&p->a, 0, PRHS_ALL_LAYERS, &before);
+    void *empty = t_world_export(&p->a, 6);
+    T_OK(t, prhs_session_move(p->a.session, t->queue, 7, 0));
+    T_CHECK(t, !memcmp(empty, t_world_export(&p->a, 0), p->a.sizes.slot), "the slot that was left is not empty");
+    p->sa->slot = 7;
+    t_world_stats(&p->a, 7, PRHS_ALL_LAYERS, &after);
+    T_CHECK(t, after.steps == before.steps && after.retrieve == before.retrieve && before.steps > 0, "statistics did not move along");
+    t_world_stats(&p->a, 0, PRHS_ALL_LAYERS, &after);
+    T_CHECK(t, after.steps == 0, "statistics stayed behind");
+    for (int i = 0; i < 15; i++)
+        same_step(t, p, "after the move");
+    T_OK(t, prhs_session_move(p->a.session, t->queue, 7, 7));
+    T_OK(t, prhs_session_fork(p->a.session, t->queue, 7, 7));
+    same_step(t, p, "moved and forked onto itself");
+}
+
+static void preempt(t_ctx *t)
+{
+    pair *p = make(t);
+    for (int i = 0; i < 5; i++)
+        same_step(t, p, "before");
+    void *blob = t_world_export(&p->a, 0);
+    T_OK(t, prhs_session_reset(p->a.session, t->queue, 0));
+    t_put(t, p->a.blob.mem, blob, p->a.sizes.slot);
+    T_OK(t, prhs_session_import(p->a.session, t->queue, 4, p->a.blob.mem));
+    p->sa->slot = 4;
+    for (int i = 0; i < 15; i++)
+        same_step(t, p, "after export and import");
+    void *other = t_world_export(&p->b, 5);  /* a slot of another session of equal parameters */
+    t_put(t, p->a.blob.mem, other, p->a.sizes.slot);
+    T_OK(t, prhs_session_import(p->a.session, t->queue, 4, p->a.blob.mem));
+    for (int i = 0; i < 5; i++)
+        same_step(t, p, "after import from another session");
+}
+
+/* Attached and seeded rows serve as a prefilled and seeded prompt does. */
+static void attach(t_ctx *t)
+{
+    pair *p = make(t);
+    t_world_resize(&p->a, p->sa, W_ATTACH, 70);
+    void *blob = t_world_export(&p->a, 0);
+    for (uint32_t l = 1; l < p->a.s.layers; l++)
+        T_CHECK(t, t_world_view(&p->a, blob, l, 0).ref_pos < 0, "attach kept a reference");
+    t_entry e = { p->sa, 1, PRHS_SEQ_SEED, 0, NULL, 1, 0 };
+    t_world_step(&p->a, &e, 1);
+    for (int i = 0; i < 20; i++)
+        same_step(t, p, "attached and prefilled");
+}
+
+/* A reset slot is as good as new; its neighbours are not touched. */
+static void reset(t_ctx *t)
+{
+    pair *p = make(t);
+    prhs_stats stats;
+    t_wseq *other = t_world_seq(&p->a, 9, 1);
+    void *empty = t_world_export(&p->a, 1);
+    t_world_prompt(&p->a, other, 80, 64);
+    t_world_one(&p->a, other, 1, 0);
+    T_OK(t, prhs_session_reset(p->a.session, t->queue, 1));
+    T_CHECK(t, !memcmp(empty, t_world_export(&p->a, 1), p->a.sizes.slot), "a reset slot is not empty");
+    t_world_stats(&p->a, 1, PRHS_ALL_LAYERS, &stats);
+    T_CHECK(t, stats.steps == 0 && stats.seed == 0, "a reset slot has statistics");
+    for (int i = 0; i < 10; i++)
+        same_step(t, p, "beside a reset slot");
+}
+
+/* The engine writes K/V itself: the same bits as append. */
+static void own_rows(t_ctx *t)
+{
+    pair *p = make(t);
+    for (int i = 0; i < 20; i++) {
+        size_t n = p->a.s.shape->kv_heads * p->a.s.shape->dim;
+        float k[256], v[256];
+        T_CHECK(t, n <= 256, "shape");
+        t_world_reserve(&p->a, p->sa, 1);
+        int32_t pos = p->sa->len++, ps = (int32_t)p->a.s.layout.page;
+        p->sa->version[pos] = t_key(p->sa->root, 1, 0, (uint64_t)pos);
+        for (uint32_t l = 0; l < p->a.s.layers; l++) {
+            t_world_row(&p->a, p->sa, l, pos, k, v);
+            t_cache_row(&p->a.cache[l], p->sa->page[pos / ps], (uint32_t)(pos % ps), k, v);
+            t_cache_upload(t, &p->a.cache[l]);
+        }
+        t_entry e = { p->sa, 1, 0, 0, NULL, 1, 0 };
+        t_world_step(&p->a, &e, 1);
+        t_world_one(&p->b, p->sb, 1, 0);
+        same_state(t, p, "rows of the engine's own");
+    }
+    same_step(t, p, "after rows of the engine's own");
+}
+
+static const struct l_row {
+    const char *name;
+    void (*run)(t_ctx *t);
+} rows[] = {
+    { "commit", commit }, { "rejected rows", rejected }, { "truncate", truncate }, { "fork", fork }, { "move", move },
+    { "export and import", preempt }, { "attach", attach }, { "reset", reset }, { "own rows", own_rows },
+};
+
+static const char *row_name(int row)
+{
+    return rows[row].name;
+}
+
+static void run(t_ctx *t, int row)
+{
+    rows[row].run(t);
+}
+
+const t_group t_group_slots = { "slots", sizeof rows / sizeof *rows, sizeof rows / sizeof *rows, row_name, run };
