@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static prhs_mem at(prhs_buffer *buffer, uint64_t offset) { return (prhs_mem){ buffer, offset }; }
+
+static size_t q_floats(const engine *e) { return (size_t)e->m->heads * e->m->head_dim; }
+static size_t kv_floats(const engine *e) { return (size_t)e->m->kv_heads * e->m->head_dim; }
+
+/* One buffer holds all layers' K and V, page by page; sequence i owns pages [i * pages_per_seq, ...). */
+static bool make_cache(engine *e) {
+    const model *m = e->m;
+    uint32_t pages = e->seqs * e->pages_per_seq;
+    size_t half = (size_t)pages * ENGINE_PAGE * kv_floats(e) * prhs_dtype_size(e->kv_dtype);
+    e->kv = calloc(m->layers, sizeof *e->kv);
+    if (!e->kv || prhs_buffer_create(e->dev, 2 * half * m->layers, &e->cache) != PRHS_OK)
+        return false;
+    for (uint32_t i = 0; i < m->layers; i++) {
+        e->kv[i] = (prhs_kv){ .dtype = e->kv_dtype, .page_size = ENGINE_PAGE, .pages = pages };
+        e->kv[i].k = at(e->cache, 2 * half * i);
+        e->kv[i].v = at(e->cache, 2 * half * i + half);
+        prhs_kv_strides_nhd(&e->kv[i], m->kv_heads, m->head_dim);
+    }
+    int32_t *table = malloc((size_t)pages * sizeof *table);
+    bool ok = table && prhs_buffer_create(e->dev, (size_t)pages * sizeof *table, &e->pages) == PRHS_OK;
+    for (uint32_t i = 0; ok && i < pages; i++)
+        table[i] = (int32_t)i;
+    ok = ok && prhs_queue_write(e->queue, at(e->pages, 0), table, (size_t)pages * sizeof *table) == PRHS_OK &&
+         prhs_queue_finish(e->queue) == PRHS_OK;
+    free(table);
+    return ok;
+}
+
+bool engine_open(engine *e, const model *m, const engine_params *p, const prhs_log *log) {
+    *e = (engine){ .m = m, .kv_dtype = p->kv_dtype, .seqs = p->seqs, .tokens = p->tokens, .rows = p->rows, .plans = p->plans,
+                   .pages_per_seq = (p->tokens + ENGINE_PAGE - 1) / ENGINE_PAGE };
+    prhs_device_params dp = PRHS_DEVICE_PARAMS_INIT;
+    dp.backend = p->backend;
+    dp.index = p->index;
+    return prhs_device_open(&dp, log, &e->dev) == PRHS_OK && prhs_queue_create(e->dev, &e->queue) == PRHS_OK && make_cache(e) &&
+           prhs_buffer_create(e->dev, (size_t)p->plans * p->seqs * sizeof(prhs_seq), &e->seq) == PRHS_OK &&
+           prhs_buffer_create(e->dev, p->rows * q_floats(e) * 4, &e->q) == PRHS_OK &&
+           prhs_buffer_create(e->dev, p->rows * q_floats(e) * 4, &e->out) == PRHS_OK &&
+           prhs_buffer_create(e->dev, p->rows * kv_floats(e) * 4, &e->k) == PRHS_OK &&
+           prhs_buffer_create(e->dev, p->rows * kv_floats(e) * 4, &e->v) == PRHS_OK;
+}
+
+void engine_close(engine *e) {
+    prhs_buffer *buffers[] = { e->cache, e->pages, e->seq, e->q, e->k, e->v, e->out };
+    prhs_queue_destroy(e->queue);
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
+        prhs_buffer_destroy(buffers[i]);
+    prhs_device_close(e->dev);
+    free(e->kv);
+    *e = (engine){ 0 };
+}
+
+bool engine_session_open(engine *e, const prhs_policy *policy, bool audit, engine_session *s) {
+    const model *m = e->m;
+    *s = (engine_session){ .policy = *policy };
+    prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
+    p.policy = *policy;
+    p.shape = (prhs_shape){ m->heads, m->kv_heads, m->head_dim, 0.0f };
+    p.layers = m->layers;
+    p.max_slots = p.max_seqs = e->seqs;
+    p.max_rows = (uint32_t)e->rows;
+    p.max_kv_len = e->tokens;
+    p.kv_dtype = e->kv_dtype;
+    p.audit = audit;
+    prhs_session_sizes sizes;
+    return prhs_session_get_sizes(e->dev, &p, &sizes) == PRHS_OK && prhs_buffer_create(e->dev, sizes.state, &s->state) == PRHS_OK &&
+           prhs_buffer_create(e->dev, sizes.workspace, &s->work) == PRHS_OK &&
+           prhs_session_create(e->dev, &p, e->queue, at(s->state, 0), at(s->work, 0), &s->s) == PRHS_OK;
+}
+
+void engine_session_close(engine_session *s) {
+    prhs_session_destroy(s->s);
+    prhs_buffer_destroy(s->state);
+    prhs_buffer_destroy(s->work);
+    *s = (engine_session){ 0 };
+}
+
+bool engine_plan(engine *e, uint32_t first, uint32_t count, const prhs_seq *seqs) {
+    size_t one = e->seqs * sizeof *seqs;
+    return prhs_queue_write(e->queue, at(e->seq, first * one), seqs, count * one) == PRHS_OK && prhs_queue_finish(e->queue) == PRHS_OK;
+}
+
+bool engine_upload(engine *e, const float *q, const float *k, const float *v, size_t rows) {
+    return prhs_queue_write(e->queue, at(e->q, 0), q, rows * q_floats(e) * 4) == PRHS_OK &&
+           prhs_queue_write(e->queue, at(e->k, 0), k, rows * kv_floats(e) * 4) == PRHS_OK &&
+           prhs_queue_write(e->queue, at(e->v, 0), v, rows * kv_floats(e) * 4) == PRHS_OK && prhs_queue_finish(e->queue) == PRHS_OK;
+}
+
+bool engine_download(engine *e, float *out, size_t rows) {
+    return prhs_queue_read(e->queue, out, at(e->out, 0), rows * q_floats(e) * 4) == PRHS_OK && prhs_queue_finish(e->queue) == PRHS_OK;
+}
+
+static prhs_batch batch_of(const engine *e, uint32_t plan, uint32_t seq, uint32_t seqs, size_t rows, uint32_t kinds) {
+    return (prhs_batch){
+        .seqs = at(e->seq, ((uint64_t)plan * e->seqs + seq) * sizeof(prhs_seq)),
+        .pages = at(e->pages, (uint64_t)seq * e->pages_per_seq * 4),
+        .max_seqs = seqs, .page_stride = e->pages_per_seq, .max_rows = (uint32_t)rows, .decode_rows = 1, .kinds = kinds,
+    };
+}
+
+bool engine_step(engine *e, engine_session *s, const engine_call *c) {
+    prhs_step step = PRHS_STEP_INIT;
+    step.layer = c->layer;
+    step.batch = batch_of(e, c->plan, c->seq, c->seqs, c->count, c->kinds);
+    step.kv = e->kv[c->layer];
+    step.q.mem = at(e->q, c->row * q_floats(e) * 4);
+    step.out.mem = at(e->out, c->row * q_floats(e) * 4);
+    if (c->append) {
+        step.k.mem = at(e->k, c->row * kv_floats(e) * 4);
+        step.v.mem = at(e->v, c->row * kv_floats(e) * 4);
+    }
+    return prhs_session_step(s->s, e->queue, &step) == PRHS_OK;
+}
+
+bool engine_attach(engine *e, engine_session *s, uint32_t layer, uint32_t plan) {
+    prhs_batch batch = batch_of(e, plan, 0, e->seqs, 1, 0);
+    return prhs_session_attach(s->s, e->queue, layer, &batch, &e->kv[layer]) == PRHS_OK;
+}
+
+bool engine_stats(engine *e, engine_session *s, uint32_t slot, prhs_stats *stats) {
+    prhs_stats_request *r = NULL;
+    *stats = (prhs_stats){ .size = sizeof *stats };
+    bool ok = prhs_stats_request_create(s->s, &r) == PRHS_OK && prhs_stats_request_enqueue(r, e->queue) == PRHS_OK &&
+              prhs_queue_finish(e->queue) == PRHS_OK && prhs_stats_request_get(r, slot, PRHS_ALL_LAYERS, stats) == PRHS_OK;
+    prhs_stats_request_destroy(r);
+    return ok;
+}

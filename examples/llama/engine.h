@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The model on a libprhs device: caches of all layers, steps, and sessions with one policy each. */
+#ifndef ENGINE_H
+#define ENGINE_H
+
+#include <prhs/prhs.h>
+
+#include "model.h"
+
+#define ENGINE_PAGE 16
+
+/* A device with the paged K/V of `seqs` sequences of `tokens` tokens, and staging buffers for rows. */
+typedef struct engine {
+    const model *m;
+    prhs_device *dev;
+    prhs_queue *queue;
+    prhs_dtype kv_dtype;
+    uint32_t seqs, tokens, pages_per_seq;
+    prhs_kv *kv;                                     /* [layers] */
+    prhs_buffer *cache, *pages, *seq, *q, *k, *v, *out;
+    size_t rows;                                     /* that the staging buffers hold */
+    uint32_t plans;                                  /* prhs_seq arrays that `seq` holds */
+} engine;
+
+typedef struct engine_session {
+    prhs_session *s;
+    prhs_buffer *state, *work;
+    prhs_policy policy;
+} engine_session;
+
+typedef struct engine_params {
+    prhs_backend_kind backend;
+    uint32_t index, seqs, tokens, plans;
+    size_t rows;
+    prhs_dtype kv_dtype;
+} engine_params;
+
+bool engine_open(engine *e, const model *m, const engine_params *params, const prhs_log *log);
+void engine_close(engine *e);
+bool engine_session_open(engine *e, const prhs_policy *policy, bool audit, engine_session *s);
+void engine_session_close(engine_session *s);
+
+/* Writes `count` prhs_seq arrays of e->seqs entries at plan index `first`. */
+bool engine_plan(engine *e, uint32_t first, uint32_t count, const prhs_seq *seqs);
+
+/* Rows to the device, back from it; waits. q and out [rows][H*D], k and v [rows][H_kv*D]. */
+bool engine_upload(engine *e, const float *q, const float *k, const float *v, size_t rows);
+bool engine_download(engine *e, float *out, size_t rows);
+
+/* One layer of one step: rows [row, row + count) of the staging buffers, sequences [seq, seq + seqs) of plan `plan`. */
+typedef struct engine_call {
+    uint32_t layer, plan, seq, seqs, kinds;
+    size_t row, count;
+    bool append;
+} engine_call;
+bool engine_step(engine *e, engine_session *s, const engine_call *call);
+/* All sequences of a plan are cached already: value sums, no references. */
+bool engine_attach(engine *e, engine_session *s, uint32_t layer, uint32_t plan);
+bool engine_stats(engine *e, engine_session *s, uint32_t slot, prhs_stats *stats);
+
+#endif

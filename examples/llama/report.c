@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "report.h"
+
+#include <cjson/cJSON.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool result_make(result *r, const char *name, const run_shape *shape) {
+    r->name = name;
+    r->nll = calloc(shape->docs, sizeof *r->nll);
+    r->best = calloc((size_t)shape->docs * shape->decode, sizeof *r->best);
+    return r->nll && r->best;
+}
+
+void result_free(result *r) {
+    free(r->nll);
+    free(r->best);
+}
+
+static double mean(const double *x, uint32_t n) {
+    double sum = 0.0;
+    for (uint32_t i = 0; i < n; i++)
+        sum += x[i];
+    return sum / n;
+}
+
+static double agreement(const result *a, const result *b, const run_shape *s, uint32_t doc) {
+    uint32_t same = 0;
+    for (uint32_t r = 0; r < s->decode; r++)
+        same += a->best[(size_t)r * s->docs + doc] == b->best[(size_t)r * s->docs + doc];
+    return (double)same / s->decode;
+}
+
+static double top1(const result *a, const result *b, const run_shape *s) {
+    double sum = 0.0;
+    for (uint32_t d = 0; d < s->docs; d++)
+        sum += agreement(a, b, s, d);
+    return sum / s->docs;
+}
+
+/* The best-graded mass there is: audits; else retrievals and shared steps together, as the policy knows them. */
+static prhs_mass mass_of(const result *r) {
+    const prhs_stats *s = &r->stats;
+    if (s->audited.count || s->retrieved.count + s->shared.count == 0)
+        return s->audited;
+    uint64_t n = s->retrieved.count + s->shared.count;
+    double sum = (s->retrieved.count ? s->retrieved.mean * (double)s->retrieved.count : 0.0) +
+                 (s->shared.count ? s->shared.mean * (double)s->shared.count : 0.0);
+    return (prhs_mass){ s->shared.count ? s->shared.grade : s->retrieved.grade, sum / (double)n, n };
+}
+
+static const char *grade_name(prhs_grade g) {
+    static const char *const names[] = { "unknown", "exact", "estimate", "stale" };
+    return names[g];
+}
+
+static void cell(FILE *to, int width, const char *format, double x) {
+    char text[32] = "-";
+    if (!isnan(x))
+        snprintf(text, sizeof text, format, x);
+    fprintf(to, " %*s", width, text);
+}
+
+void report_table(FILE *to, const run_shape *s, const prhs_device_info *device, const result *results, size_t n) {
+    fprintf(to, "%s: %s; %u documents of %u + %u tokens\n\n", prhs_backend_name(device->backend), device->name, s->docs, s->context,
+            s->decode);
+    fprintf(to, "%-44s %6s %6s %8s %7s %6s %7s %-8s %9s %8s\n", "policy", "kept", "rho", "loss", "nll", "top-1", "delta", "grade",
+            "attend s", "tokens/s");
+    for (size_t i = 0; i < n; i++) {
+        const result *r = &results[i];
+        prhs_mass m = mass_of(r);
+        fprintf(to, "%-44s", r->name);
+        cell(to, 6, "%.0f", r->stats.kept);
+        cell(to, 6, "%.3f", r->stats.rho);
+        cell(to, 8, "%.4f", mean(r->nll, s->docs) - mean(results[0].nll, s->docs));
+        cell(to, 7, "%.4f", mean(r->nll, s->docs));
+        cell(to, 6, "%.3f", top1(r, &results[0], s));
+        cell(to, 7, "%.4f", m.mean);
+        fprintf(to, " %-8s", m.count ? grade_name(m.grade) : "-");
+        cell(to, 9, "%.2f", r->attention);
+        cell(to, 8, "%.1f", (double)s->docs * s->decode / r->seconds);
+        fputc('\n', to);
+    }
+}
+
+/* JSON has no NaN: such a value is null. */
+static void number(cJSON *object, const char *key, double x) {
+    if (isnan(x))
+        cJSON_AddNullToObject(object, key);
+    else
+        cJSON_AddNumberToObject(object, key, x);
+}
+
+static cJSON *object_of(const run_shape *s, const result *r, const result *dense) {
+    cJSON *o = cJSON_CreateObject(), *docs = cJSON_AddArrayToObject(o, "documents");
+    prhs_mass m = mass_of(r);
+    cJSON_AddStringToObject(o, "policy", r->name);
+    number(o, "kept", r->stats.kept);
+    number(o, "rho", r->stats.rho);
+    number(o, "loss", mean(r->nll, s->docs) - mean(dense->nll, s->docs));
+    number(o, "nll", mean(r->nll, s->docs));
+    number(o, "top1", top1(r, dense, s));
+    number(o, "delta", m.mean);
+    cJSON_AddStringToObject(o, "grade", grade_name(m.count ? m.grade : PRHS_GRADE_UNKNOWN));
+    number(o, "delta_exact_retrieved", r->stats.retrieved.mean);
+    number(o, "delta_shared", r->stats.shared.mean);
+    number(o, "tokens", (double)s->docs * s->decode);
+    number(o, "seconds", r->seconds);
+    number(o, "attention_seconds", r->attention);
+    for (uint32_t d = 0; d < s->docs; d++) {
+        cJSON *doc = cJSON_CreateObject();
+        number(doc, "nll", r->nll[d]);
+        number(doc, "loss", r->nll[d] - dense->nll[d]);
+        number(doc, "top1", agreement(r, dense, s, d));
+        cJSON_AddItemToArray(docs, doc);
+    }
+    return o;
+}
+
+bool report_json(const char *path, const run_shape *s, const prhs_device_info *device, prhs_dtype kv, const result *results, size_t n) {
+    static const char *const kv_names[] = { "f32", "f16", "bf16" };
+    cJSON *root = cJSON_CreateObject(), *list;
+    cJSON_AddStringToObject(root, "backend", prhs_backend_name(device->backend));
+    cJSON_AddStringToObject(root, "device", device->name);
+    cJSON_AddStringToObject(root, "kv", kv_names[kv]);
+    number(root, "context", s->context);
+    number(root, "decode", s->decode);
+    list = cJSON_AddArrayToObject(root, "policies");
+    for (size_t i = 0; i < n; i++)
+        cJSON_AddItemToArray(list, object_of(s, &results[i], &results[0]));
+    char *text = cJSON_Print(root);
+    FILE *f = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
+    bool ok = text && f && fprintf(f, "%s\n", text) > 0;
+    if (f && f != stdout)
+        ok = fclose(f) == 0 && ok;
+    if (!ok)
+        fprintf(stderr, "prhs-llama: %s cannot be written\n", path);
+    cJSON_free(text);
+    cJSON_Delete(root);
+    return ok;
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a policy's run gave, as a table and as JSON. */
+#ifndef REPORT_H
+#define REPORT_H
+
+#include <stdio.h>
+
+#include "options.h"
+
+#define MAX_POLICIES 64
+#define LOGIT_ROWS 128
+
+typedef struct run_shape {
+    uint32_t docs, context, decode;
+    bool at_end;
+} run_shape;
+
+typedef struct result {
+    const char *name;
+    prhs_policy policy;
+    prhs_stats stats;
+    double *nll;             /* [docs], mean over decode rows */
+    int32_t *best;           /* [decode * docs] */
+    double seconds, attention;
+} result;
+
+bool result_make(result *r, const char *name, const run_shape *shape);
+void result_free(result *r);
+
+/* results[0] is dense, the baseline. */
+void report_table(FILE *to, const run_shape *shape, const prhs_device_info *device, const result *results, size_t n);
+bool report_json(const char *path, const run_shape *shape, const prhs_device_info *device, prhs_dtype kv, const result *results, size_t n);
+
+#endif
