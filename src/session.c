@@ -338,18 +338,26 @@ prhs_status prhs_session_move(prhs_session *session, prhs_queue *queue, uint32_t
     return status == PRHS_OK ? clear_slot(session, queue, src, false) : status;
 }
 
-prhs_status prhs_session_export(prhs_session *session, prhs_queue *queue, uint32_t slot, prhs_mem dst) {
-    prhs_status status = check_slot_call(session, "prhs_session_export", queue, slot);
+/* Between a slot's block and the caller's memory. */
+static prhs_status transfer(const prhs_session *s, const char *call, const char *name, prhs_queue *queue, uint32_t slot, prhs_mem mem,
+                            bool out) {
+    prhs_status status = check_slot_call(s, call, queue, slot);
     if (status != PRHS_OK)
         return status;
-    prhs_mem src = { session->state.buffer, slot_at(session, slot) };
-    return prhs_queue_copy(queue, dst, src, (size_t)session->layout.state.slot_bytes);
+    const size_t size = (size_t)s->layout.state.slot_bytes;
+    prhs_limits limits = s->limits;
+    limits.call = call;
+    if ((status = prhs_check_mem(&limits, name, mem, size, 16, false)) != PRHS_OK || size == 0)
+        return status;
+    const prhs_backend *backend = s->dev->backend;
+    return out ? backend->copy(queue, mem.buffer, (size_t)mem.offset, s->state.buffer, slot_at(s, slot), size)
+               : backend->copy(queue, s->state.buffer, slot_at(s, slot), mem.buffer, (size_t)mem.offset, size);
+}
+
+prhs_status prhs_session_export(prhs_session *session, prhs_queue *queue, uint32_t slot, prhs_mem dst) {
+    return transfer(session, "prhs_session_export", "dst", queue, slot, dst, true);
 }
 
 prhs_status prhs_session_import(prhs_session *session, prhs_queue *queue, uint32_t slot, prhs_mem src) {
-    prhs_status status = check_slot_call(session, "prhs_session_import", queue, slot);
-    if (status != PRHS_OK)
-        return status;
-    prhs_mem dst = { session->state.buffer, slot_at(session, slot) };
-    return prhs_queue_copy(queue, dst, src, (size_t)session->layout.state.slot_bytes);
+    return transfer(session, "prhs_session_import", "src", queue, slot, src, false);
 }
