@@ -3,6 +3,7 @@
  * Same inputs, same bits: one sequence alone and inside a ragged batch of seven with joins and leaves, in other slots and pages, in
  * other chunks of its prompt, with other thread counts; dense and a sparse policy whose middle holds at most k tokens.
  */
+#include <math.h>
 #include <string.h>
 
 #include "groups.h"
@@ -54,6 +55,7 @@ static void same(t_ctx *t, const t_world *w, const trace *a, const trace *b, con
 {
     size_t heads = w->s.shape->heads, n = w->s.layers * w->s.decode_rows * heads;
     for (size_t step = 0; step < STEPS; step++) {
+        T_CHECK(t, !isnan(a->lse[step * n]) && !isnan(a->out[step * n * w->s.shape->dim]), "%s: nothing was written", what);
         T_CHECK(t, !memcmp(a->lse + step * n, b->lse + step * n, n * sizeof(float)), "%s: other log-sum-exp bits at step %zu", what, step);
         n *= w->s.shape->dim;
         T_CHECK(t, !memcmp(a->out + step * n, b->out + step * n, n * sizeof(float)), "%s: other output bits at step %zu", what, step);

@@ -28,7 +28,7 @@ typedef struct t_env {
     prhs_event *fresh;          /* of dev, never recorded */
     prhs_mem mem, mem2, dst;
     size_t size;
-    uint64_t space[64];         /* aligned host memory */
+    _Alignas(16) uint64_t space[64];
     /* tier 2 */
     prhs_ops_params ops_params;
     prhs_ops_layout layout;
