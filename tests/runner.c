@@ -12,21 +12,18 @@ static const char usage[] =
     "usage: prhs-tests [--backend cpu|opencl] [--index N] [--caps HEX] [--threads N] [--cache-dir DIR] [--seed N]\n"
     "                  [--filter TEXT] [--quick] [--verbose] [--list]\n";
 
-static void print_line(void *user, const char *line)
-{
+static void print_line(void *user, const char *line) {
     (void)user;
     puts(line);
     fflush(stdout);
 }
 
-static int bad(const char *what)
-{
+static int bad(const char *what) {
     fprintf(stderr, "prhs-tests: %s\n%s", what, usage);
     return 2;
 }
 
-static int flag(const char *arg, prhs_suite_options *opt, int *list)
-{
+static int flag(const char *arg, prhs_suite_options *opt, int *list) {
     if (!strcmp(arg, "--quick"))
         opt->quick = 1;
     else if (!strcmp(arg, "--verbose"))
@@ -38,8 +35,7 @@ static int flag(const char *arg, prhs_suite_options *opt, int *list)
     return 1;
 }
 
-static int value(const char *arg, const char *text, prhs_suite_options *opt)
-{
+static int value(const char *arg, const char *text, prhs_suite_options *opt) {
     if (!strcmp(arg, "--backend"))
         opt->backend = !strcmp(text, "cpu") ? PRHS_BACKEND_CPU : !strcmp(text, "opencl") ? PRHS_BACKEND_OPENCL : PRHS_BACKEND_ANY;
     else if (!strcmp(arg, "--index"))
@@ -59,8 +55,7 @@ static int value(const char *arg, const char *text, prhs_suite_options *opt)
     return 1;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     prhs_suite_options opt = { .backend = PRHS_BACKEND_CPU, .caps_mask = PRHS_CAPS_ALL, .log = print_line };
     prhs_suite_result result;
     int list = 0;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Append: rows into any layout, nothing else touched; value sums as exact integers; range-sum rebuilds and subtracts the same bits. */
+/* Append: rows into any layout, nothing else touched; value sums as exact integers; range-sum rebuilds and subtracts the same
+ * bits. */
 #include <math.h>
 #include <string.h>
 
@@ -12,8 +13,7 @@ typedef struct sums {
 } sums;
 
 /* method.md's integer: sum of rint(clamp(v, +-2^16) * 2^24); a row with a non-finite channel adds nothing and is counted. */
-static void add_rows(sums *s, const t_bench *b, int seq, int32_t from, int32_t to, int sign)
-{
+static void add_rows(sums *s, const t_bench *b, int seq, int32_t from, int32_t to, int sign) {
     for (int32_t j = from; j < to; j++)
         for (uint32_t h = 0; h < b->sh->kv_heads; h++) {
             const float *v = b->V[seq] + ((size_t)j * b->sh->kv_heads + h) * b->sh->dim;
@@ -26,8 +26,7 @@ static void add_rows(sums *s, const t_bench *b, int seq, int32_t from, int32_t t
         }
 }
 
-static void check_sums(t_bench *b, int seq, const sums *want, const char *when)
-{
+static void check_sums(t_bench *b, int seq, const sums *want, const char *when) {
     t_ctx *t = b->t;
     const prhs_ops_layout *l = &b->layout;
     uint64_t slot = (uint64_t)b->batch.seqs[seq].slot * l->slot_bytes;
@@ -35,24 +34,25 @@ static void check_sums(t_bench *b, int seq, const sums *want, const char *when)
     int32_t *count = t_fetch(t, t_at(b->state.mem, slot + l->counts), (size_t)b->sh->kv_heads * 8);
     for (uint32_t h = 0; h < b->sh->kv_heads; h++) {
         T_CHECK(t, count[2 * h] == want->rows && count[2 * h + 1] == want->bad[h],
-                "%s: sequence %d head %u counts %d rows, %d not finite, instead of %d, %d", when, seq, h, count[2 * h], count[2 * h + 1],
-                want->rows, want->bad[h]);
+                "%s: sequence %d head %u counts %d rows, %d not finite, instead of %d, %d", when, seq, h, count[2 * h],
+                count[2 * h + 1], want->rows, want->bad[h]);
         for (uint32_t d = 0; d < b->sh->dim; d++)
-            T_CHECK(t, sum[h * b->sh->dim + d] == want->sum[h][d], "%s: sequence %d head %u channel %u sums to %lld instead of %lld",
-                    when, seq, h, d, (long long)sum[h * b->sh->dim + d], (long long)want->sum[h][d]);
+            T_CHECK(t, sum[h * b->sh->dim + d] == want->sum[h][d],
+                    "%s: sequence %d head %u channel %u sums to %lld instead of %lld", when, seq, h, d,
+                    (long long)sum[h * b->sh->dim + d], (long long)want->sum[h][d]);
     }
 }
 
-static float special(uint32_t i)
-{
-    static const float values[] = { 65536.0f, -65536.0f, 70000.0f, -1e30f, 1e-8f, 5.9604645e-8f, -0.0f, INFINITY, -INFINITY, NAN,
-                                    65504.0f, 65519.9f, 65520.0f, 3.0e-5f, 1.00048828125f, 1.0014648f };
+static float special(uint32_t i) {
+    static const float values[] = {
+        65536.0f,  -65536.0f, 70000.0f, -1e30f,   1e-8f,    5.9604645e-8f, -0.0f,          INFINITY,
+        -INFINITY, NAN,       65504.0f, 65519.9f, 65520.0f, 3.0e-5f,       1.00048828125f, 1.0014648f
+    };
     return values[i % (sizeof values / sizeof *values)];
 }
 
 /* New rows for every sequence: its last `rows`. Values that round in every way, now and then. */
-static void make_rows(t_ctx *t, t_bench *b, float *k, float *v)
-{
+static void make_rows(t_ctx *t, t_bench *b, float *k, float *v) {
     size_t n = b->sh->kv_heads * b->sh->dim;
     t_normals(k, b->max_rows * n, t_rand(t));
     t_normals(v, b->max_rows * n, t_rand(t));
@@ -67,22 +67,21 @@ static void make_rows(t_ctx *t, t_bench *b, float *k, float *v)
 }
 
 /* What the cache holds afterwards, in the image and in b->V. */
-static void expect_rows(t_bench *b, const float *k, const float *v)
-{
+static void expect_rows(t_bench *b, const float *k, const float *v) {
     size_t n = b->sh->kv_heads * b->sh->dim;
     int32_t ps = (int32_t)b->c->layout.page;
     for (int i = 0; i < C_SEQS; i++)
         for (int32_t r = 0; r < t_bench_rows(b, i); r++) {
             int32_t j = b->c->len[i] - t_bench_rows(b, i) + r;
             size_t row = (size_t)(b->batch.seqs[i].row_begin + r) * n;
-            t_cache_row(&b->cache, b->batch.pages[(size_t)i * b->batch.b.page_stride + (size_t)(j / ps)], (uint32_t)(j % ps), k + row, v + row);
+            t_cache_row(&b->cache, b->batch.pages[(size_t)i * b->batch.b.page_stride + (size_t)(j / ps)], (uint32_t)(j % ps),
+                        k + row, v + row);
             for (size_t d = 0; d < n; d++)
                 b->V[i][(size_t)j * n + d] = t_round(b->sh->kv, v[row + d]);
         }
 }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     t_bench *b = t_alloc(t, sizeof *b);
     t_bench_make(t, b, &t_cases[row], 0);
     size_t n = (size_t)b->max_rows * b->sh->kv_heads * b->sh->dim;
@@ -102,7 +101,7 @@ static void run(t_ctx *t, int row)
     for (int i = 0; i < C_SEQS; i++) {
         if (!t_bench_rows(b, i))
             continue;
-        want[i].rows = b->c->len[i] - t_bench_rows(b, i) + 1;  /* up to the first row: the others are provisional */
+        want[i].rows = b->c->len[i] - t_bench_rows(b, i) + 1; /* up to the first row: the others are provisional */
         add_rows(&want[i], b, i, 0, want[i].rows, 1);
         check_sums(b, i, &want[i], "append");
     }

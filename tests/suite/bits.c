@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Same inputs, same bits: one sequence alone and inside a ragged batch of seven with joins and leaves, in other slots and pages, in
- * other chunks of its prompt, with other thread counts; dense and a sparse policy whose middle holds at most k tokens.
+ * Same inputs, same bits: one sequence alone and inside a ragged batch of seven with joins and leaves, in other slots and pages,
+ * in other chunks of its prompt, with other thread counts; dense and a sparse policy whose middle holds at most k tokens.
  */
 #include <math.h>
 #include <string.h>
@@ -16,7 +16,7 @@ static const struct b_row {
     const char *name, *preset;
     int shape;
     t_layout layout;
-    uint32_t rows;        /* query rows a step */
+    uint32_t rows; /* query rows a step */
     uint32_t granularity;
 } rows[] = {
     { "cis-mass D32", "cis-mass", S_G1_D32, { 16, 0, 0, 0 }, 1, 1 },
@@ -30,19 +30,17 @@ static const struct b_row {
 };
 
 typedef struct trace {
-    float *out, *lse;   /* [STEPS][layers][rows][heads][dim], without dim */
+    float *out, *lse; /* [STEPS][layers][rows][heads][dim], without dim */
     void *state;
 } trace;
 
-static trace make_trace(t_ctx *t, const t_setup *s)
-{
+static trace make_trace(t_ctx *t, const t_setup *s) {
     size_t n = (size_t)STEPS * s->layers * s->decode_rows * s->shape->heads;
     trace tr = { t_alloc(t, n * s->shape->dim * sizeof(float)), t_alloc(t, n * sizeof(float)), NULL };
     return tr;
 }
 
-static void keep(const t_world *w, const t_entry *e, int step, trace *tr)
-{
+static void keep(const t_world *w, const t_entry *e, int step, trace *tr) {
     size_t heads = w->s.shape->heads, row = heads * w->s.shape->dim, rows_n = w->s.decode_rows;
     for (uint32_t l = 0; l < w->s.layers; l++) {
         size_t at = ((size_t)step * w->s.layers + l) * rows_n;
@@ -51,14 +49,15 @@ static void keep(const t_world *w, const t_entry *e, int step, trace *tr)
     }
 }
 
-static void same(t_ctx *t, const t_world *w, const trace *a, const trace *b, const char *what)
-{
+static void same(t_ctx *t, const t_world *w, const trace *a, const trace *b, const char *what) {
     size_t heads = w->s.shape->heads, n = w->s.layers * w->s.decode_rows * heads;
     for (size_t step = 0; step < STEPS; step++) {
         T_CHECK(t, !isnan(a->lse[step * n]) && !isnan(a->out[step * n * w->s.shape->dim]), "%s: nothing was written", what);
-        T_CHECK(t, !memcmp(a->lse + step * n, b->lse + step * n, n * sizeof(float)), "%s: other log-sum-exp bits at step %zu", what, step);
+        T_CHECK(t, !memcmp(a->lse + step * n, b->lse + step * n, n * sizeof(float)), "%s: other log-sum-exp bits at step %zu",
+                what, step);
         n *= w->s.shape->dim;
-        T_CHECK(t, !memcmp(a->out + step * n, b->out + step * n, n * sizeof(float)), "%s: other output bits at step %zu", what, step);
+        T_CHECK(t, !memcmp(a->out + step * n, b->out + step * n, n * sizeof(float)), "%s: other output bits at step %zu", what,
+                step);
         n /= w->s.shape->dim;
     }
     if (a->state && b->state)
@@ -66,14 +65,12 @@ static void same(t_ctx *t, const t_world *w, const trace *a, const trace *b, con
 }
 
 /* Every step brings `rows` rows; the first is committed. */
-static void commit_first(t_world *w, t_wseq *seq)
-{
+static void commit_first(t_world *w, t_wseq *seq) {
     if (w->s.decode_rows > 1)
         t_world_resize(w, seq, W_COMMIT, seq->len - (int32_t)w->s.decode_rows + 1);
 }
 
-static trace run_alone(t_ctx *t, const t_setup *s, int32_t slot, int32_t chunk)
-{
+static trace run_alone(t_ctx *t, const t_setup *s, int32_t slot, int32_t chunk) {
     t_world *w = t_alloc(t, sizeof *w);
     trace tr = make_trace(t, s);
     t_world_make(t, w, s);
@@ -90,8 +87,7 @@ static trace run_alone(t_ctx *t, const t_setup *s, int32_t slot, int32_t chunk)
 }
 
 /* The others join at different steps, prefill in chunks beside our decode rows, leave and come again. */
-static int crowd(t_world *w, t_wseq **others, t_entry *entries, int step)
-{
+static int crowd(t_world *w, t_wseq **others, t_entry *entries, int step) {
     int n = 0;
     for (int i = 0; i < 6; i++) {
         int age = (step + 5 * i) % 23;
@@ -102,15 +98,15 @@ static int crowd(t_world *w, t_wseq **others, t_entry *entries, int step)
             T_OK(w->t, prhs_session_reset(w->session, w->t->queue, (uint32_t)others[i]->slot));
         }
         if (age < 3)
-            entries[n++] = (t_entry){ others[i], 7 + 3 * i, PRHS_SEQ_PREFILL | (age == 2 ? PRHS_SEQ_SEED : 0), 3 * (7 + 3 * i), NULL, 0, 0 };
+            entries[n++] =
+                (t_entry){ others[i], 7 + 3 * i, PRHS_SEQ_PREFILL | (age == 2 ? PRHS_SEQ_SEED : 0), 3 * (7 + 3 * i), NULL, 0, 0 };
         else if (age < 18)
             entries[n++] = (t_entry){ others[i], 1 + (age + i) % (int)w->s.decode_rows, 0, 0, NULL, 0, 0 };
     }
     return n;
 }
 
-static trace run_crowd(t_ctx *t, const t_setup *s)
-{
+static trace run_crowd(t_ctx *t, const t_setup *s) {
     t_world *w = t_alloc(t, sizeof *w);
     trace tr = make_trace(t, s);
     t_wseq *others[6] = { NULL };
@@ -130,8 +126,7 @@ static trace run_crowd(t_ctx *t, const t_setup *s)
     return tr;
 }
 
-static t_setup setup_of(t_ctx *t, const struct b_row *row)
-{
+static t_setup setup_of(t_ctx *t, const struct b_row *row) {
     t_setup s = t_setup_default(t, row->preset, &t_shapes[row->shape]);
     s.layout = row->layout;
     s.policy.granularity = row->granularity;
@@ -144,8 +139,7 @@ static t_setup setup_of(t_ctx *t, const struct b_row *row)
 }
 
 /* The same on a device with another number of threads. */
-static void other_threads(t_ctx *t, const t_setup *s, const trace *want)
-{
+static void other_threads(t_ctx *t, const t_setup *s, const trace *want) {
     prhs_device *dev = t->dev;
     prhs_queue *queue = t->queue;
     prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
@@ -172,8 +166,7 @@ static void other_threads(t_ctx *t, const t_setup *s, const trace *want)
 }
 
 /* With k at least the middle, a sparse policy takes the dense path. */
-static void small_middle(t_ctx *t, const t_setup *setup)
-{
+static void small_middle(t_ctx *t, const t_setup *setup) {
     t_setup s = *setup;
     if (s.policy.k == 0 || s.policy.k > 1000 || s.policy.psaw)
         return;
@@ -182,16 +175,13 @@ static void small_middle(t_ctx *t, const t_setup *setup)
     T_OK(t, prhs_policy_preset("dense", s.layers, &s.policy));
     trace dense = run_alone(t, &s, 1, 20);
     t_world w = { .s = s };
-    same(t, &w, &(trace){ dense.out, dense.lse, NULL }, &(trace){ sparse.out, sparse.lse, NULL }, "a middle of at most k tokens and dense");
+    same(t, &w, &(trace){ dense.out, dense.lse, NULL }, &(trace){ sparse.out, sparse.lse, NULL },
+         "a middle of at most k tokens and dense");
 }
 
-static const char *row_name(int row)
-{
-    return rows[row].name;
-}
+static const char *row_name(int row) { return rows[row].name; }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     t_setup s = setup_of(t, &rows[row]);
     t_world w = { .s = s };
     trace alone = run_alone(t, &s, 0, 20), crowded = run_crowd(t, &s), chunks = run_alone(t, &s, 5, 7);

@@ -5,11 +5,16 @@
 
 #include "cases.h"
 
-#define NHD { 16, 0, 0, 0 }
-#define HND { 16, 1, 1, 0 }
-#define ONE { 16, 0, 1, 1 }
-#define P1 { 1, 0, 1, 0 }
-#define P256 { 256, 1, 0, 0 }
+#define NHD                                                                                                                      \
+    { 16, 0, 0, 0 }
+#define HND                                                                                                                      \
+    { 16, 1, 1, 0 }
+#define ONE                                                                                                                      \
+    { 16, 0, 1, 1 }
+#define P1                                                                                                                       \
+    { 1, 0, 1, 0 }
+#define P256                                                                                                                     \
+    { 256, 1, 0, 0 }
 #define SUM PRHS_JOIN_SUM
 #define MAX PRHS_JOIN_MAX
 #define EACH PRHS_JOIN_PER_HEAD
@@ -43,28 +48,22 @@ const t_case t_cases[] = {
 };
 const int t_case_count = sizeof t_cases / sizeof *t_cases, t_case_quick = 10;
 
-const char *t_case_name(int row)
-{
-    return t_cases[row].name;
-}
+const char *t_case_name(int row) { return t_cases[row].name; }
 
-int32_t t_bench_rows(const t_bench *b, int seq)
-{
+int32_t t_bench_rows(const t_bench *b, int seq) {
     int32_t len = b->c->len[seq], rows = (int32_t)b->rows;
     return len < rows ? len : rows;
 }
 
-const float *t_bench_q(const t_bench *b, int seq, int32_t row)
-{
+const float *t_bench_q(const t_bench *b, int seq, int32_t row) {
     return b->Q + (size_t)(b->batch.seqs[seq].row_begin + row) * b->sh->heads * b->sh->dim;
 }
 
 /* One row of K: what the case is about. Channel 0 carries the planted scores. */
-static void plant(const t_case *c, const t_shape *sh, int32_t j, int32_t len, float *k)
-{
+static void plant(const t_case *c, const t_shape *sh, int32_t j, int32_t len, float *k) {
     for (uint32_t h = 0; h < sh->kv_heads; h++, k += sh->dim) {
         if (c->data == D_TIES)
-            t_normals(k, sh->dim, (uint64_t)(j / 3 % 5));  /* five different keys, again and again */
+            t_normals(k, sh->dim, (uint64_t)(j / 3 % 5)); /* five different keys, again and again */
         if (c->data == D_INF && j % 23 == 11)
             k[0] = j % 2 ? INFINITY : -INFINITY;
         if (c->data == D_NAN && len > 100 && (j == 57 || j == 90))
@@ -75,8 +74,7 @@ static void plant(const t_case *c, const t_shape *sh, int32_t j, int32_t len, fl
     }
 }
 
-static float sharpness(const t_case *c)
-{
+static float sharpness(const t_case *c) {
     switch (c->data) {
     case D_PEAKED: return 3.0f;
     case D_HUGE: return 3000.0f;
@@ -86,8 +84,7 @@ static float sharpness(const t_case *c)
     }
 }
 
-static void fill_cache(t_ctx *t, t_bench *b, t_pool *pool)
-{
+static void fill_cache(t_ctx *t, t_bench *b, t_pool *pool) {
     const t_case *c = b->c;
     size_t n = b->sh->kv_heads * b->sh->dim;
     int32_t ps = (int32_t)c->layout.page;
@@ -112,25 +109,23 @@ static void fill_cache(t_ctx *t, t_bench *b, t_pool *pool)
     t_cache_upload(t, &b->cache);
 }
 
-static void fill_queries(t_ctx *t, t_bench *b)
-{
+static void fill_queries(t_ctx *t, t_bench *b) {
     size_t n = (size_t)b->max_rows * b->sh->heads * b->sh->dim;
     float sharp = sharpness(b->c);
     b->Q = t_alloc(t, n * sizeof *b->Q);
     t_normals(b->Q, n, t_rand(t));
     for (size_t i = 0; i < n; i++)
         b->Q[i] = t_round(b->sh->q, sharp * b->Q[i]);
-    if (b->c->data == D_INF)  /* -inf or +inf scores: heads of one sign each */
+    if (b->c->data == D_INF) /* -inf or +inf scores: heads of one sign each */
         for (size_t i = 0; i < n; i += b->sh->dim)
             b->Q[i] = fabsf(b->Q[i]) + 0.5f;
     b->q = t_rows_new(t, b->sh->q, b->max_rows, b->sh->heads, b->sh->dim, b->c->layout.pad);
     t_rows_put(t, &b->q, b->Q);
 }
 
-static void fill_batch(t_ctx *t, t_bench *b)
-{
+static void fill_batch(t_ctx *t, t_bench *b) {
     const t_case *c = b->c;
-    int32_t row = 1;  /* a row that belongs to nobody comes first */
+    int32_t row = 1; /* a row that belongs to nobody comes first */
     for (int i = 0; i < C_SEQS; i++) {
         int32_t rows = t_bench_rows(b, i);
         t_batch_set(&b->batch, (uint32_t)i, rows ? (C_SEQS - 1 - i + 3) % C_SEQS : -1, row, rows, c->len[i], 0);
@@ -139,8 +134,7 @@ static void fill_batch(t_ctx *t, t_bench *b)
     t_batch_upload(t, &b->batch);
 }
 
-static void make_ops(t_ctx *t, t_bench *b, uint32_t decode_rows)
-{
+static void make_ops(t_ctx *t, t_bench *b, uint32_t decode_rows) {
     prhs_ops_params p = PRHS_OPS_PARAMS_INIT;
     p.shape = (prhs_shape){ b->sh->heads, b->sh->kv_heads, b->sh->dim, 0 };
     p.max_seqs = C_SEQS;
@@ -162,8 +156,7 @@ static void make_ops(t_ctx *t, t_bench *b, uint32_t decode_rows)
     b->ws = t_buffer(t, b->layout.workspace_bytes);
 }
 
-void t_bench_make(t_ctx *t, t_bench *b, const t_case *c, uint32_t rows)
-{
+void t_bench_make(t_ctx *t, t_bench *b, const t_case *c, uint32_t rows) {
     uint32_t pages = 3;
     memset(b, 0, sizeof *b);
     b->t = t;
@@ -190,12 +183,10 @@ void t_bench_make(t_ctx *t, t_bench *b, const t_case *c, uint32_t rows)
     make_ops(t, b, rows ? 1 : c->decode_rows);
 }
 
-void t_bench_set_sets(t_bench *b, const prhs_set *sets)
-{
+void t_bench_set_sets(t_bench *b, const prhs_set *sets) {
     t_put(b->t, t_at(b->ws.mem, b->layout.sets), sets, (size_t)C_SEQS * b->units * sizeof *sets);
 }
 
-prhs_set *t_bench_get_sets(t_bench *b)
-{
+prhs_set *t_bench_get_sets(t_bench *b) {
     return t_fetch(b->t, t_at(b->ws.mem, b->layout.sets), (size_t)C_SEQS * b->units * sizeof(prhs_set));
 }

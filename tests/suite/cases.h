@@ -17,7 +17,7 @@ typedef struct t_case {
     t_layout layout;
     uint32_t decode_rows, granularity, k, sinks, local;
     uint32_t dilate_m, dilate_back, dilate_ahead;
-    int32_t len[C_SEQS];   /* kv_len of each sequence, 0: idle */
+    int32_t len[C_SEQS]; /* kv_len of each sequence, 0: idle */
 } t_case;
 
 extern const t_case t_cases[];
@@ -28,12 +28,12 @@ typedef struct t_bench {
     t_ctx *t;
     const t_case *c;
     const t_shape *sh;
-    uint32_t units, unit_heads, group, max_len, rows, max_rows;  /* rows: of one entry, at most */
+    uint32_t units, unit_heads, group, max_len, rows, max_rows; /* rows: of one entry, at most */
     float scale;
     t_cache cache;
     t_batch batch;
-    float *K[C_SEQS], *V[C_SEQS];  /* [len][kv_heads][dim], as cached */
-    float *Q;                      /* [max_rows][heads][dim], as the device sees them */
+    float *K[C_SEQS], *V[C_SEQS]; /* [len][kv_heads][dim], as cached */
+    float *Q;                     /* [max_rows][heads][dim], as the device sees them */
     t_rows q, out;
     t_buf lse, state, ws;
     prhs_ops *ops;
@@ -46,7 +46,7 @@ void t_bench_make(t_ctx *t, t_bench *b, const t_case *c, uint32_t rows);
 int32_t t_bench_rows(const t_bench *b, int seq);
 /* Where the sequence's row lies, on the host. */
 const float *t_bench_q(const t_bench *b, int seq, int32_t row);
-void t_bench_set_sets(t_bench *b, const prhs_set *sets);   /* [C_SEQS][units] */
+void t_bench_set_sets(t_bench *b, const prhs_set *sets); /* [C_SEQS][units] */
 prhs_set *t_bench_get_sets(t_bench *b);
 /* Position j of the set of (seq, unit); the list is the unit's. Returns how many there are; out may be NULL. */
 size_t t_set_positions(const prhs_set *set, const int32_t *list, int32_t pos, int32_t *out);
@@ -56,7 +56,7 @@ void t_bench_attend(t_bench *b, const prhs_set *sets, const int32_t *lists, cons
 /* Attention of one head over n positions, in double precision. */
 typedef struct t_judged {
     double o[256], lse;
-    double bar;      /* F7: 1e-6 * max(1, max scale * sum |q k| / 8) */
+    double bar; /* F7: 1e-6 * max(1, max scale * sum |q k| / 8) */
 } t_judged;
 
 void t_judge(const float *q, const float *K, const float *V, uint32_t kv_heads, uint32_t hk, uint32_t dim, double scale,

@@ -10,8 +10,7 @@
 #include "groups.h"
 #include "world.h"
 
-static void enumerate(t_ctx *t, int row)
-{
+static void enumerate(t_ctx *t, int row) {
     prhs_device_info infos[16];
     size_t count = 0, all;
     (void)row;
@@ -34,8 +33,7 @@ static void enumerate(t_ctx *t, int row)
     T_CHECK(t, (unsigned char)infos[1].name[0] == T_POISON, "more infos were written than asked for");
 }
 
-static void transfers(t_ctx *t, int row)
-{
+static void transfers(t_ctx *t, int row) {
     uint32_t a[1024], b[1024];
     t_buf x = t_buffer(t, sizeof a), y = t_buffer(t, sizeof a);
     (void)row;
@@ -58,8 +56,7 @@ static void transfers(t_ctx *t, int row)
     T_CHECK(t, !!host == !!(t->info.caps & PRHS_CAP_HOST_MEM), "a host address contradicts the capability");
 }
 
-static void events(t_ctx *t, int row)
-{
+static void events(t_ctx *t, int row) {
     prhs_event *a, *b;
     double seconds = -1.0;
     (void)row;
@@ -87,8 +84,7 @@ static void events(t_ctx *t, int row)
 
 typedef enum damage { NOTHING, TRUNCATE, EMPTY, FLIP, GARBAGE } damage;
 
-static void damage_file(t_ctx *t, const char *path, damage how)
-{
+static void damage_file(t_ctx *t, const char *path, damage how) {
     FILE *f = fopen(path, "rb+");
     T_CHECK(t, f, "cannot open %s", path);
     fseek(f, 0, SEEK_END);
@@ -105,8 +101,7 @@ static void damage_file(t_ctx *t, const char *path, damage how)
         T_CHECK(t, truncate(path, how == EMPTY ? 0 : size / 2) == 0, "cannot truncate %s", path);
 }
 
-static int for_files(t_ctx *t, const char *dir, damage how, int erase)
-{
+static int for_files(t_ctx *t, const char *dir, damage how, int erase) {
     int n = 0;
     DIR *d = opendir(dir);
     if (!d)
@@ -127,8 +122,7 @@ static int for_files(t_ctx *t, const char *dir, damage how, int erase)
 }
 
 /* Opens the device with this cache folder and runs a few steps; returns hash-like sum of the outputs. */
-static double with_cache(t_ctx *t, const char *dir, uint64_t seed)
-{
+static double with_cache(t_ctx *t, const char *dir, uint64_t seed) {
     prhs_device *dev = t->dev;
     prhs_queue *queue = t->queue;
     prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
@@ -161,8 +155,7 @@ static double with_cache(t_ctx *t, const char *dir, uint64_t seed)
     return sum;
 }
 
-static void damaged_cache(t_ctx *t, int row)
-{
+static void damaged_cache(t_ctx *t, int row) {
     static const damage how[] = { NOTHING, TRUNCATE, EMPTY, FLIP, GARBAGE };
     (void)row;
     if (t->info.backend != PRHS_BACKEND_OPENCL)
@@ -187,8 +180,7 @@ static void damaged_cache(t_ctx *t, int row)
 }
 
 /* The mask takes capabilities away, as the environment variable does. */
-static void masks(t_ctx *t, int row)
-{
+static void masks(t_ctx *t, int row) {
     prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
     prhs_device_info info;
     prhs_device *dev;
@@ -215,18 +207,15 @@ static const struct d_row {
     const char *name;
     void (*run)(t_ctx *t, int row);
 } rows[] = {
-    { "enumerate", enumerate }, { "transfers", transfers }, { "events", events }, { "capability masks", masks },
+    { "enumerate", enumerate },
+    { "transfers", transfers },
+    { "events", events },
+    { "capability masks", masks },
     { "damaged program cache", damaged_cache },
 };
 
-static const char *row_name(int row)
-{
-    return rows[row].name;
-}
+static const char *row_name(int row) { return rows[row].name; }
 
-static void run(t_ctx *t, int row)
-{
-    rows[row].run(t, row);
-}
+static void run(t_ctx *t, int row) { rows[row].run(t, row); }
 
 const t_group t_group_device = { "device", sizeof rows / sizeof *rows, sizeof rows / sizeof *rows, row_name, run };

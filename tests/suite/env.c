@@ -6,8 +6,7 @@
 
 static const t_shape *const shape = &t_shapes[S_G1_D32];
 
-static void make_devices(t_ctx *t, t_env *e)
-{
+static void make_devices(t_ctx *t, t_env *e) {
     prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
     params.backend = t->info.backend;
     params.index = t->info.index;
@@ -30,8 +29,7 @@ static void make_devices(t_ctx *t, t_env *e)
     e->mem2 = (prhs_mem){ e->buf2, 0 };
 }
 
-static void make_events(t_ctx *t, t_env *e)
-{
+static void make_events(t_ctx *t, t_env *e) {
     T_OK(t, prhs_event_create(e->dev, &e->event));
     t_own(t, T_EVENT, e->event, 0);
     T_OK(t, prhs_event_create(e->second, &e->event2));
@@ -42,8 +40,7 @@ static void make_events(t_ctx *t, t_env *e)
     T_OK(t, prhs_queue_finish(e->queue));
 }
 
-static void make_arrays(t_ctx *t, t_env *e)
-{
+static void make_arrays(t_ctx *t, t_env *e) {
     t_layout layout = { .page = ENV_PAGE };
     uint32_t pages = ENV_SEQS * ENV_KV_LEN / ENV_PAGE;
     t_cache cache = t_cache_new(t, shape, layout, pages);
@@ -74,8 +71,7 @@ static void make_arrays(t_ctx *t, t_env *e)
     e->batch = batch.b;
 }
 
-static void make_ops(t_ctx *t, t_env *e)
-{
+static void make_ops(t_ctx *t, t_env *e) {
     prhs_ops_params p = PRHS_OPS_PARAMS_INIT;
     p.shape = (prhs_shape){ shape->heads, shape->kv_heads, shape->dim, 0 };
     p.max_seqs = ENV_SEQS;
@@ -96,14 +92,18 @@ static void make_ops(t_ctx *t, t_env *e)
     prhs_mem floats = t_buffer(t, 8u * n * d * 4).mem;
     T_OK(t, prhs_queue_fill(e->queue, floats, 0, 8u * n * d * 4));
     e->select = (prhs_select_params){ 8, 1, 0, 0, 0, PRHS_JOIN_SUM };
-    e->gate = (prhs_gate_params){ ENV_ROWS, floats, t_at(floats, 4u * n * d), t_at(floats, 12u * n * d), t_at(floats, 16u * n * d),
-                                  t_at(floats, 20u * n * d), t_at(floats, 24u * n * d) };
+    e->gate = (prhs_gate_params){ ENV_ROWS,
+                                  floats,
+                                  t_at(floats, 4u * n * d),
+                                  t_at(floats, 12u * n * d),
+                                  t_at(floats, 16u * n * d),
+                                  t_at(floats, 20u * n * d),
+                                  t_at(floats, 24u * n * d) };
     e->merge = (prhs_merge_params){ 2, ENV_ROWS, floats, 0, 0, 0, t_at(floats, 12u * n * d), t_at(floats, 16u * n * d) };
     e->sign = 1;
 }
 
-static void make_session(t_ctx *t, t_env *e)
-{
+static void make_session(t_ctx *t, t_env *e) {
     prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
     T_OK(t, prhs_policy_preset("cis-mass", ENV_LAYERS, &e->policy));
     e->policy.k = 8;
@@ -139,19 +139,14 @@ static void make_session(t_ctx *t, t_env *e)
     e->slot2 = 1;
 }
 
-prhs_status t_env_step(t_env *e)
-{
-    return prhs_session_step(e->session, e->queue, &e->step);
-}
+prhs_status t_env_step(t_env *e) { return prhs_session_step(e->session, e->queue, &e->step); }
 
-void *t_env_state(t_env *e)
-{
+void *t_env_state(t_env *e) {
     T_OK(e->t, prhs_session_export(e->session, e->queue, 0, e->blob_mem));
     return t_fetch(e->t, e->blob_mem, e->sizes.slot);
 }
 
-void t_env_make(t_ctx *t, t_env *e)
-{
+void t_env_make(t_ctx *t, t_env *e) {
     memset(e, 0, sizeof *e);
     e->t = t;
     e->log = (prhs_log){ PRHS_LOG_ERROR, t, t->on_message };

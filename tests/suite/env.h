@@ -48,11 +48,11 @@ typedef struct t_env {
     prhs_session_params session_params;
     prhs_session_sizes sizes;
     prhs_session *session;
-    prhs_mem state, ws;         /* of a second session that a case may make */
+    prhs_mem state, ws; /* of a second session that a case may make */
     prhs_step step;
     prhs_mem blob_mem;
-    void *blob;                 /* a slot's export on the host */
-    prhs_stats_request *request, *request2;  /* filled; never enqueued */
+    void *blob;                             /* a slot's export on the host */
+    prhs_stats_request *request, *request2; /* filled; never enqueued */
     prhs_stats stats;
     /* where calls put what they make */
     prhs_device_info info;

@@ -7,9 +7,46 @@
 #include "groups.h"
 
 typedef enum call {
-    ENUMERATE, OPEN, CLOSE, BUFFER_CREATE, WRAP_HOST, WRITE, READ, COPY, FILL, EVENT_RECORD, EVENT_QUERY, EVENT_ELAPSED,
-    LAYOUT, OPS_CREATE, APPEND, RANGE_SUM, SCORE, SELECT, MOMENTS, GATE, ATTEND, PREFILL, MERGE, POLICY_PRESET, POLICY_CHECK,
-    SIZES, CREATE, STEP, ATTACH, TRUNCATE, COMMIT, RESET, FORK, MOVE, EXPORT, IMPORT, REQUEST_GET, REQUEST_ENQUEUE, VIEW, POLL
+    ENUMERATE,
+    OPEN,
+    CLOSE,
+    BUFFER_CREATE,
+    WRAP_HOST,
+    WRITE,
+    READ,
+    COPY,
+    FILL,
+    EVENT_RECORD,
+    EVENT_QUERY,
+    EVENT_ELAPSED,
+    LAYOUT,
+    OPS_CREATE,
+    APPEND,
+    RANGE_SUM,
+    SCORE,
+    SELECT,
+    MOMENTS,
+    GATE,
+    ATTEND,
+    PREFILL,
+    MERGE,
+    POLICY_PRESET,
+    POLICY_CHECK,
+    SIZES,
+    CREATE,
+    STEP,
+    ATTACH,
+    TRUNCATE,
+    COMMIT,
+    RESET,
+    FORK,
+    MOVE,
+    EXPORT,
+    IMPORT,
+    REQUEST_GET,
+    REQUEST_ENQUEUE,
+    VIEW,
+    POLL
 } call;
 
 enum {
@@ -30,17 +67,18 @@ static const struct error {
 #undef X
 };
 
-static void spoil(t_env *e, int which)
-{
+static void spoil(t_env *e, int which) {
     switch (which) {
-#define X(name, call, spoil, status, words) case E_##name: spoil; break;
+#define X(name, call, spoil, status, words)                                                                                      \
+    case E_##name:                                                                                                               \
+        spoil;                                                                                                                   \
+        break;
 #include "errors.def"
 #undef X
     }
 }
 
-static prhs_status call_device(t_env *e, call c)
-{
+static prhs_status call_device(t_env *e, call c) {
     switch (c) {
     case ENUMERATE: return prhs_enumerate(e->no_infos ? NULL : e->infos, &e->count, &e->log);
     case OPEN: return prhs_device_open(&e->device_params, &e->log, &e->new_dev);
@@ -57,8 +95,7 @@ static prhs_status call_device(t_env *e, call c)
     }
 }
 
-static prhs_status call_ops(t_env *e, call c)
-{
+static prhs_status call_ops(t_env *e, call c) {
     switch (c) {
     case LAYOUT: return prhs_ops_get_layout(e->dev, &e->ops_params, &e->layout);
     case OPS_CREATE: return prhs_ops_create(e->dev, &e->ops_params, &e->new_ops);
@@ -77,8 +114,7 @@ static prhs_status call_ops(t_env *e, call c)
     }
 }
 
-static prhs_status call_session(t_env *e, call c)
-{
+static prhs_status call_session(t_env *e, call c) {
     prhs_session *s = e->session;
     switch (c) {
     case SIZES: return prhs_session_get_sizes(e->dev, &e->session_params, &e->sizes);
@@ -99,13 +135,11 @@ static prhs_status call_session(t_env *e, call c)
     }
 }
 
-static prhs_status make_call(t_env *e, call c)
-{
+static prhs_status make_call(t_env *e, call c) {
     return c < LAYOUT ? call_device(e, c) : c < SIZES ? call_ops(e, c) : call_session(e, c);
 }
 
-static void check_error(t_ctx *t, const t_env *env, int row, const void *before)
-{
+static void check_error(t_ctx *t, const t_env *env, int row, const void *before) {
     const struct error *x = &errors[row];
     t_env *e = t_alloc(t, sizeof *e);
     *e = *env;
@@ -125,8 +159,7 @@ static void check_error(t_ctx *t, const t_env *env, int row, const void *before)
     T_CHECK(t, !memcmp(before, after, env->sizes.slot), "%s: the refused call changed the state", x->name);
 }
 
-static void run_table(t_ctx *t)
-{
+static void run_table(t_ctx *t) {
     t_env *e = t_alloc(t, sizeof *e);
     t_env_make(t, e);
     void *before = t_env_state(e);
@@ -138,8 +171,7 @@ static void run_table(t_ctx *t)
 }
 
 /* Errors that depend on the backend, and those of a request in flight. */
-static void run_special(t_ctx *t)
-{
+static void run_special(t_ctx *t) {
     t_env *e = t_alloc(t, sizeof *e);
     t_env_make(t, e);
     if (t->info.backend == PRHS_BACKEND_CPU) {
@@ -163,13 +195,9 @@ static void run_special(t_ctx *t)
     T_CHECK(t, !strcmp(prhs_backend_name((prhs_backend_kind)9), "?"), "the name of an unknown backend");
 }
 
-static const char *row_name(int row)
-{
-    return row ? "by backend and in flight" : "table";
-}
+static const char *row_name(int row) { return row ? "by backend and in flight" : "table"; }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     if (row)
         run_special(t);
     else

@@ -5,13 +5,23 @@
 #include "groups.h"
 #include "world.h"
 
-typedef enum fault { BAD_SLOT, BAD_LENGTH_LONG, BAD_LENGTH_SHORT, BAD_LENGTH_NEGATIVE, BAD_ROWS, BAD_PAGE, BAD_PAGE_NEGATIVE,
-                     BAD_PROMPT, BAD_NONE, FAULTS } fault;
+typedef enum fault {
+    BAD_SLOT,
+    BAD_LENGTH_LONG,
+    BAD_LENGTH_SHORT,
+    BAD_LENGTH_NEGATIVE,
+    BAD_ROWS,
+    BAD_PAGE,
+    BAD_PAGE_NEGATIVE,
+    BAD_PROMPT,
+    BAD_NONE,
+    FAULTS
+} fault;
 
 static const struct f_row {
     const char *name;
-    const char *words;  /* of the sentence */
-    int decode_only;    /* without `validate` it is still harmless */
+    const char *words; /* of the sentence */
+    int decode_only;   /* without `validate` it is still harmless */
 } rows[FAULTS] = {
     [BAD_SLOT] = { "slot beyond max_slots", "slot", 1 },
     [BAD_LENGTH_LONG] = { "length beyond max_kv_len", "length", 1 },
@@ -24,13 +34,9 @@ static const struct f_row {
     [BAD_NONE] = { "nothing wrong", NULL, 1 },
 };
 
-static const char *row_name(int row)
-{
-    return rows[row].name;
-}
+static const char *row_name(int row) { return rows[row].name; }
 
-static void spoil(t_batch *b, fault f)
-{
+static void spoil(t_batch *b, fault f) {
     prhs_seq *bad = &b->seqs[1];
     switch (f) {
     case BAD_SLOT: bad->slot = 8; break;
@@ -45,8 +51,7 @@ static void spoil(t_batch *b, fault f)
     }
 }
 
-static prhs_status poll_now(t_ctx *t, t_world *w)
-{
+static prhs_status poll_now(t_ctx *t, t_world *w) {
     prhs_status status = prhs_session_poll(w->session, t->queue);
     T_OK(t, prhs_queue_finish(t->queue));
     if (status == PRHS_ERR_DATA)
@@ -56,8 +61,7 @@ static prhs_status poll_now(t_ctx *t, t_world *w)
 }
 
 /* A step of two sequences, and again with the second one spoiled. */
-static void spoiled(t_ctx *t, t_world *w, t_wseq *good, t_wseq *other, fault f)
-{
+static void spoiled(t_ctx *t, t_world *w, t_wseq *good, t_wseq *other, fault f) {
     t_entry entries[2] = { { good, 1, 0, 0, NULL, 0, 0 }, { other, 1, 0, 0, NULL, 0, 0 } };
     t_world_step(w, entries, 2);
     spoil(&w->batch, f);
@@ -75,8 +79,7 @@ static void spoiled(t_ctx *t, t_world *w, t_wseq *good, t_wseq *other, fault f)
     }
 }
 
-static void check_fault(t_ctx *t, fault f, int validate)
-{
+static void check_fault(t_ctx *t, fault f, int validate) {
     t_world w;
     t_setup s = t_setup_default(t, f == BAD_PROMPT ? "cpe" : "cis-mass", &t_shapes[S_G1_D32]);
     s.validate = (uint32_t)validate;
@@ -103,8 +106,7 @@ static void check_fault(t_ctx *t, fault f, int validate)
     t_check_guards(t);
 }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     check_fault(t, (fault)row, 1);
     if (rows[row].decode_only)
         check_fault(t, (fault)row, 0);

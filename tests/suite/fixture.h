@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What an engine would own: paged caches in any layout, page tables, batches, rows of queries and outputs. Beside each device array
- * the host keeps the truth: the values as the cache holds them, after rounding. Cache bytes that hold no row are NaN.
+ * What an engine would own: paged caches in any layout, page tables, batches, rows of queries and outputs. Beside each device
+ * array the host keeps the truth: the values as the cache holds them, after rounding. Cache bytes that hold no row are NaN.
  */
 #ifndef PRHS_TEST_FIXTURE_H
 #define PRHS_TEST_FIXTURE_H
@@ -19,17 +19,17 @@ enum { S_G1_D32, S_G3_D64, S_G4_D128, S_MQA_D80, S_G16_D40, S_G3_D96, S_G4_D256,
 extern const t_shape t_shapes[S_COUNT];
 
 typedef struct t_layout {
-    uint32_t page;      /* tokens a page */
-    uint8_t hnd;        /* head stride above the token stride */
-    uint8_t pad;        /* padded strides, V's unlike K's */
-    uint8_t one;        /* K and V pages alternate in one buffer */
+    uint32_t page; /* tokens a page */
+    uint8_t hnd;   /* head stride above the token stride */
+    uint8_t pad;   /* padded strides, V's unlike K's */
+    uint8_t one;   /* K and V pages alternate in one buffer */
 } t_layout;
 
 /* One layer's cache. */
 typedef struct t_cache {
     prhs_kv kv;
     t_buf kbuf, vbuf;
-    uint8_t *kimg, *vimg;   /* what the device buffers should hold; equal pointers where there is one buffer */
+    uint8_t *kimg, *vimg; /* what the device buffers should hold; equal pointers where there is one buffer */
     uint32_t kv_heads, dim;
 } t_cache;
 
@@ -56,7 +56,7 @@ void t_pool_give(t_pool *pool, int32_t page);
 typedef struct t_batch {
     prhs_batch b;
     prhs_seq *seqs;
-    int32_t *pages;   /* [max_seqs][page_stride] */
+    int32_t *pages; /* [max_seqs][page_stride] */
     t_buf dseqs, dpages;
 } t_batch;
 
@@ -74,8 +74,8 @@ typedef struct t_rows {
 } t_rows;
 
 t_rows t_rows_new(t_ctx *t, prhs_dtype type, uint32_t rows, uint32_t heads, uint32_t dim, int pad);
-void t_rows_put(t_ctx *t, const t_rows *r, const float *x);   /* [rows][heads][dim]; gaps are poison */
-float *t_rows_get(t_ctx *t, const t_rows *r);                 /* the same, after a check that gaps are untouched */
+void t_rows_put(t_ctx *t, const t_rows *r, const float *x); /* [rows][heads][dim]; gaps are poison */
+float *t_rows_get(t_ctx *t, const t_rows *r);               /* the same, after a check that gaps are untouched */
 int t_rows_untouched(t_ctx *t, const t_rows *r, uint32_t row);
 
 /* Fills with a normal distribution that depends on the key alone. */

@@ -7,8 +7,7 @@
 
 #include "follow.h"
 
-void f_make(t_ctx *t, f_follow *f, const t_setup *setup)
-{
+void f_make(t_ctx *t, f_follow *f, const t_setup *setup) {
     const t_shape *sh = setup->shape;
     memset(f, 0, sizeof *f);
     t_world_make(t, &f->w, setup);
@@ -21,8 +20,7 @@ void f_make(t_ctx *t, f_follow *f, const t_setup *setup)
     f->positions = t_alloc(t, (setup->max_kv_len + 1) * sizeof(int32_t));
 }
 
-static f_seq *blank(f_follow *f)
-{
+static f_seq *blank(f_follow *f) {
     t_ctx *t = f->w.t;
     f_seq *s = t_alloc(t, sizeof *s);
     for (uint32_t l = f->w.s.policy.dense_layers; l < f->w.s.layers; l++) {
@@ -37,15 +35,13 @@ static f_seq *blank(f_follow *f)
     return s;
 }
 
-f_seq *f_new(f_follow *f, uint64_t root, int32_t slot)
-{
+f_seq *f_new(f_follow *f, uint64_t root, int32_t slot) {
     f_seq *s = blank(f);
     s->seq = t_world_seq(&f->w, root, slot);
     return s;
 }
 
-void f_judge(const f_where *at, int32_t row, uint32_t head, const int32_t *positions, size_t n, t_judged *j)
-{
+void f_judge(const f_where *at, int32_t row, uint32_t head, const int32_t *positions, size_t n, t_judged *j) {
     f_follow *f = at->f;
     const t_shape *sh = f->w.s.shape;
     float q[64 * 256];
@@ -55,8 +51,7 @@ void f_judge(const f_where *at, int32_t row, uint32_t head, const int32_t *posit
 }
 
 /* Puts the residual in: (1 - delta) * o + delta * mean, then holds the row against it. */
-void f_check_output(const f_where *at, int32_t row, uint32_t head, t_judged *j, double delta, double delta_bar)
-{
+void f_check_output(const f_where *at, int32_t row, uint32_t head, t_judged *j, double delta, double delta_bar) {
     f_follow *f = at->f;
     const t_shape *sh = f->w.s.shape;
     size_t out = (size_t)(at->e->row_begin + row) * sh->heads + head;
@@ -67,7 +62,9 @@ void f_check_output(const f_where *at, int32_t row, uint32_t head, t_judged *j, 
         for (uint32_t d = 0; d < sh->dim; d++) {
             double sum = 0;
             for (int32_t r = 0; r < rows; r++)
-                sum += rint(fmin(fmax((double)f->V[((size_t)r * sh->kv_heads + head / f->group) * sh->dim + d], -65536.0), 65536.0) * 0x1p24);
+                sum +=
+                    rint(fmin(fmax((double)f->V[((size_t)r * sh->kv_heads + head / f->group) * sh->dim + d], -65536.0), 65536.0) *
+                         0x1p24);
             double mean = sum * 0x1p-24 / rows;
             gap += (mean - j->o[d]) * (mean - j->o[d]);
             j->o[d] = (1 - delta) * j->o[d] + delta * mean;
@@ -75,14 +72,13 @@ void f_check_output(const f_where *at, int32_t row, uint32_t head, t_judged *j, 
         }
         j->bar += delta_bar * sqrt(gap / norm);
     }
-    snprintf(where, sizeof where, "layer %u root %" PRIu64 " length %d row %d head %u mode %d", at->layer, at->s->seq->root, at->s->seq->len,
-             row, head, at->view ? at->view->set.mode : -1);
+    snprintf(where, sizeof where, "layer %u root %" PRIu64 " length %d row %d head %u mode %d", at->layer, at->s->seq->root,
+             at->s->seq->len, row, head, at->view ? at->view->set.mode : -1);
     t_check_row(f->w.t, j, f->w.outs[at->layer] + out * sh->dim, f->w.lses[at->layer][out], sh->dim, sh->out, where);
 }
 
 /* Rows of a prompt chunk: sinks and PSAW's window; frozen rows are not written. */
-static void check_prompt(const f_where *at)
-{
+static void check_prompt(const f_where *at) {
     f_follow *f = at->f;
     const t_setup *s = &f->w.s;
     uint32_t frozen = prhs_etf_frozen(&s->policy, s->layers, at->layer, (uint32_t)at->e->prompt_len);
@@ -92,7 +88,8 @@ static void check_prompt(const f_where *at)
         size_t n = 0;
         if ((uint32_t)pos < frozen) {
             size_t out = (size_t)(at->e->row_begin + r) * s->shape->heads;
-            T_CHECK(f->w.t, isnan(f->w.outs[at->layer][out * s->shape->dim]) && isnan(f->w.lses[at->layer][out]), "frozen row %d was written", pos);
+            T_CHECK(f->w.t, isnan(f->w.outs[at->layer][out * s->shape->dim]) && isnan(f->w.lses[at->layer][out]),
+                    "frozen row %d was written", pos);
             continue;
         }
         for (int32_t j = 0; j <= pos; j++)
@@ -106,8 +103,7 @@ static void check_prompt(const f_where *at)
     }
 }
 
-static void check_dense_layer(const f_where *at)
-{
+static void check_dense_layer(const f_where *at) {
     f_follow *f = at->f;
     for (int32_t r = 0; r < at->e->rows; r++) {
         int32_t pos = at->s->seq->len - at->e->rows + r;
@@ -121,8 +117,7 @@ static void check_dense_layer(const f_where *at)
     }
 }
 
-static void check_layer(f_follow *f, f_part *p, uint32_t layer, const void *blob)
-{
+static void check_layer(f_follow *f, f_part *p, uint32_t layer, const void *blob) {
     int32_t len = p->s->seq->len, t = p->e.flags ? len - 1 : len - p->e.rows;
     f_where at = { f, p->s, &p->e, layer, 0, NULL, t, (p->e.flags & PRHS_SEQ_SEED) != 0 };
     t_world_gather(&f->w, p->s->seq, layer, len, f->K, f->V);
@@ -148,8 +143,7 @@ static void check_layer(f_follow *f, f_part *p, uint32_t layer, const void *blob
     }
 }
 
-void f_step(f_follow *f, f_part *parts, int n)
-{
+void f_step(f_follow *f, f_part *parts, int n) {
     t_entry entries[8];
     for (int i = 0; i < n; i++) {
         entries[i] = parts[i].e;
@@ -166,14 +160,12 @@ void f_step(f_follow *f, f_part *parts, int n)
     }
 }
 
-void f_one(f_follow *f, f_seq *s, int32_t rows, int32_t flags)
-{
+void f_one(f_follow *f, f_seq *s, int32_t rows, int32_t flags) {
     f_part p = { s, { s->seq, rows, flags, 0, NULL, flags == PRHS_SEQ_SEED, 0 } };
     f_step(f, &p, 1);
 }
 
-void f_prompt(f_follow *f, f_seq *s, int32_t n, int32_t chunk)
-{
+void f_prompt(f_follow *f, f_seq *s, int32_t n, int32_t chunk) {
     int32_t end = s->seq->len + n;
     while (s->seq->len < end) {
         int32_t rows = end - s->seq->len < chunk ? end - s->seq->len : chunk, last = s->seq->len + rows == end;
@@ -182,8 +174,7 @@ void f_prompt(f_follow *f, f_seq *s, int32_t n, int32_t chunk)
     }
 }
 
-void f_resize(f_follow *f, f_seq *s, int what, int32_t len)
-{
+void f_resize(f_follow *f, f_seq *s, int what, int32_t len) {
     t_world_resize(&f->w, s->seq, what, len);
     for (uint32_t l = f->w.s.policy.dense_layers; l < f->w.s.layers; l++) {
         s->counted[l] = what == W_ATTACH || s->counted[l] > len ? len : s->counted[l];
@@ -193,8 +184,7 @@ void f_resize(f_follow *f, f_seq *s, int what, int32_t len)
     }
 }
 
-f_seq *f_fork(f_follow *f, const f_seq *s, int32_t slot)
-{
+f_seq *f_fork(f_follow *f, const f_seq *s, int32_t slot) {
     f_seq *child = blank(f);
     size_t dim = f->w.s.shape->dim;
     child->seq = t_world_share(&f->w, s->seq, slot);
@@ -213,20 +203,17 @@ f_seq *f_fork(f_follow *f, const f_seq *s, int32_t slot)
     return child;
 }
 
-void f_reset(f_follow *f, f_seq *s)
-{
+void f_reset(f_follow *f, f_seq *s) {
     T_OK(f->w.t, prhs_session_reset(f->w.session, f->w.t->queue, (uint32_t)s->seq->slot));
     t_world_cut(&f->w, s->seq, 0);
 }
 
-void f_move(f_follow *f, f_seq *s, int32_t slot)
-{
+void f_move(f_follow *f, f_seq *s, int32_t slot) {
     T_OK(f->w.t, prhs_session_move(f->w.session, f->w.t->queue, (uint32_t)slot, (uint32_t)s->seq->slot));
     s->seq->slot = slot;
 }
 
-void f_swap(f_follow *f, f_seq *s, int32_t slot)
-{
+void f_swap(f_follow *f, f_seq *s, int32_t slot) {
     t_ctx *t = f->w.t;
     void *blob = t_world_export(&f->w, s->seq->slot);
     T_OK(t, prhs_session_reset(f->w.session, t->queue, (uint32_t)s->seq->slot));
@@ -237,38 +224,45 @@ void f_swap(f_follow *f, f_seq *s, int32_t slot)
     memset(&s->counts, 0, sizeof s->counts);
 }
 
-static void check_mass(t_ctx *t, const char *what, const prhs_mass *m, prhs_grade grade, uint64_t n, double sum)
-{
+static void check_mass(t_ctx *t, const char *what, const prhs_mass *m, prhs_grade grade, uint64_t n, double sum) {
     T_CHECK(t, m->count == n, "%s mass: %" PRIu64 " head-steps instead of %" PRIu64, what, m->count, n);
     T_CHECK(t, m->grade == (n ? grade : PRHS_GRADE_UNKNOWN), "%s mass has grade %d instead of %d", what, m->grade, n ? grade : 0);
     T_CHECK(t, n ? fabs(m->mean - sum / (double)n) < 1e-10 : isnan(m->mean), "%s mass is %.12g instead of %.12g", what, m->mean,
             n ? sum / (double)n : (double)NAN);
 }
 
-void f_check_stats(f_follow *f, const f_seq *s)
-{
+void f_check_stats(f_follow *f, const f_seq *s) {
     t_ctx *t = f->w.t;
     const f_counts *c = &s->counts;
     const prhs_policy *p = &f->w.s.policy;
     prhs_stats g;
     t_world_stats(&f->w, (uint32_t)s->seq->slot, PRHS_ALL_LAYERS, &g);
-#define SAME(field) T_CHECK(t, g.field == c->field, "statistics: " #field " is %" PRIu64 " instead of %" PRIu64, g.field, c->field)
-    SAME(steps); SAME(dense); SAME(window); SAME(stream); SAME(share); SAME(retrieve); SAME(seed);
+#define SAME(field)                                                                                                              \
+    T_CHECK(t, g.field == c->field, "statistics: " #field " is %" PRIu64 " instead of %" PRIu64, g.field, c->field)
+    SAME(steps);
+    SAME(dense);
+    SAME(window);
+    SAME(stream);
+    SAME(share);
+    SAME(retrieve);
+    SAME(seed);
 #undef SAME
-    T_CHECK(t, g.cosine_failed + g.mass_failed == c->causes, "statistics: %" PRIu64 " + %" PRIu64 " gates failed instead of %" PRIu64,
-            g.cosine_failed, g.mass_failed, c->causes);
-    T_CHECK(t, g.cosine_failed <= c->cosine + c->unsure && g.cosine_failed + c->unsure >= c->cosine, "statistics: %" PRIu64
-            " cosines failed instead of %" PRIu64, g.cosine_failed, c->cosine);
-    T_CHECK(t, g.rows_dense >= c->rows_dense && g.rows_dense <= c->rows_dense + c->rows_unsure, "statistics: %" PRIu64
-            " further rows were dense instead of %" PRIu64 " (and %" PRIu64 " unsure)", g.rows_dense, c->rows_dense, c->rows_unsure);
+    T_CHECK(t, g.cosine_failed + g.mass_failed == c->causes,
+            "statistics: %" PRIu64 " + %" PRIu64 " gates failed instead of %" PRIu64, g.cosine_failed, g.mass_failed, c->causes);
+    T_CHECK(t, g.cosine_failed <= c->cosine + c->unsure && g.cosine_failed + c->unsure >= c->cosine,
+            "statistics: %" PRIu64 " cosines failed instead of %" PRIu64, g.cosine_failed, c->cosine);
+    T_CHECK(t, g.rows_dense >= c->rows_dense && g.rows_dense <= c->rows_dense + c->rows_unsure,
+            "statistics: %" PRIu64 " further rows were dense instead of %" PRIu64 " (and %" PRIu64 " unsure)", g.rows_dense,
+            c->rows_dense, c->rows_unsure);
     uint64_t shared = c->share + c->retrieve, sparse = shared + c->window + c->stream;
     T_CHECK(t, shared ? t_near(g.rho, (double)c->retrieve / (double)shared, 1e-12) : isnan(g.rho), "statistics: rho %g", g.rho);
-    T_CHECK(t, sparse ? t_near(g.kept, c->kept / (double)sparse, 1e-12) : isnan(g.kept), "statistics: kept %.9g instead of %.9g", g.kept,
-            c->kept / (double)sparse);
-    T_CHECK(t, c->steps ? t_near(g.attended, c->attended / (double)c->steps, 1e-12) : isnan(g.attended), "statistics: attended %.9g instead of %.9g",
-            g.attended, c->attended / (double)c->steps);
+    T_CHECK(t, sparse ? t_near(g.kept, c->kept / (double)sparse, 1e-12) : isnan(g.kept), "statistics: kept %.9g instead of %.9g",
+            g.kept, c->kept / (double)sparse);
+    T_CHECK(t, c->steps ? t_near(g.attended, c->attended / (double)c->steps, 1e-12) : isnan(g.attended),
+            "statistics: attended %.9g instead of %.9g", g.attended, c->attended / (double)c->steps);
     check_mass(t, "retrieved", &g.retrieved, p->psaw ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_EXACT, c->exact_n, c->exact);
-    check_mass(t, "shared", &g.shared, p->gate == PRHS_GATE_MASS ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_STALE, c->estimate_n, c->estimate);
+    check_mass(t, "shared", &g.shared, p->gate == PRHS_GATE_MASS ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_STALE, c->estimate_n,
+               c->estimate);
     check_mass(t, "audited", &g.audited, PRHS_GRADE_EXACT, c->audit_n, c->audit);
     T_CHECK(t, g.nan_masses == 0, "statistics: %" PRIu64 " masses were NaN", g.nan_masses);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A reference session in double precision that follows the library: after each step it holds every verdict, list, mass and output
- * against its own, then takes over the library's verdict and list, so that one borderline decision does not hide what comes after.
+ * against its own, then takes over the library's verdict and list, so that one borderline decision does not hide what comes
+ * after.
  */
 #ifndef PRHS_TEST_FOLLOW_H
 #define PRHS_TEST_FOLLOW_H
@@ -10,15 +11,15 @@
 #include "selector.h"
 #include "world.h"
 
-#define F_MARGIN 1e-3   /* a verdict may differ only where the reference's margin is below this */
+#define F_MARGIN 1e-3 /* a verdict may differ only where the reference's margin is below this */
 #define F_HEADS 64
 
 typedef struct f_unit {
-    int32_t ref_pos;            /* < 0: none */
+    int32_t ref_pos; /* < 0: none */
     prhs_set set;
     int32_t list[512];
-    float *qref;                /* [heads][dim] */
-    t_dropped *drop;            /* [heads] */
+    float *qref;     /* [heads][dim] */
+    t_dropped *drop; /* [heads] */
     double delta_ref[F_HEADS];
 } f_unit;
 
@@ -31,15 +32,15 @@ typedef struct f_counts {
 
 typedef struct f_seq {
     t_wseq *seq;
-    f_unit *units[W_LAYERS];    /* NULL in dense layers */
-    int32_t counted[W_LAYERS];  /* rows in the value sums */
+    f_unit *units[W_LAYERS];   /* NULL in dense layers */
+    int32_t counted[W_LAYERS]; /* rows in the value sums */
     f_counts counts;
 } f_seq;
 
 typedef struct f_follow {
     t_world w;
     uint32_t units, unit_heads, group;
-    float *K, *V;               /* one layer of one sequence */
+    float *K, *V; /* one layer of one sequence */
     int32_t *positions;
     uint64_t verdicts, unsure;
 } f_follow;
@@ -71,7 +72,7 @@ typedef struct f_where {
     const t_entry *e;
     uint32_t layer, unit;
     const prhs_unit_view *view;
-    int32_t t;                  /* position of row 0 (of the last row in a seed) */
+    int32_t t; /* position of row 0 (of the last row in a seed) */
     int seed;
 } f_where;
 

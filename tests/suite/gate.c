@@ -7,8 +7,7 @@
 #include "cases.h"
 #include "groups.h"
 
-static prhs_ops *make_ops(t_ctx *t, const t_shape *sh, uint32_t rows)
-{
+static prhs_ops *make_ops(t_ctx *t, const t_shape *sh, uint32_t rows) {
     prhs_ops_params p = PRHS_OPS_PARAMS_INIT;
     prhs_ops *ops;
     p.shape = (prhs_shape){ sh->heads, sh->kv_heads, sh->dim, 0 };
@@ -23,10 +22,7 @@ static prhs_ops *make_ops(t_ctx *t, const t_shape *sh, uint32_t rows)
     return ops;
 }
 
-static const char *shape_name(int row)
-{
-    return t_shapes[row].name;
-}
+static const char *shape_name(int row) { return t_shapes[row].name; }
 
 /* --- gate ------------------------------------------------------------------------------------------------------------------ */
 
@@ -37,8 +33,7 @@ typedef struct gate_data {
     float *q, *ref, *moments, *dropped, *lse;
 } gate_data;
 
-static gate_data make_gate(t_ctx *t, const t_shape *sh)
-{
+static gate_data make_gate(t_ctx *t, const t_shape *sh) {
     gate_data g = { GATE_ROWS, sh->heads, sh->dim, NULL, NULL, NULL, NULL, NULL };
     size_t n = (size_t)g.rows * g.heads;
     g.q = t_alloc(t, n * g.dim * 4);
@@ -56,16 +51,17 @@ static gate_data make_gate(t_ctx *t, const t_shape *sh)
         for (uint32_t d = 0; d < g.dim; d++) {
             float *var = &g.moments[(2 * i + 1) * g.dim + d];
             *var = fabsf(*var);
-            g.q[i * g.dim + d] = t_round(sh->q, row == 1 ? g.ref[i * g.dim + d] : g.ref[i * g.dim + d] + 0.5f * g.q[i * g.dim + d]);
+            g.q[i * g.dim + d] =
+                t_round(sh->q, row == 1 ? g.ref[i * g.dim + d] : g.ref[i * g.dim + d] + 0.5f * g.q[i * g.dim + d]);
         }
         if (row == 2)
-            g.dropped[i] = -INFINITY;  /* nothing dropped */
+            g.dropped[i] = -INFINITY; /* nothing dropped */
         if (row == 3)
             memset(g.q + i * g.dim, 0, g.dim * 4);
         if (row == 4)
             g.moments[2 * i * g.dim] = NAN;
         if (row == 5)
-            g.dropped[i] = g.lse[i] + 300.0f;  /* clipped at 20 */
+            g.dropped[i] = g.lse[i] + 300.0f; /* clipped at 20 */
         if (row == 6)
             memset(g.ref + i * g.dim, 0, g.dim * 4);
         if (row == 7)
@@ -76,8 +72,7 @@ static gate_data make_gate(t_ctx *t, const t_shape *sh)
     return g;
 }
 
-static void check_gate(t_ctx *t, const gate_data *g, size_t i, float cosine, float delta)
-{
+static void check_gate(t_ctx *t, const gate_data *g, size_t i, float cosine, float delta) {
     double qq = 0, rr = 0, qr = 0, first = 0, second = 0, size = 0, scale = (double)(float)(1.0 / sqrt((double)g->dim));
     for (uint32_t d = 0; d < g->dim; d++) {
         double q = (double)g->q[i * g->dim + d], r = (double)g->ref[i * g->dim + d];
@@ -94,20 +89,23 @@ static void check_gate(t_ctx *t, const gate_data *g, size_t i, float cosine, flo
     double l = (double)g->dropped[i] + scale * first + 0.5 * scale * scale * second - (double)g->lse[i];
     double est = g->dropped[i] == -INFINITY ? 0 : 1 / (1 + exp(-(l > 20 ? 20 : l)));
     double bar = 1e-6 * fmax(1.0, size + fabs((double)g->dropped[i]) + fabs((double)g->lse[i]));
-    T_CHECK(t, isnan(est) ? isnan(delta) : fabs((double)delta - est) <= bar * est + 1e-30, "row %zu: estimate %.9g instead of %.9g",
-            i / g->heads, (double)delta, est);
+    T_CHECK(t, isnan(est) ? isnan(delta) : fabs((double)delta - est) <= bar * est + 1e-30,
+            "row %zu: estimate %.9g instead of %.9g", i / g->heads, (double)delta, est);
 }
 
-static void run_gate(t_ctx *t, int row)
-{
+static void run_gate(t_ctx *t, int row) {
     const t_shape *sh = &t_shapes[row];
     gate_data g = make_gate(t, sh);
     prhs_ops *ops = make_ops(t, sh, GATE_ROWS);
     size_t n = (size_t)g.rows * g.heads;
     t_rows q = t_rows_new(t, sh->q, g.rows, g.heads, g.dim, 1);
     t_rows_put(t, &q, g.q);
-    prhs_gate_params p = { GATE_ROWS, t_buffer_of(t, g.ref, n * g.dim * 4).mem, t_buffer_of(t, g.moments, n * g.dim * 8).mem,
-                           t_buffer_of(t, g.dropped, n * 4).mem, t_buffer_of(t, g.lse, n * 4).mem, t_buffer(t, n * 4).mem,
+    prhs_gate_params p = { GATE_ROWS,
+                           t_buffer_of(t, g.ref, n * g.dim * 4).mem,
+                           t_buffer_of(t, g.moments, n * g.dim * 8).mem,
+                           t_buffer_of(t, g.dropped, n * 4).mem,
+                           t_buffer_of(t, g.lse, n * 4).mem,
+                           t_buffer(t, n * 4).mem,
                            t_buffer(t, n * 4).mem };
     T_OK(t, prhs_op_gate(ops, t->queue, &q.r, &p));
     float *cosine = t_fetch(t, p.cosine, n * 4), *delta = t_fetch(t, p.delta, n * 4);
@@ -121,8 +119,7 @@ const t_group t_group_gate = { "gate", S_COUNT, 4, shape_name, run_gate };
 
 #define MERGE_ROWS 6
 
-static void merged(const float *o, const float *lse, uint32_t parts, size_t part_o, size_t part_l, uint32_t dim, t_judged *j)
-{
+static void merged(const float *o, const float *lse, uint32_t parts, size_t part_o, size_t part_l, uint32_t dim, t_judged *j) {
     double top = -INFINITY, sum = 0, acc[256] = { 0 };
     int bad = 0;
     for (uint32_t p = 0; p < parts; p++) {
@@ -141,8 +138,7 @@ static void merged(const float *o, const float *lse, uint32_t parts, size_t part
     j->bar = 2e-6;
 }
 
-static void run_merge(t_ctx *t, int row)
-{
+static void run_merge(t_ctx *t, int row) {
     const t_shape *sh = &t_shapes[row];
     prhs_ops *ops = make_ops(t, sh, MERGE_ROWS);
     char where[96];
@@ -160,18 +156,21 @@ static void run_merge(t_ctx *t, int row)
                 lse[i] = NAN;
             if (r == 3)
                 lse[i] *= 1000.0f;
-            if (lse[i] == -INFINITY)  /* an empty part's output is not read */
+            if (lse[i] == -INFINITY) /* an empty part's output is not read */
                 for (uint32_t d = 0; d < sh->dim; d++)
                     o[(size_t)p * part + (size_t)r * line + i % sh->heads * head + d] = NAN;
         }
-        prhs_merge_params m = { parts, MERGE_ROWS, t_buffer_of(t, o, n * 4).mem, gap ? part : 0, gap ? line : 0, gap ? head : 0,
-                                t_buffer_of(t, lse, nl * 4).mem, t_buffer(t, MERGE_ROWS * sh->heads * 4).mem };
+        prhs_merge_params m = {
+            parts,          MERGE_ROWS,     t_buffer_of(t, o, n * 4).mem,    gap ? part : 0,
+            gap ? line : 0, gap ? head : 0, t_buffer_of(t, lse, nl * 4).mem, t_buffer(t, MERGE_ROWS * sh->heads * 4).mem
+        };
         t_rows out = t_rows_new(t, sh->out, MERGE_ROWS, sh->heads, sh->dim, gap != 0);
         T_OK(t, prhs_op_merge(ops, t->queue, &m, &out.r));
         float *got = t_rows_get(t, &out), *got_lse = t_fetch(t, m.out_lse, MERGE_ROWS * sh->heads * 4);
         for (uint32_t i = 0; i < MERGE_ROWS * sh->heads; i++) {
             t_judged j;
-            merged(o + (size_t)(i / sh->heads) * line + i % sh->heads * head, lse + i, parts, part, (size_t)MERGE_ROWS * sh->heads, sh->dim, &j);
+            merged(o + (size_t)(i / sh->heads) * line + i % sh->heads * head, lse + i, parts, part,
+                   (size_t)MERGE_ROWS * sh->heads, sh->dim, &j);
             snprintf(where, sizeof where, "%u parts, row %u head %u", parts, i / sh->heads, i % sh->heads);
             t_check_row(t, &j, got + (size_t)i * sh->dim, got_lse[i], sh->dim, sh->out, where);
         }

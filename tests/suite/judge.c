@@ -7,13 +7,13 @@
 #include "cases.h"
 
 void t_judge(const float *q, const float *K, const float *V, uint32_t kv_heads, uint32_t hk, uint32_t dim, double scale,
-             const int32_t *positions, size_t n, t_judged *j)
-{
+             const int32_t *positions, size_t n, t_judged *j) {
     double top = -INFINITY, sum = 0, widest = 0, o[256] = { 0 };
     int bad = 0;
     for (int pass = 0; pass < 2; pass++)
         for (size_t i = 0; i < n; i++) {
-            const float *k = K + ((size_t)positions[i] * kv_heads + hk) * dim, *v = V + ((size_t)positions[i] * kv_heads + hk) * dim;
+            const float *k = K + ((size_t)positions[i] * kv_heads + hk) * dim,
+                        *v = V + ((size_t)positions[i] * kv_heads + hk) * dim;
             double s = 0, wide = 0;
             for (uint32_t d = 0; d < dim; d++) {
                 s += (double)q[d] * (double)k[d];
@@ -38,8 +38,7 @@ void t_judge(const float *q, const float *K, const float *V, uint32_t kv_heads, 
     j->bar = 1e-6 * fmax(1.0, widest / 8);
 }
 
-int t_near(double a, double b, double bar)
-{
+int t_near(double a, double b, double bar) {
     if (isnan(a) || isnan(b))
         return isnan(a) && isnan(b);
     if (isinf(a) || isinf(b))
@@ -47,8 +46,7 @@ int t_near(double a, double b, double bar)
     return fabs(a - b) <= bar * fmax(1.0, fabs(b));
 }
 
-void t_check_row(t_ctx *t, const t_judged *j, const float *o, float lse, uint32_t dim, prhs_dtype type, const char *what)
-{
+void t_check_row(t_ctx *t, const t_judged *j, const float *o, float lse, uint32_t dim, prhs_dtype type, const char *what) {
     double error = 0, norm = 0, step = type == PRHS_F32 ? 0 : type == PRHS_F16 ? 0x1p-11 : 0x1p-8;
     T_CHECK(t, t_near((double)lse, j->lse, j->bar), "%s: log-sum-exp %.9g instead of %.9g", what, (double)lse, j->lse);
     for (uint32_t d = 0; d < dim; d++) {
@@ -59,15 +57,19 @@ void t_check_row(t_ctx *t, const t_judged *j, const float *o, float lse, uint32_
         error += off > 0 ? off * off : 0;
         norm += j->o[d] * j->o[d];
     }
-    T_CHECK(t, sqrt(error) <= j->bar * sqrt(norm), "%s: off by %.3g normwise, the bar is %.3g", what, sqrt(error / (norm > 0 ? norm : 1)),
-            j->bar);
+    T_CHECK(t, sqrt(error) <= j->bar * sqrt(norm), "%s: off by %.3g normwise, the bar is %.3g", what,
+            sqrt(error / (norm > 0 ? norm : 1)), j->bar);
 }
 
-size_t t_set_positions(const prhs_set *set, const int32_t *list, int32_t pos, int32_t *out)
-{
+size_t t_set_positions(const prhs_set *set, const int32_t *list, int32_t pos, int32_t *out) {
     size_t n = 0;
     int32_t end = set->end < pos + 1 ? set->end : pos + 1;
-#define PUT(j) do { if (out) out[n] = (j); n++; } while (0)
+#define PUT(j)                                                                                                                   \
+    do {                                                                                                                         \
+        if (out)                                                                                                                 \
+            out[n] = (j);                                                                                                        \
+        n++;                                                                                                                     \
+    } while (0)
     for (int32_t j = 0; j < set->sink_end && j < end; j++)
         PUT(j);
     for (int32_t j = set->edge_begin; j < set->edge_end; j++)
@@ -82,8 +84,7 @@ size_t t_set_positions(const prhs_set *set, const int32_t *list, int32_t pos, in
 }
 
 /* lists: by sequence and unit, [C_SEQS][units][list_cap]. */
-void t_bench_attend(t_bench *b, const prhs_set *sets, const int32_t *lists, const char *what)
-{
+void t_bench_attend(t_bench *b, const prhs_set *sets, const int32_t *lists, const char *what) {
     t_ctx *t = b->t;
     char where[160];
     t_poison(t, b->out.buf);
@@ -101,7 +102,8 @@ void t_bench_attend(t_bench *b, const prhs_set *sets, const int32_t *lists, cons
                 t_judge(t_bench_q(b, i, r) + (size_t)h * b->sh->dim, b->K[i], b->V[i], b->sh->kv_heads, h / b->group, b->sh->dim,
                         (double)b->scale, positions, n, &j);
                 snprintf(where, sizeof where, "%s: sequence %d row %d head %u", what, i, r, h);
-                t_check_row(t, &j, out + (row * b->sh->heads + h) * b->sh->dim, lse[row * b->sh->heads + h], b->sh->dim, b->sh->out, where);
+                t_check_row(t, &j, out + (row * b->sh->heads + h) * b->sh->dim, lse[row * b->sh->heads + h], b->sh->dim,
+                            b->sh->out, where);
             }
     T_CHECK(t, t_rows_untouched(t, &b->out, 0), "%s: a row that belongs to nobody was written", what);
     T_CHECK(t, t_rows_untouched(t, &b->out, b->max_rows - 1), "%s: the last row was written", what);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The planted needle: one dropped key turns relevant on a shared step while the rest does not. What docs/method.md says of it holds:
- * the unit goes on sharing, the reported mass is an estimate and far too small, only an audit (grade exact) or the next block sees it.
+ * The planted needle: one dropped key turns relevant on a shared step while the rest does not. What docs/method.md says of it
+ * holds: the unit goes on sharing, the reported mass is an estimate and far too small, only an audit (grade exact) or the next
+ * block sees it.
  */
 #include <math.h>
 #include <string.h>
@@ -9,14 +10,13 @@
 #include "groups.h"
 #include "world.h"
 
-#define NEEDLE 40       /* position of the key */
-#define FIRST 96        /* first decoded position: a block begins here (block 32, layer 0) */
-#define TURN 101        /* from here on queries look for the needle */
+#define NEEDLE 40 /* position of the key */
+#define FIRST 96  /* first decoded position: a block begins here (block 32, layer 0) */
+#define TURN 101  /* from here on queries look for the needle */
 #define BLOCK 32
 
 /* Queries are 8 * e0 with a little noise, from TURN on 8 * (e0 + e1); the needle's key is 35 * e1 - 21 * e0. */
-static void plant(uint32_t layer, int32_t pos, float *q, float *k, float *v)
-{
+static void plant(uint32_t layer, int32_t pos, float *q, float *k, float *v) {
     (void)layer;
     for (int h = 0; q && h < 2; h++) {
         for (int d = 0; d < 32; d++)
@@ -25,7 +25,7 @@ static void plant(uint32_t layer, int32_t pos, float *q, float *k, float *v)
         q[h * 32 + 1] += pos >= TURN ? 8.0f : 0.0f;
     }
     for (int h = 0; k && h < 2; h++) {
-        k[h * 32 + 1] = 0.0f;  /* no other key changes its score */
+        k[h * 32 + 1] = 0.0f; /* no other key changes its score */
         for (int d = 0; d < 32 && pos == NEEDLE; d++) {
             k[h * 32 + d] = d == 0 ? -21.0f : d == 1 ? 35.0f : 0.0f;
             v[h * 32 + d] = 5.0f;
@@ -33,16 +33,14 @@ static void plant(uint32_t layer, int32_t pos, float *q, float *k, float *v)
     }
 }
 
-static int listed(const prhs_unit_view *view)
-{
+static int listed(const prhs_unit_view *view) {
     for (int32_t i = 0; i < view->set.count; i++)
         if (view->list[i] == NEEDLE)
             return 1;
     return 0;
 }
 
-static void shared_step(t_ctx *t, t_world *w, int32_t pos, int audit)
-{
+static void shared_step(t_ctx *t, t_world *w, int32_t pos, int audit) {
     void *blob = t_world_export(w, 0);
     for (uint32_t u = 0; u < prhs_session_units(w->session); u++) {
         prhs_unit_view view = t_world_view(w, blob, 0, u);
@@ -58,8 +56,7 @@ static void shared_step(t_ctx *t, t_world *w, int32_t pos, int audit)
     }
 }
 
-static void check_grades(t_ctx *t, t_world *w, int audit)
-{
+static void check_grades(t_ctx *t, t_world *w, int audit) {
     prhs_stats s;
     t_world_stats(w, 0, 0, &s);
     T_CHECK(t, s.shared.grade == PRHS_GRADE_ESTIMATE, "shared steps' mass has grade %d", s.shared.grade);
@@ -72,8 +69,7 @@ static void check_grades(t_ctx *t, t_world *w, int audit)
         T_CHECK(t, s.audited.mean > s.shared.mean + 0.1, "audits say %g, estimates %g", s.audited.mean, s.shared.mean);
 }
 
-static void run(t_ctx *t, int audit)
-{
+static void run(t_ctx *t, int audit) {
     t_world w;
     t_setup s = t_setup_default(t, "cis-mass", &t_shapes[S_G1_D32]);
     s.layers = 1;
@@ -103,9 +99,6 @@ static void run(t_ctx *t, int audit)
     T_CHECK(t, fabsf(w.outs[0][0] - 5.0f) < 0.1f, "after the retrieval the output is %g", (double)w.outs[0][0]);
 }
 
-static const char *row_name(int row)
-{
-    return row ? "audited" : "not audited";
-}
+static const char *row_name(int row) { return row ? "audited" : "not audited"; }
 
 const t_group t_group_needle = { "needle", 2, 2, row_name, run };

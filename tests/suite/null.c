@@ -5,14 +5,12 @@
 #include "groups.h"
 #include "null.h"
 
-static const char *row_name(int row)
-{
+static const char *row_name(int row) {
     (void)row;
     return "every pointer argument";
 }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     t_env *e = t_alloc(t, sizeof *e);
     (void)row;
     t_env_make(t, e);

@@ -14,23 +14,49 @@ static const struct p_row {
     { "dense", { .k = UINT32_MAX, .sinks = 4, .local = 32, .block = 1 } },
     { "streaming", { .k = 0, .sinks = 4, .local = 508, .block = 1 } },
     { "topk", { .k = 476, .sinks = 4, .local = 32, .block = 1 } },
-    { "cis", { .k = 476, .sinks = 4, .local = 32, .block = 16, .gate = PRHS_GATE_COSINE, .tau = 0.8f, .dilate_m = 16,
-               .dilate_back = 1, .dilate_ahead = 1 } },
-    { "cpe", { .k = 476, .sinks = 4, .local = 32, .block = 16, .gate = PRHS_GATE_COSINE, .tau = 0.8f, .dilate_m = 16,
-               .dilate_back = 1, .dilate_ahead = 1, .psaw = 1, .psaw_layer = 15, .psaw_phi = 0.5f, .psaw_alpha = 1.0f, .etf = 1,
-               .etf_layer = 15, .etf_psi = 0.7f, .etf_gamma = 1.0f } },
-    { "cis-mass", { .k = 476, .sinks = 4, .local = 32, .block = 64, .gate = PRHS_GATE_MASS, .tau = 0.5f, .eps = 0.1f,
-                    .residual = PRHS_RESIDUAL_MEAN } },
+    { "cis",
+      { .k = 476,
+        .sinks = 4,
+        .local = 32,
+        .block = 16,
+        .gate = PRHS_GATE_COSINE,
+        .tau = 0.8f,
+        .dilate_m = 16,
+        .dilate_back = 1,
+        .dilate_ahead = 1 } },
+    { "cpe",
+      { .k = 476,
+        .sinks = 4,
+        .local = 32,
+        .block = 16,
+        .gate = PRHS_GATE_COSINE,
+        .tau = 0.8f,
+        .dilate_m = 16,
+        .dilate_back = 1,
+        .dilate_ahead = 1,
+        .psaw = 1,
+        .psaw_layer = 15,
+        .psaw_phi = 0.5f,
+        .psaw_alpha = 1.0f,
+        .etf = 1,
+        .etf_layer = 15,
+        .etf_psi = 0.7f,
+        .etf_gamma = 1.0f } },
+    { "cis-mass",
+      { .k = 476,
+        .sinks = 4,
+        .local = 32,
+        .block = 64,
+        .gate = PRHS_GATE_MASS,
+        .tau = 0.5f,
+        .eps = 0.1f,
+        .residual = PRHS_RESIDUAL_MEAN } },
 };
 #define PRESETS (int)(sizeof presets / sizeof *presets)
 
-static const char *row_name(int row)
-{
-    return row < PRESETS ? presets[row].name : row == PRESETS ? "windows" : "window bounds";
-}
+static const char *row_name(int row) { return row < PRESETS ? presets[row].name : row == PRESETS ? "windows" : "window bounds"; }
 
-static void check_preset(t_ctx *t, const struct p_row *row)
-{
+static void check_preset(t_ctx *t, const struct p_row *row) {
     prhs_policy got, want = row->want;
     const char *why = "unset", *what = NULL;
     int listed = 0;
@@ -40,9 +66,30 @@ static void check_preset(t_ctx *t, const struct p_row *row)
     memset(&got, 0, sizeof got);
     T_OK(t, prhs_policy_preset(row->name, 30, &got));
 #define SAME(field) T_CHECK(t, got.field == want.field, #field " is %g instead of %g", (double)got.field, (double)want.field)
-    SAME(size); SAME(k); SAME(sinks); SAME(local); SAME(dense_layers); SAME(min_sparse_n); SAME(block); SAME(gate); SAME(tau);
-    SAME(eps); SAME(dilate_m); SAME(dilate_back); SAME(dilate_ahead); SAME(granularity); SAME(join); SAME(residual); SAME(psaw);
-    SAME(psaw_layer); SAME(psaw_phi); SAME(psaw_alpha); SAME(etf); SAME(etf_layer); SAME(etf_psi); SAME(etf_gamma);
+    SAME(size);
+    SAME(k);
+    SAME(sinks);
+    SAME(local);
+    SAME(dense_layers);
+    SAME(min_sparse_n);
+    SAME(block);
+    SAME(gate);
+    SAME(tau);
+    SAME(eps);
+    SAME(dilate_m);
+    SAME(dilate_back);
+    SAME(dilate_ahead);
+    SAME(granularity);
+    SAME(join);
+    SAME(residual);
+    SAME(psaw);
+    SAME(psaw_layer);
+    SAME(psaw_phi);
+    SAME(psaw_alpha);
+    SAME(etf);
+    SAME(etf_layer);
+    SAME(etf_psi);
+    SAME(etf_gamma);
 #undef SAME
     T_OK(t, prhs_policy_check(&got, 30, &why));
     T_CHECK(t, why == NULL, "a good policy's sentence is \"%s\"", why);
@@ -54,8 +101,7 @@ static void check_preset(t_ctx *t, const struct p_row *row)
 }
 
 /* The fixed-point rule, written again: a = min(round((1 - base^(exponent * depth)) * 2^32), 2^32 - 1), then a * t >> 32. */
-static uint32_t window(double base, double exponent, uint32_t layers, uint32_t first, uint32_t layer, uint32_t t)
-{
+static uint32_t window(double base, double exponent, uint32_t layers, uint32_t first, uint32_t layer, uint32_t t) {
     if (layer < first)
         return 0;
     long double f = 1.0L - powl((long double)base, (long double)exponent * (layer - first) / (layers - first));
@@ -64,8 +110,7 @@ static uint32_t window(double base, double exponent, uint32_t layers, uint32_t f
     return (uint32_t)(fixed * t >> 32);
 }
 
-static void check_windows(t_ctx *t)
-{
+static void check_windows(t_ctx *t) {
     for (int n = 0; n < 4000; n++) {
         uint32_t layers = 1 + t_below(t, 96), layer = t_below(t, layers), first = t_below(t, layers), dense = t_below(t, 4);
         uint32_t at = t_below(t, n % 3 ? 5000 : 20000000);
@@ -81,14 +126,15 @@ static void check_windows(t_ctx *t)
         uint32_t es = window((double)p.etf_psi, (double)p.etf_gamma, layers, first, layer, at);
         uint32_t pg = prhs_psaw_start(&p, layers, layer, at), eg = prhs_etf_frozen(&p, layers, layer, at + 1);
         T_CHECK(t, pg == ps, "PSAW: layer %u of %u from %u, t %u: %u instead of %u", layer, layers, first, at, pg, ps);
-        T_CHECK(t, eg == es || layer < dense, "ETF: layer %u of %u from %u, t %u: %u instead of %u", layer, layers, first, at, eg, es);
+        T_CHECK(t, eg == es || layer < dense, "ETF: layer %u of %u from %u, t %u: %u instead of %u", layer, layers, first, at, eg,
+                es);
         p.psaw = p.etf = 0;
-        T_CHECK(t, prhs_psaw_start(&p, layers, layer, at) == 0 && prhs_etf_frozen(&p, layers, layer, at + 1) == 0, "off is not 0");
+        T_CHECK(t, prhs_psaw_start(&p, layers, layer, at) == 0 && prhs_etf_frozen(&p, layers, layer, at + 1) == 0,
+                "off is not 0");
     }
 }
 
-static void check_bounds(t_ctx *t)
-{
+static void check_bounds(t_ctx *t) {
     prhs_policy p;
     T_OK(t, prhs_policy_preset("cpe", 30, &p));
     T_CHECK(t, prhs_psaw_start(&p, 30, 15, 1000) == 0, "PSAW's first layer has no depth yet");
@@ -102,8 +148,7 @@ static void check_bounds(t_ctx *t)
     T_CHECK(t, prhs_psaw_start(&p, 30, 29, 0x7fffffff) == 0x7ffffffe, "64-bit product");
 }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     if (row < PRESETS)
         check_preset(t, &presets[row]);
     else if (row == PRESETS)

@@ -13,12 +13,15 @@ static const struct window {
     int psaw, etf;
     uint32_t layer, sinks;
 } windows[] = {
-    { "no policy", 0, 0, 0, 0 }, { "window", 1, 0, 9, 4 }, { "window and frozen rows", 1, 1, 11, 3 },
-    { "frozen rows", 0, 1, 7, 4 }, { "before the window's layers", 1, 1, 3, 4 }, { "many sinks", 1, 0, 11, 64 },
+    { "no policy", 0, 0, 0, 0 },
+    { "window", 1, 0, 9, 4 },
+    { "window and frozen rows", 1, 1, 11, 3 },
+    { "frozen rows", 0, 1, 7, 4 },
+    { "before the window's layers", 1, 1, 3, 4 },
+    { "many sinks", 1, 0, 11, 64 },
 };
 
-static size_t visible(const prhs_policy *policy, uint32_t layer, int32_t pos, int32_t *out)
-{
+static size_t visible(const prhs_policy *policy, uint32_t layer, int32_t pos, int32_t *out) {
     size_t n = 0;
     int32_t sinks = policy ? (int32_t)policy->sinks : 0;
     int32_t start = policy ? (int32_t)prhs_psaw_start(policy, LAYERS, layer, (uint32_t)pos) : 0;
@@ -28,8 +31,8 @@ static size_t visible(const prhs_policy *policy, uint32_t layer, int32_t pos, in
     return n;
 }
 
-static void check_rows(t_bench *b, int seq, const prhs_policy *policy, const struct window *w, const float *out, const float *lse)
-{
+static void check_rows(t_bench *b, int seq, const prhs_policy *policy, const struct window *w, const float *out,
+                       const float *lse) {
     t_ctx *t = b->t;
     int32_t *positions = t_alloc(t, b->max_len * sizeof *positions), rows = t_bench_rows(b, seq), len = b->c->len[seq];
     uint32_t frozen = policy ? prhs_etf_frozen(policy, LAYERS, w->layer, (uint32_t)b->batch.seqs[seq].prompt_len) : 0;
@@ -38,8 +41,10 @@ static void check_rows(t_bench *b, int seq, const prhs_policy *policy, const str
         size_t row = (size_t)(b->batch.seqs[seq].row_begin + r);
         int32_t pos = len - rows + r;
         if ((uint32_t)pos < frozen) {
-            T_CHECK(t, t_rows_untouched(t, &b->out, (uint32_t)row), "%s: frozen row %d of sequence %d was written", w->name, pos, seq);
-            T_CHECK(t, isnan(lse[row * b->sh->heads]), "%s: frozen row %d of sequence %d: log-sum-exp was written", w->name, pos, seq);
+            T_CHECK(t, t_rows_untouched(t, &b->out, (uint32_t)row), "%s: frozen row %d of sequence %d was written", w->name, pos,
+                    seq);
+            T_CHECK(t, isnan(lse[row * b->sh->heads]), "%s: frozen row %d of sequence %d: log-sum-exp was written", w->name, pos,
+                    seq);
             continue;
         }
         size_t n = visible(policy, w->layer, pos, positions);
@@ -48,20 +53,20 @@ static void check_rows(t_bench *b, int seq, const prhs_policy *policy, const str
             t_judge(b->Q + (row * b->sh->heads + h) * b->sh->dim, b->K[seq], b->V[seq], b->sh->kv_heads, h / b->group, b->sh->dim,
                     (double)b->scale, positions, n, &j);
             snprintf(where, sizeof where, "%s: sequence %d position %d head %u", w->name, seq, pos, h);
-            t_check_row(t, &j, out + (row * b->sh->heads + h) * b->sh->dim, lse[row * b->sh->heads + h], b->sh->dim, b->sh->out, where);
+            t_check_row(t, &j, out + (row * b->sh->heads + h) * b->sh->dim, lse[row * b->sh->heads + h], b->sh->dim, b->sh->out,
+                        where);
         }
     }
 }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     t_bench *b = t_alloc(t, sizeof *b);
     t_bench_make(t, b, &t_cases[row], 33);
     for (int i = 0; i < C_SEQS; i++) {
         b->batch.seqs[i].flags = PRHS_SEQ_PREFILL | (i % 2 ? PRHS_SEQ_SEED : 0);
         b->batch.seqs[i].prompt_len = b->c->len[i] + i * 5;
     }
-    b->batch.seqs[6].flags = 0;  /* a decode entry is none of prefill's business */
+    b->batch.seqs[6].flags = 0; /* a decode entry is none of prefill's business */
     t_batch_upload(t, &b->batch);
     for (size_t k = 0; k < sizeof windows / sizeof *windows; k++) {
         const struct window *w = &windows[k];
@@ -72,8 +77,8 @@ static void run(t_ctx *t, int row)
         policy.sinks = w->sinks;
         t_poison(t, b->out.buf);
         t_poison(t, b->lse);
-        T_OK(t, prhs_op_prefill(b->ops, t->queue, &b->batch.b, &b->cache.kv, &b->q.r, k ? &policy : NULL, LAYERS, w->layer, &b->out.r,
-                                b->lse.mem));
+        T_OK(t, prhs_op_prefill(b->ops, t->queue, &b->batch.b, &b->cache.kv, &b->q.r, k ? &policy : NULL, LAYERS, w->layer,
+                                &b->out.r, b->lse.mem));
         float *out = t_rows_get(t, &b->out), *lse = t_fetch(t, b->lse.mem, b->lse.size);
         for (int i = 0; i < C_SEQS - 1; i++)
             check_rows(b, i, k ? &policy : NULL, w, out, lse);

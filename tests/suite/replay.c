@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Ten thousand random operations on a changing crowd of sequences in ragged batches, then the same log replayed with every sequence
- * alone, in other slots and other pages: the same bits, of every output and of every slot's state.
+ * Ten thousand random operations on a changing crowd of sequences in ragged batches, then the same log replayed with every
+ * sequence alone, in other slots and other pages: the same bits, of every output and of every slot's state.
  */
 #include <string.h>
 
@@ -14,10 +14,10 @@ typedef enum r_kind { R_NEW, R_PROMPT, R_DECODE, R_COMMIT, R_TRUNCATE, R_FORK, R
 
 typedef struct r_op {
     r_kind kind;
-    int seq, other;   /* other: the parent of a fork */
-    int rows, flags;  /* of a step; rows: the length for commit and truncate; prompt length in `total` */
+    int seq, other;  /* other: the parent of a fork */
+    int rows, flags; /* of a step; rows: the length for commit and truncate; prompt length in `total` */
     int total;
-    int batch;        /* steps with the same number run in one batch */
+    int batch; /* steps with the same number run in one batch */
 } r_op;
 
 typedef struct r_log {
@@ -39,15 +39,13 @@ static const struct r_row {
     { "cis-mass runs of 4", "cis-mass", S_G3_D64, 1500, 2, 256, 4, PRHS_JOIN_MAX },
 };
 
-static r_op *add(r_log *g, r_kind kind, int seq)
-{
+static r_op *add(r_log *g, r_kind kind, int seq) {
     r_op *op = &g->ops[g->count++];
     *op = (r_op){ .kind = kind, .seq = seq };
     return op;
 }
 
-static void log_new(r_log *g, t_ctx *t, int parent)
-{
+static void log_new(r_log *g, t_ctx *t, int parent) {
     int s = g->seqs++;
     g->alive[s] = 1;
     g->live[g->lives++] = s;
@@ -60,8 +58,7 @@ static void log_new(r_log *g, t_ctx *t, int parent)
     }
 }
 
-static void log_kill(r_log *g, int at)
-{
+static void log_kill(r_log *g, int at) {
     int s = g->live[at];
     add(g, R_KILL, s);
     g->alive[s] = 0;
@@ -69,8 +66,7 @@ static void log_kill(r_log *g, int at)
 }
 
 /* One sequence's part of a batch: a prompt chunk, or decode rows. */
-static void log_part(r_log *g, t_ctx *t, int s, const struct r_row *row, int max_len)
-{
+static void log_part(r_log *g, t_ctx *t, int s, const struct r_row *row, int max_len) {
     if (g->prompt[s]) {
         int n = 1 + (int)t_below(t, 24);
         r_op *op = add(g, R_PROMPT, s);
@@ -91,8 +87,7 @@ static void log_part(r_log *g, t_ctx *t, int s, const struct r_row *row, int max
     g->len[s] += n;
 }
 
-static void log_batch(r_log *g, t_ctx *t, const struct r_row *row, int max_len)
-{
+static void log_batch(r_log *g, t_ctx *t, const struct r_row *row, int max_len) {
     int32_t order[16];
     int n = 1 + (int)t_below(t, 7), first = g->count;
     for (int i = 0; i < g->lives; i++)
@@ -110,8 +105,7 @@ static void log_batch(r_log *g, t_ctx *t, const struct r_row *row, int max_len)
         }
 }
 
-static void log_slot(r_log *g, t_ctx *t, int at, uint32_t dice)
-{
+static void log_slot(r_log *g, t_ctx *t, int at, uint32_t dice) {
     int s = g->live[at];
     if (g->prompt[s])
         return;
@@ -130,8 +124,7 @@ static void log_slot(r_log *g, t_ctx *t, int at, uint32_t dice)
     }
 }
 
-static void make_log(r_log *g, t_ctx *t, const struct r_row *row, int max_len)
-{
+static void make_log(r_log *g, t_ctx *t, const struct r_row *row, int max_len) {
     g->cap = row->ops + 64;
     g->ops = t_alloc(t, (size_t)g->cap * sizeof *g->ops);
     while (g->count < row->ops) {
@@ -155,14 +148,13 @@ static void make_log(r_log *g, t_ctx *t, const struct r_row *row, int max_len)
 typedef struct r_play {
     t_world w;
     t_wseq *seqs[MAX_SEQS];
-    uint8_t used[64];     /* slots */
-    uint64_t *hash;       /* of each op's outputs or state */
+    uint8_t used[64]; /* slots */
+    uint64_t *hash;   /* of each op's outputs or state */
     prhs_stats sum;
     int alone;
 } r_play;
 
-static int take_slot(r_play *p)
-{
+static int take_slot(r_play *p) {
     t_ctx *t = p->w.t;
     uint32_t n = p->w.s.max_slots, i = t_below(t, n);
     for (uint32_t k = 0; k < n; k++, i = (i + 1) % n)
@@ -173,16 +165,14 @@ static int take_slot(r_play *p)
     T_FAIL(t, "the test has no free slot");
 }
 
-static uint64_t hash_bytes(uint64_t h, const void *bytes, size_t n)
-{
+static uint64_t hash_bytes(uint64_t h, const void *bytes, size_t n) {
     const uint8_t *b = bytes;
     for (size_t i = 0; i < n; i++)
         h = (h ^ b[i]) * UINT64_C(0x100000001b3);
     return h ^ (h >> 31);
 }
 
-static void keep_stats(r_play *p, int slot)
-{
+static void keep_stats(r_play *p, int slot) {
     prhs_stats s;
     if (p->alone)
         return;
@@ -193,14 +183,12 @@ static void keep_stats(r_play *p, int slot)
     p->sum.retrieve += s.retrieve;
 }
 
-static void free_slot(r_play *p, int slot)
-{
+static void free_slot(r_play *p, int slot) {
     T_OK(p->w.t, prhs_session_reset(p->w.session, p->w.t->queue, (uint32_t)slot));
     p->used[slot] = 0;
 }
 
-static void play_steps(r_play *p, const r_op *ops, int first, int n)
-{
+static void play_steps(r_play *p, const r_op *ops, int first, int n) {
     t_entry entries[8];
     uint64_t versions[8][64];
     t_world *w = &p->w;
@@ -223,8 +211,7 @@ static void play_steps(r_play *p, const r_op *ops, int first, int n)
     }
 }
 
-static void play_slot(r_play *p, const r_op *op, int index)
-{
+static void play_slot(r_play *p, const r_op *op, int index) {
     t_world *w = &p->w;
     t_ctx *t = w->t;
     t_wseq *s = p->seqs[op->seq];
@@ -249,22 +236,18 @@ static void play_slot(r_play *p, const r_op *op, int index)
     s->slot = slot;
 }
 
-static void play_other(r_play *p, const r_op *op, int index)
-{
+static void play_other(r_play *p, const r_op *op, int index) {
     t_world *w = &p->w;
     t_wseq *s = p->seqs[op->seq];
     switch (op->kind) {
-    case R_NEW:
-        p->seqs[op->seq] = t_world_seq(w, (uint64_t)op->seq + 1, take_slot(p));
-        break;
+    case R_NEW: p->seqs[op->seq] = t_world_seq(w, (uint64_t)op->seq + 1, take_slot(p)); break;
     case R_FORK:
         p->seqs[op->seq] = t_world_share(w, p->seqs[op->other], take_slot(p));
-        T_OK(w->t, prhs_session_fork(w->session, w->t->queue, (uint32_t)p->seqs[op->seq]->slot, (uint32_t)p->seqs[op->other]->slot));
+        T_OK(w->t,
+             prhs_session_fork(w->session, w->t->queue, (uint32_t)p->seqs[op->seq]->slot, (uint32_t)p->seqs[op->other]->slot));
         break;
     case R_COMMIT:
-    case R_TRUNCATE:
-        t_world_resize(w, s, op->kind == R_COMMIT ? W_COMMIT : W_TRUNCATE, op->rows);
-        break;
+    case R_TRUNCATE: t_world_resize(w, s, op->kind == R_COMMIT ? W_COMMIT : W_TRUNCATE, op->rows); break;
     case R_KILL: {
         void *blob = t_world_export(w, s->slot);
         p->hash[index] = hash_bytes(3, blob, w->sizes.slot);
@@ -278,8 +261,7 @@ static void play_other(r_play *p, const r_op *op, int index)
     }
 }
 
-static void play(r_play *p, const r_log *g)
-{
+static void play(r_play *p, const r_log *g) {
     for (int i = 0; i < g->count;) {
         const r_op *op = &g->ops[i];
         if (op->kind != R_PROMPT && op->kind != R_DECODE && op->kind != R_SEED) {
@@ -295,15 +277,13 @@ static void play(r_play *p, const r_log *g)
     }
 }
 
-static const char *op_name(r_kind kind)
-{
-    static const char *const names[] = { "new", "prompt", "decode", "commit", "truncate", "fork", "move", "attach", "seed", "swap",
-                                         "kill" };
+static const char *op_name(r_kind kind) {
+    static const char *const names[] = { "new",  "prompt", "decode", "commit", "truncate", "fork",
+                                         "move", "attach", "seed",   "swap",   "kill" };
     return names[kind];
 }
 
-static t_setup setup_of(t_ctx *t, const struct r_row *row)
-{
+static t_setup setup_of(t_ctx *t, const struct r_row *row) {
     t_setup s = t_setup_default(t, row->preset, &t_shapes[row->shape]);
     s.layout.page = row->page;
     s.policy.granularity = row->granularity;
@@ -322,13 +302,9 @@ static t_setup setup_of(t_ctx *t, const struct r_row *row)
     return s;
 }
 
-static const char *row_name(int row)
-{
-    return rows[row].name;
-}
+static const char *row_name(int row) { return rows[row].name; }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     r_log *g = t_alloc(t, sizeof *g);
     r_play *crowd = t_alloc(t, sizeof *crowd), *alone = t_alloc(t, sizeof *alone);
     t_setup s = setup_of(t, &rows[row]);

@@ -9,33 +9,37 @@
 #include "groups.h"
 #include "selector.h"
 
-static int32_t decision(const t_bench *b, int seq)
-{
-    return b->c->len[seq] - t_bench_rows(b, seq);
-}
+static int32_t decision(const t_bench *b, int seq) { return b->c->len[seq] - t_bench_rows(b, seq); }
 
 /* The set before selection, as docs/kernels.md has it: the middle is what PSAW's start and the window leave. */
-static prhs_set fresh(const t_bench *b, int seq)
-{
+static prhs_set fresh(const t_bench *b, int seq) {
     int32_t n = decision(b, seq) + 1, w = n - (int32_t)b->c->local, start = seq == 5 ? 9 : 0;
     int32_t sinks = (int32_t)b->c->sinks, lo = sinks > start ? sinks : start;
     if (!t_bench_rows(b, seq) || w <= lo)
         return (prhs_set){ .mode = PRHS_MODE_IDLE, .run = 1 };
-    return (prhs_set){ .mode = PRHS_MODE_RETRIEVE, .sink_end = sinks, .run = (int32_t)b->c->granularity, .win_begin = w,
-                       .end = b->c->len[seq], .mid_begin = lo, .mid_end = w };
+    return (prhs_set){ .mode = PRHS_MODE_RETRIEVE,
+                       .sink_end = sinks,
+                       .run = (int32_t)b->c->granularity,
+                       .win_begin = w,
+                       .end = b->c->len[seq],
+                       .mid_begin = lo,
+                       .mid_end = w };
 }
 
-static t_selection reference(t_bench *b, int seq, uint32_t unit, const prhs_set *set)
-{
+static t_selection reference(t_bench *b, int seq, uint32_t unit, const prhs_set *set) {
     const t_case *c = b->c;
     t_select_rule rule = { c->k, c->granularity, c->dilate_m, c->dilate_back, c->dilate_ahead, c->join == PRHS_JOIN_MAX };
-    t_unit u = { t_bench_q(b, seq, 0) + (size_t)unit * b->unit_heads * b->sh->dim, b->K[seq], b->sh->kv_heads,
-                 unit * b->unit_heads / b->group, b->sh->dim, b->unit_heads, (double)b->scale };
+    t_unit u = { t_bench_q(b, seq, 0) + (size_t)unit * b->unit_heads * b->sh->dim,
+                 b->K[seq],
+                 b->sh->kv_heads,
+                 unit * b->unit_heads / b->group,
+                 b->sh->dim,
+                 b->unit_heads,
+                 (double)b->scale };
     return t_select(b->t, &u, &rule, set->sink_end, set->mid_begin, set->mid_end, decision(b, seq));
 }
 
-static void check_scores(t_bench *b, int seq, uint32_t unit, const prhs_set *set, const t_selection *ref)
-{
+static void check_scores(t_bench *b, int seq, uint32_t unit, const prhs_set *set, const t_selection *ref) {
     t_ctx *t = b->t;
     int32_t n = decision(b, seq) + 1;
     for (uint32_t g = 0; g < b->unit_heads; g++) {
@@ -44,15 +48,15 @@ static void check_scores(t_bench *b, int seq, uint32_t unit, const prhs_set *set
         for (int32_t j = 0; j < n; j++)
             if (j < set->sink_end || j >= set->mid_begin) {
                 double want = ref->score[(size_t)g * (size_t)n + (size_t)j];
-                T_CHECK(t, t_near((double)got[j], want, ref->bar / fmax(1.0, fabs(want))), "score of sequence %d unit %u head %u at %d: %.9g instead of %.9g",
-                        seq, unit, g, j, (double)got[j], want);
+                T_CHECK(t, t_near((double)got[j], want, ref->bar / fmax(1.0, fabs(want))),
+                        "score of sequence %d unit %u head %u at %d: %.9g instead of %.9g", seq, unit, g, j, (double)got[j],
+                        want);
             }
         t_drop(t, got);
     }
 }
 
-static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *set, const int32_t *list, const t_selection *ref)
-{
+static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *set, const int32_t *list, const t_selection *ref) {
     t_ctx *t = b->t;
     uint64_t slot = (uint64_t)b->batch.seqs[seq].slot * b->layout.slot_bytes;
     uint32_t dim = b->sh->dim;
@@ -63,41 +67,46 @@ static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *se
         float *q = t_fetch(t, t_at(b->state.mem, slot + b->layout.queries + head * dim * 4), dim * 4);
         t_dropped want;
         t_drop_moments(t, ref, g, set, list, &want);
-        T_CHECK(t, t_near((double)mass[0], want.l, 2 * ref->bar), "sequence %d unit %u head %u: dropped log-sum %.9g instead of %.9g", seq, unit, g,
-                (double)mass[0], want.l);
+        T_CHECK(t, t_near((double)mass[0], want.l, 2 * ref->bar),
+                "sequence %d unit %u head %u: dropped log-sum %.9g instead of %.9g", seq, unit, g, (double)mass[0], want.l);
         for (uint32_t d = 0; d < dim; d++) {
-            T_CHECK(t, q[d] == t_bench_q(b, seq, 0)[head * dim + d], "sequence %d head %u: the reference query", seq, (unsigned)head);
+            T_CHECK(t, q[d] == t_bench_q(b, seq, 0)[head * dim + d], "sequence %d head %u: the reference query", seq,
+                    (unsigned)head);
             T_CHECK(t, t_near((double)mu[d], want.mean[d], want.mean_bar[d] / fmax(1, fabs(want.mean[d]))),
                     "sequence %d unit %u head %u channel %u: mean %.9g instead of %.9g, bar %.3g", seq, unit, g, d, (double)mu[d],
                     want.mean[d], want.mean_bar[d]);
             T_CHECK(t, t_near((double)var[d], want.var[d], want.var_bar[d] / fmax(1, fabs(want.var[d]))),
-                    "sequence %d unit %u head %u channel %u: variance %.9g instead of %.9g, bar %.3g", seq, unit, g, d, (double)var[d],
-                    want.var[d], want.var_bar[d]);
+                    "sequence %d unit %u head %u channel %u: variance %.9g instead of %.9g, bar %.3g", seq, unit, g, d,
+                    (double)var[d], want.var[d], want.var_bar[d]);
         }
     }
 }
 
-static void check_unit(t_bench *b, int seq, uint32_t unit, const prhs_set *before, const prhs_set *set, const int32_t *list)
-{
+static void check_unit(t_bench *b, int seq, uint32_t unit, const prhs_set *before, const prhs_set *set, const int32_t *list) {
     t_ctx *t = b->t;
     size_t mark = t_mark(t);
     char why[256];
     t_selection ref = reference(b, seq, unit, before);
     check_scores(b, seq, unit, before, &ref);
-    T_CHECK(t, set->mode == PRHS_MODE_RETRIEVE && set->sink_end == before->sink_end && set->end == before->end && set->run == before->run,
+    T_CHECK(t,
+            set->mode == PRHS_MODE_RETRIEVE && set->sink_end == before->sink_end && set->end == before->end &&
+                set->run == before->run,
             "sequence %d unit %u: select changed what it may not", seq, unit);
-    T_CHECK(t, set->mid_begin == before->mid_begin && set->mid_end == before->mid_end, "sequence %d unit %u: the middle moved", seq, unit);
-    T_CHECK(t, set->edge_end - set->edge_begin == ref.edge_end - ref.edge_begin && (ref.edge_begin == ref.edge_end ||
-            set->edge_begin == ref.edge_begin), "sequence %d unit %u: edge [%d, %d) instead of [%d, %d)", seq, unit, set->edge_begin,
-            set->edge_end, ref.edge_begin, ref.edge_end);
-    T_CHECK(t, set->win_begin == ref.win_begin, "sequence %d unit %u: window from %d instead of %d", seq, unit, set->win_begin, ref.win_begin);
+    T_CHECK(t, set->mid_begin == before->mid_begin && set->mid_end == before->mid_end, "sequence %d unit %u: the middle moved",
+            seq, unit);
+    T_CHECK(t,
+            set->edge_end - set->edge_begin == ref.edge_end - ref.edge_begin &&
+                (ref.edge_begin == ref.edge_end || set->edge_begin == ref.edge_begin),
+            "sequence %d unit %u: edge [%d, %d) instead of [%d, %d)", seq, unit, set->edge_begin, set->edge_end, ref.edge_begin,
+            ref.edge_end);
+    T_CHECK(t, set->win_begin == ref.win_begin, "sequence %d unit %u: window from %d instead of %d", seq, unit, set->win_begin,
+            ref.win_begin);
     T_CHECK(t, t_same_list(&ref, list, set->count, why, sizeof why), "sequence %d unit %u: %s", seq, unit, why);
     check_moments(b, seq, unit, set, list, &ref);
     t_release_to(t, mark);
 }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     t_bench *b = t_alloc(t, sizeof *b);
     const t_case *c = &t_cases[row];
     t_bench_make(t, b, c, 0);
@@ -106,8 +115,8 @@ static void run(t_ctx *t, int row)
     for (size_t u = 0; u < units; u++)
         before[u] = fresh(b, (int)(u / b->units));
     t_bench_set_sets(b, before);
-    prhs_select_params select = { c->k, c->granularity, c->dilate_m, c->dilate_back, c->dilate_ahead,
-                                  c->join == PRHS_JOIN_MAX ? PRHS_JOIN_MAX : PRHS_JOIN_SUM };
+    prhs_select_params select = { c->k,           c->granularity,  c->dilate_m,
+                                  c->dilate_back, c->dilate_ahead, c->join == PRHS_JOIN_MAX ? PRHS_JOIN_MAX : PRHS_JOIN_SUM };
     T_OK(t, prhs_op_score(b->ops, t->queue, &b->batch.b, &b->cache.kv, &b->q.r, 0, 1, b->ws.mem));
     T_OK(t, prhs_op_select(b->ops, t->queue, &b->batch.b, &b->q.r, &select, b->state.mem, b->ws.mem));
     T_OK(t, prhs_op_moments(b->ops, t->queue, &b->batch.b, &b->cache.kv, b->state.mem, b->ws.mem));
@@ -115,13 +124,14 @@ static void run(t_ctx *t, int row)
     int32_t *lists = t_alloc(t, units * cap * sizeof *lists);
     for (int i = 0; i < C_SEQS; i++)
         if (t_bench_rows(b, i))
-            t_get(t, lists + (size_t)i * b->units * cap, t_at(b->state.mem, (uint64_t)b->batch.seqs[i].slot * b->layout.slot_bytes +
-                  b->layout.lists), b->units * cap * sizeof *lists);
+            t_get(t, lists + (size_t)i * b->units * cap,
+                  t_at(b->state.mem, (uint64_t)b->batch.seqs[i].slot * b->layout.slot_bytes + b->layout.lists),
+                  b->units * cap * sizeof *lists);
     for (size_t u = 0; u < units; u++) {
         if (before[u].mode == PRHS_MODE_RETRIEVE)
             check_unit(b, (int)(u / b->units), (uint32_t)(u % b->units), &before[u], &sets[u], lists + u * cap);
         else
-            sets[u] = (prhs_set){ .run = 1, .end = c->len[u / b->units] };  /* all tokens, for the attention below */
+            sets[u] = (prhs_set){ .run = 1, .end = c->len[u / b->units] }; /* all tokens, for the attention below */
     }
     t_bench_set_sets(b, sets);
     t_bench_attend(b, sets, lists, "selected");

@@ -7,18 +7,11 @@
 
 #include "selector.h"
 
-static const float *key_row(const t_unit *u, int32_t j)
-{
-    return u->K + ((size_t)j * u->kv_heads + u->hk) * u->dim;
-}
+static const float *key_row(const t_unit *u, int32_t j) { return u->K + ((size_t)j * u->kv_heads + u->hk) * u->dim; }
 
-static int bad(double s)
-{
-    return isnan(s) || s == (double)INFINITY;
-}
+static int bad(double s) { return isnan(s) || s == (double)INFINITY; }
 
-static void score(t_ctx *t, t_selection *s)
-{
+static void score(t_ctx *t, t_selection *s) {
     double widest = 0;
     s->score = t_alloc(t, (size_t)s->u.heads * (size_t)s->n * sizeof *s->score);
     for (uint32_t h = 0; h < s->u.heads; h++)
@@ -37,8 +30,7 @@ static void score(t_ctx *t, t_selection *s)
 }
 
 /* Log-sum-exp of a head's scored tokens, without NaN and +inf. */
-static double normaliser(const t_selection *s, uint32_t h, int32_t sink_end)
-{
+static double normaliser(const t_selection *s, uint32_t h, int32_t sink_end) {
     const double *x = s->score + (size_t)h * (size_t)s->n;
     double top = -INFINITY, sum = 0;
     for (int pass = 0; pass < 2; pass++)
@@ -53,8 +45,7 @@ static double normaliser(const t_selection *s, uint32_t h, int32_t sink_end)
     return sum > 0 ? top + log(sum) : 0;
 }
 
-static double token_key(const t_selection *s, const double *norm, int32_t j)
-{
+static double token_key(const t_selection *s, const double *norm, int32_t j) {
     double key = 0;
     if (s->u.heads == 1 && s->rule.run == 1)
         return bad(s->score[j]) ? (double)NAN : s->score[j];
@@ -68,8 +59,7 @@ static double token_key(const t_selection *s, const double *norm, int32_t j)
     return key;
 }
 
-static int before(const t_selection *s, int32_t a, int32_t b)
-{
+static int before(const t_selection *s, int32_t a, int32_t b) {
     double x = s->key[a], y = s->key[b];
     if (isnan(x) || isnan(y))
         return isnan(x) && isnan(y) ? a < b : isnan(x);
@@ -78,14 +68,12 @@ static int before(const t_selection *s, int32_t a, int32_t b)
 
 static const t_selection *sorting;
 
-static int compare(const void *a, const void *b)
-{
+static int compare(const void *a, const void *b) {
     int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
     return x == y ? 0 : before(sorting, x, y) ? -1 : 1;
 }
 
-static void choose(t_ctx *t, t_selection *s)
-{
+static void choose(t_ctx *t, t_selection *s) {
     int32_t *order = t_alloc(t, (size_t)(s->runs + 1) * sizeof *order), want = (int32_t)(s->rule.k / s->rule.run);
     s->taken = t_alloc(t, (size_t)s->runs + 1);
     for (int32_t i = 0; i < s->runs; i++)
@@ -106,8 +94,7 @@ static void choose(t_ctx *t, t_selection *s)
 }
 
 t_selection t_select(t_ctx *t, const t_unit *u, const t_select_rule *rule, int32_t sink_end, int32_t mid_begin, int32_t mid_end,
-                     int32_t pos)
-{
+                     int32_t pos) {
     t_selection s = { .u = *u, .rule = *rule, .n = pos + 1, .mid_begin = mid_begin, .mid_end = mid_end };
     int32_t g = (int32_t)rule->run, first = (mid_begin + g - 1) / g, last = mid_end / g;
     double norm[64];
@@ -130,8 +117,7 @@ t_selection t_select(t_ctx *t, const t_unit *u, const t_select_rule *rule, int32
 }
 
 /* Weights that float32 may confuse. */
-static int close_keys(const t_selection *s, double a, double b)
-{
+static int close_keys(const t_selection *s, double a, double b) {
     if (isnan(a) || isnan(b))
         return 0;
     if (s->u.heads == 1 && s->rule.run == 1)
@@ -139,14 +125,12 @@ static int close_keys(const t_selection *s, double a, double b)
     return fabs(a - b) <= 1e-5 * fmax(a, b) || (a < 1e-37 && b < 1e-37);
 }
 
-static int same_rows(const t_selection *s, int32_t a, int32_t b)
-{
+static int same_rows(const t_selection *s, int32_t a, int32_t b) {
     return !memcmp(key_row(&s->u, s->first + a), key_row(&s->u, s->first + b), s->u.dim * sizeof(float));
 }
 
 /* Nearly equal weights where the best m end: then other neighbours may be forced. */
-static int shaky_dilation(t_ctx *t, const t_selection *s)
-{
+static int shaky_dilation(t_ctx *t, const t_selection *s) {
     (void)t;
     int32_t m = (int32_t)s->rule.dilate_m;
     if (!m || m >= s->runs)
@@ -163,8 +147,7 @@ static int shaky_dilation(t_ctx *t, const t_selection *s)
     return 0;
 }
 
-int t_same_list(const t_selection *s, const int32_t *list, int32_t count, char *why, size_t size)
-{
+int t_same_list(const t_selection *s, const int32_t *list, int32_t count, char *why, size_t size) {
     int32_t g = (int32_t)s->rule.run, last = -1, n = 0;
     uint8_t *got = calloc((size_t)s->runs + 1, 1);
     why[0] = 0;
@@ -183,17 +166,18 @@ int t_same_list(const t_selection *s, const int32_t *list, int32_t count, char *
             continue;
         int partner = 0;
         for (int32_t b = 0; b < s->runs; b++)
-            partner |= got[b] != s->taken[b] && got[b] != got[a] && close_keys(s, s->key[a], s->key[b]) && !(g == 1 && same_rows(s, a, b));
+            partner |= got[b] != s->taken[b] && got[b] != got[a] && close_keys(s, s->key[a], s->key[b]) &&
+                       !(g == 1 && same_rows(s, a, b));
         if (!partner && !shaky_dilation(NULL, s))
-            snprintf(why, size, "position %d, key %.9g, is %s the list", s->first + a * g, s->key[a], got[a] ? "wrongly in" : "missing from");
+            snprintf(why, size, "position %d, key %.9g, is %s the list", s->first + a * g, s->key[a],
+                     got[a] ? "wrongly in" : "missing from");
         n++;
     }
     free(got);
     return !why[0];
 }
 
-static int attended(const prhs_set *set, const int32_t *list, int32_t j)
-{
+static int attended(const prhs_set *set, const int32_t *list, int32_t j) {
     if (j < set->sink_end || (j >= set->edge_begin && j < set->edge_end) || j >= set->win_begin)
         return 1;
     for (int32_t i = 0; i < set->count; i++)
@@ -202,8 +186,7 @@ static int attended(const prhs_set *set, const int32_t *list, int32_t j)
     return 0;
 }
 
-void t_drop_moments(t_ctx *t, const t_selection *s, uint32_t head, const prhs_set *set, const int32_t *list, t_dropped *out)
-{
+void t_drop_moments(t_ctx *t, const t_selection *s, uint32_t head, const prhs_set *set, const int32_t *list, t_dropped *out) {
     const double *x = s->score + (size_t)head * (size_t)s->n;
     double top = -INFINITY, zm = 0, zd = 0;
     const float *c = key_row(&s->u, s->mid_end - 1);

@@ -7,27 +7,27 @@
 
 /* A unit's decision query and its keys. */
 typedef struct t_unit {
-    const float *q;      /* [heads][dim] */
-    const float *K;      /* [n][kv_heads][dim] */
+    const float *q; /* [heads][dim] */
+    const float *K; /* [n][kv_heads][dim] */
     uint32_t kv_heads, hk, dim, heads;
     double scale;
 } t_unit;
 
 typedef struct t_select_rule {
     uint32_t k, run, dilate_m, dilate_back, dilate_ahead;
-    int max;             /* join by the maximum, else the sum */
+    int max; /* join by the maximum, else the sum */
 } t_select_rule;
 
 typedef struct t_selection {
     t_unit u;
     t_select_rule rule;
-    int32_t n;           /* tokens up to the decision row's own */
-    double *score;       /* [heads][n] */
-    double bar;          /* F7's */
-    int32_t runs;        /* candidates */
-    int32_t first;       /* position of candidate 0; candidate i lies at first + i * run */
-    double *key;         /* [runs] */
-    uint8_t *taken;      /* [runs] */
+    int32_t n;      /* tokens up to the decision row's own */
+    double *score;  /* [heads][n] */
+    double bar;     /* F7's */
+    int32_t runs;   /* candidates */
+    int32_t first;  /* position of candidate 0; candidate i lies at first + i * run */
+    double *key;    /* [runs] */
+    uint8_t *taken; /* [runs] */
     int32_t edge_begin, edge_end, win_begin, count;
     int32_t mid_begin, mid_end;
 } t_selection;
@@ -40,7 +40,7 @@ int t_same_list(const t_selection *s, const int32_t *list, int32_t count, char *
 
 /* What a list drops from the middle, for one head. */
 typedef struct t_dropped {
-    double l;            /* log-sum-exp; -inf: nothing */
+    double l; /* log-sum-exp; -inf: nothing */
     double mean[256], var[256], mean_bar[256], var_bar[256];
 } t_dropped;
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sessions against the following reference: presets and parameters, prompts in chunks with seeding, ragged decode batches with joins
- * and leaves, speculation with commits, forks, truncation, attachment, moves, preemption; statistics and audits.
+ * Sessions against the following reference: presets and parameters, prompts in chunks with seeding, ragged decode batches with
+ * joins and leaves, speculation with commits, forks, truncation, attachment, moves, preemption; statistics and audits.
  */
 #include <string.h>
 
@@ -12,7 +12,7 @@ typedef struct s_row {
     const char *name, *preset;
     int shape;
     t_layout layout;
-    uint32_t rows;                      /* query rows a step, at most */
+    uint32_t rows; /* query rows a step, at most */
     uint32_t granularity;
     prhs_join join;
     uint32_t audit;
@@ -20,29 +20,83 @@ typedef struct s_row {
 } s_row;
 
 static void minimum(prhs_policy *p) { p->min_sparse_n = 90; }
-static void no_gate(prhs_policy *p) { p->gate = PRHS_GATE_NONE; p->residual = PRHS_RESIDUAL_NONE; p->block = 5; }
-static void no_gate_runs(prhs_policy *p) { no_gate(p); p->granularity = 8; }
-static void psaw_alone(prhs_policy *p) { p->psaw = 1; p->psaw_layer = 0; p->psaw_phi = 0.4f; p->psaw_alpha = 1.0f; p->k = 100000; }
-static void psaw_topk(prhs_policy *p) { p->psaw = 1; p->psaw_layer = 0; p->psaw_phi = 0.3f; p->psaw_alpha = 0.7f; }
-static void psaw_mass(prhs_policy *p) { psaw_topk(p); p->psaw_phi = 0.6f; p->dense_layers = 0; }
-static void psaw_stream(prhs_policy *p) { psaw_topk(p); p->local = 7; }
+static void no_gate(prhs_policy *p) {
+    p->gate = PRHS_GATE_NONE;
+    p->residual = PRHS_RESIDUAL_NONE;
+    p->block = 5;
+}
+static void no_gate_runs(prhs_policy *p) {
+    no_gate(p);
+    p->granularity = 8;
+}
+static void psaw_alone(prhs_policy *p) {
+    p->psaw = 1;
+    p->psaw_layer = 0;
+    p->psaw_phi = 0.4f;
+    p->psaw_alpha = 1.0f;
+    p->k = 100000;
+}
+static void psaw_topk(prhs_policy *p) {
+    p->psaw = 1;
+    p->psaw_layer = 0;
+    p->psaw_phi = 0.3f;
+    p->psaw_alpha = 0.7f;
+}
+static void psaw_mass(prhs_policy *p) {
+    psaw_topk(p);
+    p->psaw_phi = 0.6f;
+    p->dense_layers = 0;
+}
+static void psaw_stream(prhs_policy *p) {
+    psaw_topk(p);
+    p->local = 7;
+}
 static void mean_topk(prhs_policy *p) { p->residual = PRHS_RESIDUAL_MEAN; }
-static void mean_runs(prhs_policy *p) { p->residual = PRHS_RESIDUAL_MEAN; p->granularity = 4; p->dilate_m = 1; p->dilate_ahead = 1; }
-static void all_sparse(prhs_policy *p) { p->dense_layers = 0; p->eps = 0.02f; }
+static void mean_runs(prhs_policy *p) {
+    p->residual = PRHS_RESIDUAL_MEAN;
+    p->granularity = 4;
+    p->dilate_m = 1;
+    p->dilate_ahead = 1;
+}
+static void all_sparse(prhs_policy *p) {
+    p->dense_layers = 0;
+    p->eps = 0.02f;
+}
 static void all_dense(prhs_policy *p) { p->dense_layers = 3; }
-static void loose(prhs_policy *p) { p->eps = 0.5f; p->tau = 0.0f; p->block = 40; }
-static void no_sinks(prhs_policy *p) { p->sinks = 0; p->local = 1; p->k = 5; }
-static void tau_low(prhs_policy *p) { p->tau = -1.0f; p->block = 9; }
-static void mass_plain(prhs_policy *p) { p->residual = PRHS_RESIDUAL_NONE; p->dilate_m = 2; p->dilate_back = 2; p->dilate_ahead = 1; }
+static void loose(prhs_policy *p) {
+    p->eps = 0.5f;
+    p->tau = 0.0f;
+    p->block = 40;
+}
+static void no_sinks(prhs_policy *p) {
+    p->sinks = 0;
+    p->local = 1;
+    p->k = 5;
+}
+static void tau_low(prhs_policy *p) {
+    p->tau = -1.0f;
+    p->block = 9;
+}
+static void mass_plain(prhs_policy *p) {
+    p->residual = PRHS_RESIDUAL_NONE;
+    p->dilate_m = 2;
+    p->dilate_back = 2;
+    p->dilate_ahead = 1;
+}
 
 #define SUM PRHS_JOIN_SUM
 #define MAX PRHS_JOIN_MAX
 #define EACH PRHS_JOIN_PER_HEAD
-#define NHD { 16, 0, 0, 0 }
-#define HND { 16, 1, 1, 0 }
-#define ONE { 16, 0, 1, 1 }
-#define P1 { 1, 0, 1, 0 }
-#define P256 { 256, 1, 0, 0 }
+#define NHD                                                                                                                      \
+    { 16, 0, 0, 0 }
+#define HND                                                                                                                      \
+    { 16, 1, 1, 0 }
+#define ONE                                                                                                                      \
+    { 16, 0, 1, 1 }
+#define P1                                                                                                                       \
+    { 1, 0, 1, 0 }
+#define P256                                                                                                                     \
+    { 256, 1, 0, 0 }
 
 static const s_row rows[] = {
     { "cis-mass", "cis-mass", S_G3_D64, NHD, 3, 1, SUM, 0, NULL },
@@ -84,8 +138,7 @@ typedef struct crowd {
     uint64_t next;
 } crowd;
 
-static int32_t free_slot(crowd *c)
-{
+static int32_t free_slot(crowd *c) {
     for (;;) {
         uint32_t i = t_below(c->f.w.t, 8);
         if (!c->used[i]) {
@@ -95,8 +148,7 @@ static int32_t free_slot(crowd *c)
     }
 }
 
-static void leave(crowd *c, int i)
-{
+static void leave(crowd *c, int i) {
     f_check_stats(&c->f, c->seqs[i]);
     c->used[c->seqs[i]->seq->slot] = 0;
     f_reset(&c->f, c->seqs[i]);
@@ -104,8 +156,7 @@ static void leave(crowd *c, int i)
 }
 
 /* Joins in one of four ways: an empty sequence, a prompt, a prompt without a seed, rows that are cached already. */
-static void join(crowd *c, int i)
-{
+static void join(crowd *c, int i) {
     f_follow *f = &c->f;
     t_ctx *t = f->w.t;
     f_seq *s = f_new(f, ++c->next, free_slot(c));
@@ -124,8 +175,7 @@ static void join(crowd *c, int i)
     }
 }
 
-static void slot_operation(crowd *c, int i)
-{
+static void slot_operation(crowd *c, int i) {
     f_follow *f = &c->f;
     t_ctx *t = f->w.t;
     f_seq *s = c->seqs[i];
@@ -159,8 +209,7 @@ static void slot_operation(crowd *c, int i)
     }
 }
 
-static void decode(crowd *c, int step)
-{
+static void decode(crowd *c, int step) {
     f_follow *f = &c->f;
     t_ctx *t = f->w.t;
     f_part parts[LIVE];
@@ -187,8 +236,7 @@ static void decode(crowd *c, int step)
         }
 }
 
-static t_setup setup_of(t_ctx *t, const s_row *row)
-{
+static t_setup setup_of(t_ctx *t, const s_row *row) {
     t_setup s = t_setup_default(t, row->preset, &t_shapes[row->shape]);
     s.layout = row->layout;
     s.policy.granularity = row->granularity;
@@ -208,13 +256,9 @@ static t_setup setup_of(t_ctx *t, const s_row *row)
     return s;
 }
 
-static const char *row_name(int row)
-{
-    return rows[row].name;
-}
+static const char *row_name(int row) { return rows[row].name; }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     crowd *c = t_alloc(t, sizeof *c);
     t_setup s = setup_of(t, &rows[row]);
     f_make(t, &c->f, &s);
@@ -236,7 +280,8 @@ static void run(t_ctx *t, int row)
             leave(c, i);
     for (uint32_t l = 0; l < s.layers; l++)
         t_cache_check(t, &c->f.w.cache[l], "session");
-    T_CHECK(t, c->f.unsure * 20 <= c->f.verdicts, "%u of %u verdicts were too close to tell", (unsigned)c->f.unsure, (unsigned)c->f.verdicts);
+    T_CHECK(t, c->f.unsure * 20 <= c->f.verdicts, "%u of %u verdicts were too close to tell", (unsigned)c->f.unsure,
+            (unsigned)c->f.verdicts);
 }
 
 const t_group t_group_session = { "session", sizeof rows / sizeof *rows, 8, row_name, run };

@@ -8,7 +8,7 @@
 static const struct s_row {
     const char *name;
     uint32_t decode_rows, slots;
-    double share;  /* of the K/V cache, at most */
+    double share; /* of the K/V cache, at most */
 } rows[] = {
     { "one row", 1, 1, 0.003 },
     { "one row, 64 slots", 1, 64, 0.003 },
@@ -16,13 +16,9 @@ static const struct s_row {
 };
 #define ROWS (int)(sizeof rows / sizeof *rows)
 
-static const char *row_name(int row)
-{
-    return row < ROWS ? rows[row].name : "exact";
-}
+static const char *row_name(int row) { return row < ROWS ? rows[row].name : "exact"; }
 
-static prhs_session_params big(t_ctx *t)
-{
+static prhs_session_params big(t_ctx *t) {
     prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
     T_OK(t, prhs_policy_preset("cis-mass", 32, &p.policy));
     p.shape = (prhs_shape){ 32, 8, 128, 0 };
@@ -33,8 +29,7 @@ static prhs_session_params big(t_ctx *t)
     return p;
 }
 
-static void share(t_ctx *t, const struct s_row *row)
-{
+static void share(t_ctx *t, const struct s_row *row) {
     prhs_session_params p = big(t);
     prhs_session_sizes sizes;
     p.decode_rows = row->decode_rows;
@@ -49,8 +44,7 @@ static void share(t_ctx *t, const struct s_row *row)
 }
 
 /* Buffers of exactly the size queried work, with the guard bands right behind them; one byte less is refused. */
-static void exact(t_ctx *t)
-{
+static void exact(t_ctx *t) {
     static const char *const presets[] = { "dense", "streaming", "topk", "cis", "cpe", "cis-mass" };
     for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
         t_world w;
@@ -80,8 +74,7 @@ static void exact(t_ctx *t)
     }
 }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     if (row < ROWS)
         share(t, &rows[row]);
     else

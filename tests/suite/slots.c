@@ -10,16 +10,14 @@ typedef struct pair {
     t_wseq *sa, *sb;
 } pair;
 
-static t_setup base(t_ctx *t)
-{
+static t_setup base(t_ctx *t) {
     t_setup s = t_setup_default(t, "cis-mass", &t_shapes[S_G1_D32]);
     s.decode_rows = 4;
     s.seed = 99;
     return s;
 }
 
-static pair *make(t_ctx *t)
-{
+static pair *make(t_ctx *t) {
     pair *p = t_alloc(t, sizeof *p);
     t_setup s = base(t);
     t_world_make(t, &p->a, &s);
@@ -31,15 +29,13 @@ static pair *make(t_ctx *t)
     return p;
 }
 
-static void same_state(t_ctx *t, pair *p, const char *when)
-{
+static void same_state(t_ctx *t, pair *p, const char *when) {
     void *a = t_world_export(&p->a, p->sa->slot), *b = t_world_export(&p->b, p->sb->slot);
     T_CHECK(t, !memcmp(a, b, p->a.sizes.slot), "%s: the states differ", when);
 }
 
 /* Decodes one row in both worlds: same bits out. */
-static void same_step(t_ctx *t, pair *p, const char *when)
-{
+static void same_step(t_ctx *t, pair *p, const char *when) {
     size_t n = p->a.s.shape->heads * p->a.s.shape->dim * sizeof(float);
     t_world_one(&p->a, p->sa, 1, 0);
     t_world_one(&p->b, p->sb, 1, 0);
@@ -49,8 +45,7 @@ static void same_step(t_ctx *t, pair *p, const char *when)
 }
 
 /* A step of R rows of which c are committed leaves the state of the same step with c rows. */
-static void commit(t_ctx *t)
-{
+static void commit(t_ctx *t) {
     pair *p = make(t);
     for (int i = 0; i < 40; i++) {
         int32_t c = 1 + i % 4;
@@ -63,8 +58,7 @@ static void commit(t_ctx *t)
 }
 
 /* Rejected rows leave no trace without a commit call too: the next step names the committed length. */
-static void rejected(t_ctx *t)
-{
+static void rejected(t_ctx *t) {
     pair *p = make(t);
     for (int i = 0; i < 25; i++) {
         t_world_one(&p->a, p->sa, 3, 0);
@@ -75,8 +69,7 @@ static void rejected(t_ctx *t)
     same_step(t, p, "after rejected rows");
 }
 
-static void truncate(t_ctx *t)
-{
+static void truncate(t_ctx *t) {
     pair *p = make(t);
     t_world_one(&p->a, p->sa, 1, 0);
     t_world_one(&p->b, p->sb, 1, 0);
@@ -88,15 +81,15 @@ static void truncate(t_ctx *t)
     t_world_resize(&p->a, p->sa, W_TRUNCATE, 71);
     blob = t_world_export(&p->a, 0);
     prhs_unit_view view = t_world_view(&p->a, blob, 1, 0);
-    T_CHECK(t, last >= 71 ? view.ref_pos < 0 : view.ref_pos == last, "reference at %d after a truncation to 71, before it at %d", view.ref_pos, last);
+    T_CHECK(t, last >= 71 ? view.ref_pos < 0 : view.ref_pos == last, "reference at %d after a truncation to 71, before it at %d",
+            view.ref_pos, last);
     t_world_one(&p->a, p->sa, 1, 0);
     blob = t_world_export(&p->a, 0);
     view = t_world_view(&p->a, blob, 1, 0);
     T_CHECK(t, last < 71 || view.set.mode == PRHS_MODE_RETRIEVE, "the step after the truncation has mode %d", view.set.mode);
 }
 
-static void fork(t_ctx *t)
-{
+static void fork(t_ctx *t) {
     pair *p = make(t);
     prhs_stats stats;
     for (int i = 0; i < 5; i++)
@@ -110,13 +103,12 @@ static void fork(t_ctx *t)
     for (int i = 0; i < 15; i++) {
         uint64_t other = 77u + (uint64_t)i;
         t_entry e = { parent, 1, 0, 0, &other, 0, 0 };
-        t_world_step(&p->a, &e, 1);  /* the parent goes its own way */
+        t_world_step(&p->a, &e, 1); /* the parent goes its own way */
         same_step(t, p, "the child's steps");
     }
 }
 
-static void move(t_ctx *t)
-{
+static void move(t_ctx *t) {
     pair *p = make(t);
     prhs_stats before, after;
     for (int i = 0; i < 5; i++)
@@ -127,7 +119,8 @@ static void move(t_ctx *t)
     T_CHECK(t, !memcmp(empty, t_world_export(&p->a, 0), p->a.sizes.slot), "the slot that was left is not empty");
     p->sa->slot = 7;
     t_world_stats(&p->a, 7, PRHS_ALL_LAYERS, &after);
-    T_CHECK(t, after.steps == before.steps && after.retrieve == before.retrieve && before.steps > 0, "statistics did not move along");
+    T_CHECK(t, after.steps == before.steps && after.retrieve == before.retrieve && before.steps > 0,
+            "statistics did not move along");
     t_world_stats(&p->a, 0, PRHS_ALL_LAYERS, &after);
     T_CHECK(t, after.steps == 0, "statistics stayed behind");
     for (int i = 0; i < 15; i++)
@@ -137,8 +130,7 @@ static void move(t_ctx *t)
     same_step(t, p, "moved and forked onto itself");
 }
 
-static void preempt(t_ctx *t)
-{
+static void preempt(t_ctx *t) {
     pair *p = make(t);
     for (int i = 0; i < 5; i++)
         same_step(t, p, "before");
@@ -149,7 +141,7 @@ static void preempt(t_ctx *t)
     p->sa->slot = 4;
     for (int i = 0; i < 15; i++)
         same_step(t, p, "after export and import");
-    void *other = t_world_export(&p->b, 5);  /* a slot of another session of equal parameters */
+    void *other = t_world_export(&p->b, 5); /* a slot of another session of equal parameters */
     t_put(t, p->a.blob.mem, other, p->a.sizes.slot);
     T_OK(t, prhs_session_import(p->a.session, t->queue, 4, p->a.blob.mem));
     for (int i = 0; i < 5; i++)
@@ -157,8 +149,7 @@ static void preempt(t_ctx *t)
 }
 
 /* Attached and seeded rows serve as a prefilled and seeded prompt does. */
-static void attach(t_ctx *t)
-{
+static void attach(t_ctx *t) {
     pair *p = make(t);
     t_world_resize(&p->a, p->sa, W_ATTACH, 70);
     void *blob = t_world_export(&p->a, 0);
@@ -171,8 +162,7 @@ static void attach(t_ctx *t)
 }
 
 /* A reset slot is as good as new; its neighbours are not touched. */
-static void reset(t_ctx *t)
-{
+static void reset(t_ctx *t) {
     pair *p = make(t);
     prhs_stats stats;
     t_wseq *other = t_world_seq(&p->a, 9, 1);
@@ -188,8 +178,7 @@ static void reset(t_ctx *t)
 }
 
 /* The engine writes K/V itself: the same bits as append. */
-static void own_rows(t_ctx *t)
-{
+static void own_rows(t_ctx *t) {
     pair *p = make(t);
     for (int i = 0; i < 20; i++) {
         size_t n = p->a.s.shape->kv_heads * p->a.s.shape->dim;
@@ -215,18 +204,13 @@ static const struct l_row {
     const char *name;
     void (*run)(t_ctx *t);
 } rows[] = {
-    { "commit", commit }, { "rejected rows", rejected }, { "truncate", truncate }, { "fork", fork }, { "move", move },
-    { "export and import", preempt }, { "attach", attach }, { "reset", reset }, { "own rows", own_rows },
+    { "commit", commit },     { "rejected rows", rejected },    { "truncate", truncate }, { "fork", fork },
+    { "move", move },         { "export and import", preempt }, { "attach", attach },     { "reset", reset },
+    { "own rows", own_rows },
 };
 
-static const char *row_name(int row)
-{
-    return rows[row].name;
-}
+static const char *row_name(int row) { return rows[row].name; }
 
-static void run(t_ctx *t, int row)
-{
-    rows[row].run(t);
-}
+static void run(t_ctx *t, int row) { rows[row].run(t); }
 
 const t_group t_group_slots = { "slots", sizeof rows / sizeof *rows, sizeof rows / sizeof *rows, row_name, run };

@@ -18,8 +18,7 @@ static const t_group *const groups[] = {
 #define GROUPS (sizeof groups / sizeof *groups)
 
 static void say(const prhs_suite_options *opt, const char *format, ...) T_PRINTF(2, 3);
-static void say(const prhs_suite_options *opt, const char *format, ...)
-{
+static void say(const prhs_suite_options *opt, const char *format, ...) {
     char line[1400];
     va_list args;
     if (!opt->log)
@@ -30,8 +29,7 @@ static void say(const prhs_suite_options *opt, const char *format, ...)
     opt->log(opt->user, line);
 }
 
-static void on_message(void *user, prhs_log_level level, const char *text)
-{
+static void on_message(void *user, prhs_log_level level, const char *text) {
     t_ctx *t = user;
     if (level == PRHS_LOG_ERROR) {
         snprintf(t->sentence, sizeof t->sentence, "%s", text);
@@ -42,21 +40,18 @@ static void on_message(void *user, prhs_log_level level, const char *text)
     }
 }
 
-static double seconds(void)
-{
+static double seconds(void) {
     struct timespec now;
     timespec_get(&now, TIME_UTC);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static void case_name(const t_group *g, int row, char *name, size_t size)
-{
+static void case_name(const t_group *g, int row, char *name, size_t size) {
     snprintf(name, size, "%s/%s", g->name, g->row_name(row));
 }
 
 /* 0: passed, 1: failed, 2: skipped. Alone in a function because of setjmp. */
-static int attempt(t_ctx *t, const t_group *g, int row)
-{
+static int attempt(t_ctx *t, const t_group *g, int row) {
     int how = setjmp(t->out);
     if (how == 0) {
         g->run(t, row);
@@ -65,8 +60,7 @@ static int attempt(t_ctx *t, const t_group *g, int row)
     return how;
 }
 
-static void run_case(t_ctx *t, const t_group *g, int row, prhs_suite_result *result)
-{
+static void run_case(t_ctx *t, const t_group *g, int row, prhs_suite_result *result) {
     char name[160];
     case_name(g, row, name, sizeof name);
     if (t->opt->filter && !strstr(name, t->opt->filter))
@@ -93,8 +87,7 @@ static void run_case(t_ctx *t, const t_group *g, int row, prhs_suite_result *res
     }
 }
 
-static prhs_status open_device(t_ctx *t, const prhs_suite_options *opt)
-{
+static prhs_status open_device(t_ctx *t, const prhs_suite_options *opt) {
     prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
     prhs_log log = { PRHS_LOG_WARN, t, on_message };
     params.backend = opt->backend;
@@ -110,8 +103,7 @@ static prhs_status open_device(t_ctx *t, const prhs_suite_options *opt)
     return status;
 }
 
-int prhs_suite_run(const prhs_suite_options *opt, prhs_suite_result *result)
-{
+int prhs_suite_run(const prhs_suite_options *opt, prhs_suite_result *result) {
     t_ctx t = { .opt = opt, .on_message = on_message };
     *result = (prhs_suite_result){ 0, 0, 0 };
     prhs_status status = open_device(&t, opt);
@@ -134,8 +126,7 @@ int prhs_suite_run(const prhs_suite_options *opt, prhs_suite_result *result)
     return result->failed ? PRHS_SUITE_FAIL : PRHS_SUITE_PASS;
 }
 
-void prhs_suite_list(void (*line)(void *user, const char *name), void *user)
-{
+void prhs_suite_list(void (*line)(void *user, const char *name), void *user) {
     char name[160];
     for (size_t i = 0; i < GROUPS; i++)
         for (int row = 0; row < groups[i]->rows; row++) {

@@ -9,14 +9,14 @@
 
 typedef struct prhs_suite_options {
     prhs_backend_kind backend;
-    uint32_t index;         /* of the device within its backend */
-    uint32_t caps_mask;     /* capabilities that may be used */
-    uint32_t threads;       /* cpu: host threads, 0: one a core */
-    const char *cache_dir;  /* as prhs_device_params */
-    const char *filter;     /* run cases whose "group/row" contains this; NULL: all */
+    uint32_t index;        /* of the device within its backend */
+    uint32_t caps_mask;    /* capabilities that may be used */
+    uint32_t threads;      /* cpu: host threads, 0: one a core */
+    const char *cache_dir; /* as prhs_device_params */
+    const char *filter;    /* run cases whose "group/row" contains this; NULL: all */
     uint64_t seed;
-    int quick;              /* the short half of every table */
-    int verbose;            /* a line for every case, with its time */
+    int quick;   /* the short half of every table */
+    int verbose; /* a line for every case, with its time */
     void (*log)(void *user, const char *line);
     void *user;
 } prhs_suite_options;

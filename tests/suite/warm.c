@@ -5,21 +5,16 @@
 
 static const char *const presets[] = { "cis-mass", "dense", "streaming", "topk", "cis", "cpe" };
 
-static const char *row_name(int row)
-{
-    return presets[row];
-}
+static const char *row_name(int row) { return presets[row]; }
 
-static prhs_counters counters(t_ctx *t)
-{
+static prhs_counters counters(t_ctx *t) {
     prhs_counters c;
     T_OK(t, prhs_device_get_counters(t->dev, &c));
     return c;
 }
 
 /* One layer's step on the batch that is on the device; returns its launches. */
-static uint64_t counted(t_world *w, uint32_t layer)
-{
+static uint64_t counted(t_world *w, uint32_t layer) {
     t_ctx *t = w->t;
     prhs_step step = PRHS_STEP_INIT;
     step.layer = layer;
@@ -41,8 +36,7 @@ static uint64_t counted(t_world *w, uint32_t layer)
     return b.launches - a.launches;
 }
 
-static void run(t_ctx *t, int row)
-{
+static void run(t_ctx *t, int row) {
     t_world w;
     uint64_t launches[W_LAYERS] = { 0 };
     t_setup s = t_setup_default(t, presets[row], &t_shapes[S_G1_D32]);
@@ -58,12 +52,13 @@ static void run(t_ctx *t, int row)
         for (int32_t i = 0; i < seq->pages; i++)
             w.batch.pages[i] = seq->page[i];
         if (step == 20)
-            w.batch.seqs[0].slot = -1;  /* an idle batch costs the same launches */
+            w.batch.seqs[0].slot = -1; /* an idle batch costs the same launches */
         t_batch_upload(t, &w.batch);
         for (uint32_t l = 0; l < s.layers; l++) {
             uint64_t n = counted(&w, l);
             T_CHECK(t, n > 0 && n <= 12, "a step of layer %u took %u launches", l, (unsigned)n);
-            T_CHECK(t, step == 0 || n == launches[l], "step %d took %u launches instead of %u", step, (unsigned)n, (unsigned)launches[l]);
+            T_CHECK(t, step == 0 || n == launches[l], "step %d took %u launches instead of %u", step, (unsigned)n,
+                    (unsigned)launches[l]);
             launches[l] = n;
         }
     }

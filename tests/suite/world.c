@@ -4,10 +4,19 @@
 
 #include "world.h"
 
-t_setup t_setup_default(t_ctx *t, const char *preset, const t_shape *shape)
-{
-    t_setup s = { .shape = shape, .layout = { 16, 0, 0, 0 }, .layers = 3, .max_slots = 8, .max_seqs = 7, .max_rows = 64,
-                  .decode_rows = 1, .max_kv_len = 256, .pages = 128, .sharp = 2.0f, .drift = 0.35f, .stretch = 6 };
+t_setup t_setup_default(t_ctx *t, const char *preset, const t_shape *shape) {
+    t_setup s = { .shape = shape,
+                  .layout = { 16, 0, 0, 0 },
+                  .layers = 3,
+                  .max_slots = 8,
+                  .max_seqs = 7,
+                  .max_rows = 64,
+                  .decode_rows = 1,
+                  .max_kv_len = 256,
+                  .pages = 128,
+                  .sharp = 2.0f,
+                  .drift = 0.35f,
+                  .stretch = 6 };
     T_OK(t, prhs_policy_preset(preset, s.layers, &s.policy));
     if (s.policy.k > 0 && s.policy.k < 1000)
         s.policy.k = 24;
@@ -21,8 +30,7 @@ t_setup t_setup_default(t_ctx *t, const char *preset, const t_shape *shape)
     return s;
 }
 
-prhs_session_params t_world_params(const t_setup *s)
-{
+prhs_session_params t_world_params(const t_setup *s) {
     prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
     p.policy = s->policy;
     p.shape = (prhs_shape){ s->shape->heads, s->shape->kv_heads, s->shape->dim, 0 };
@@ -40,8 +48,7 @@ prhs_session_params t_world_params(const t_setup *s)
     return p;
 }
 
-void t_world_make(t_ctx *t, t_world *w, const t_setup *setup)
-{
+void t_world_make(t_ctx *t, t_world *w, const t_setup *setup) {
     memset(w, 0, sizeof *w);
     w->t = t;
     w->s = *setup;
@@ -75,8 +82,7 @@ void t_world_make(t_ctx *t, t_world *w, const t_setup *setup)
 }
 
 /* Host rows of one layer for the entries; appended rows also go into the cache's image. */
-static void fill_rows(t_world *w, uint32_t layer, const t_entry *entries, int n)
-{
+static void fill_rows(t_world *w, uint32_t layer, const t_entry *entries, int n) {
     const t_shape *sh = w->s.shape;
     size_t qn = sh->heads * sh->dim, kn = sh->kv_heads * sh->dim;
     memset(w->qh, T_POISON, w->s.max_rows * qn * sizeof(float));
@@ -91,7 +97,7 @@ static void fill_rows(t_world *w, uint32_t layer, const t_entry *entries, int n)
             if (entries[i].cached)
                 continue;
             t_world_row(w, seq, layer, pos, w->kh + row * kn, w->vh + row * kn);
-            for (size_t d = 0; d < kn; d++) {  /* an engine's rows come in q's dtype */
+            for (size_t d = 0; d < kn; d++) { /* an engine's rows come in q's dtype */
                 w->kh[row * kn + d] = t_round(sh->q, w->kh[row * kn + d]);
                 w->vh[row * kn + d] = t_round(sh->q, w->vh[row * kn + d]);
             }
@@ -100,8 +106,7 @@ static void fill_rows(t_world *w, uint32_t layer, const t_entry *entries, int n)
         }
 }
 
-static void run_layer(t_world *w, uint32_t layer, int append)
-{
+static void run_layer(t_world *w, uint32_t layer, int append) {
     t_ctx *t = w->t;
     const t_shape *sh = w->s.shape;
     prhs_step step = PRHS_STEP_INIT;
@@ -128,8 +133,7 @@ static void run_layer(t_world *w, uint32_t layer, int append)
     t_get(t, w->lses[layer], w->lse.mem, w->lse.size);
 }
 
-static void place(t_world *w, t_entry *entries, int n, int *append)
-{
+static void place(t_world *w, t_entry *entries, int n, int *append) {
     t_batch *b = &w->batch;
     int32_t row = 0;
     t_batch_clear(b);
@@ -154,8 +158,7 @@ static void place(t_world *w, t_entry *entries, int n, int *append)
     t_batch_upload(w->t, b);
 }
 
-void t_world_step(t_world *w, t_entry *entries, int n)
-{
+void t_world_step(t_world *w, t_entry *entries, int n) {
     int append;
     place(w, entries, n, &append);
     for (uint32_t layer = 0; layer < w->s.layers; layer++) {
@@ -164,14 +167,12 @@ void t_world_step(t_world *w, t_entry *entries, int n)
     }
 }
 
-void t_world_one(t_world *w, t_wseq *seq, int32_t rows, int32_t flags)
-{
+void t_world_one(t_world *w, t_wseq *seq, int32_t rows, int32_t flags) {
     t_entry e = { seq, rows, flags, 0, NULL, 0, 0 };
     t_world_step(w, &e, 1);
 }
 
-void t_world_prompt(t_world *w, t_wseq *seq, int32_t n, int32_t chunk)
-{
+void t_world_prompt(t_world *w, t_wseq *seq, int32_t n, int32_t chunk) {
     int32_t end = seq->len + n;
     while (seq->len < end) {
         int32_t rows = end - seq->len < chunk ? end - seq->len : chunk;
@@ -182,8 +183,7 @@ void t_world_prompt(t_world *w, t_wseq *seq, int32_t n, int32_t chunk)
     }
 }
 
-void t_world_resize(t_world *w, t_wseq *seq, int what, int32_t kv_len)
-{
+void t_world_resize(t_world *w, t_wseq *seq, int what, int32_t kv_len) {
     t_ctx *t = w->t;
     t_batch *b = &w->batch;
     t_batch_clear(b);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A small engine around a session: sequences with pages of their own (shared by forks, copied on write), rows whose contents depend
- * on their identity alone, and steps over all layers. Two worlds with other slots and pages compute the same sequences.
+ * A small engine around a session: sequences with pages of their own (shared by forks, copied on write), rows whose contents
+ * depend on their identity alone, and steps over all layers. Two worlds with other slots and pages compute the same sequences.
  */
 #ifndef PRHS_TEST_WORLD_H
 #define PRHS_TEST_WORLD_H
@@ -16,30 +16,30 @@ typedef struct t_setup {
     prhs_policy policy;
     uint32_t layers, max_slots, max_seqs, max_rows, decode_rows, max_kv_len, pages;
     uint32_t audit, validate;
-    float sharp;        /* scale of the queries: larger is more peaked */
-    float drift;        /* noise of a query around its stretch's direction */
-    uint32_t stretch;   /* positions that share a direction */
-    int pad;            /* padded q, k, v, out rows */
-    uint64_t seed;      /* of the contents */
+    float sharp;      /* scale of the queries: larger is more peaked */
+    float drift;      /* noise of a query around its stretch's direction */
+    uint32_t stretch; /* positions that share a direction */
+    int pad;          /* padded q, k, v, out rows */
+    uint64_t seed;    /* of the contents */
 } t_setup;
 
 /* A sequence of the engine. */
 typedef struct t_wseq {
     int32_t slot, len;
-    uint64_t root;       /* identity of the query stretches; a fork keeps it */
-    uint64_t *version;   /* [max_kv_len]: identity of each row */
-    int32_t *page;       /* [page_stride] */
+    uint64_t root;     /* identity of the query stretches; a fork keeps it */
+    uint64_t *version; /* [max_kv_len]: identity of each row */
+    int32_t *page;     /* [page_stride] */
     int32_t pages;
 } t_wseq;
 
 /* One sequence's part of a step. */
 typedef struct t_entry {
     t_wseq *seq;
-    int32_t rows;         /* query rows; with `cached` they are the last rows that are there already */
+    int32_t rows; /* query rows; with `cached` they are the last rows that are there already */
     int32_t flags, prompt_len;
-    const uint64_t *version;  /* identities of the new rows; NULL: root and position */
+    const uint64_t *version; /* identities of the new rows; NULL: root and position */
     int32_t cached;
-    int32_t row_begin;    /* set by t_world_step */
+    int32_t row_begin; /* set by t_world_step */
 } t_entry;
 
 typedef struct t_world {
@@ -50,12 +50,12 @@ typedef struct t_world {
     t_buf state, ws, lse, blob;
     t_cache cache[W_LAYERS];
     t_pool pool;
-    uint16_t *refs;       /* of pages */
+    uint16_t *refs; /* of pages */
     t_batch batch;
     t_rows q, k, v, out;
-    float *qh, *kh, *vh;  /* the step's rows on the host, before rounding */
-    float *outs[W_LAYERS];   /* [max_rows][heads][dim], last step; poison where nothing was written */
-    float *lses[W_LAYERS];   /* [max_rows][heads] */
+    float *qh, *kh, *vh;   /* the step's rows on the host, before rounding */
+    float *outs[W_LAYERS]; /* [max_rows][heads][dim], last step; poison where nothing was written */
+    float *lses[W_LAYERS]; /* [max_rows][heads] */
     int want_lse;
     /* Where set: changes a position's contents before they are rounded; q, or k and v, are NULL. */
     void (*edit)(uint32_t layer, int32_t pos, float *q, float *k, float *v);

@@ -5,8 +5,7 @@
 
 #include "world.h"
 
-t_wseq *t_world_seq(t_world *w, uint64_t root, int32_t slot)
-{
+t_wseq *t_world_seq(t_world *w, uint64_t root, int32_t slot) {
     t_wseq *seq = t_alloc(w->t, sizeof *seq);
     seq->root = root;
     seq->slot = slot;
@@ -16,8 +15,7 @@ t_wseq *t_world_seq(t_world *w, uint64_t root, int32_t slot)
 }
 
 /* Copies a page, image and device, all layers. */
-static void copy_page(t_world *w, int32_t dst, int32_t src)
-{
+static void copy_page(t_world *w, int32_t dst, int32_t src) {
     for (uint32_t l = 0; l < w->s.layers; l++) {
         t_cache *c = &w->cache[l];
         size_t size = t_size(c->kv.dtype), ps = w->s.layout.page - 1, h = c->kv_heads - 1;
@@ -31,14 +29,12 @@ static void copy_page(t_world *w, int32_t dst, int32_t src)
     }
 }
 
-static void give_page(t_world *w, int32_t page)
-{
+static void give_page(t_world *w, int32_t page) {
     if (--w->refs[page] == 0)
         t_pool_give(&w->pool, page);
 }
 
-void t_world_reserve(t_world *w, t_wseq *seq, int32_t rows)
-{
+void t_world_reserve(t_world *w, t_wseq *seq, int32_t rows) {
     int32_t ps = (int32_t)w->s.layout.page, end = seq->len + rows;
     T_CHECK(w->t, end <= (int32_t)w->s.max_kv_len, "the test's sequence grows to %d", end);
     int32_t first = seq->len / ps;
@@ -56,16 +52,14 @@ void t_world_reserve(t_world *w, t_wseq *seq, int32_t rows)
     }
 }
 
-void t_world_cut(t_world *w, t_wseq *seq, int32_t len)
-{
+void t_world_cut(t_world *w, t_wseq *seq, int32_t len) {
     int32_t ps = (int32_t)w->s.layout.page, keep = (len + ps - 1) / ps;
     while (seq->pages > keep)
         give_page(w, seq->page[--seq->pages]);
     seq->len = len;
 }
 
-t_wseq *t_world_share(t_world *w, const t_wseq *seq, int32_t slot)
-{
+t_wseq *t_world_share(t_world *w, const t_wseq *seq, int32_t slot) {
     t_wseq *child = t_world_seq(w, seq->root, slot);
     child->len = seq->len;
     child->pages = seq->pages;
@@ -76,8 +70,7 @@ t_wseq *t_world_share(t_world *w, const t_wseq *seq, int32_t slot)
     return child;
 }
 
-void t_world_query(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t pos, float *q)
-{
+void t_world_query(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t pos, float *q) {
     const t_shape *sh = w->s.shape;
     float noise[256];
     for (uint32_t h = 0; h < sh->heads; h++) {
@@ -92,8 +85,7 @@ void t_world_query(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t 
         q[i] = t_round(sh->q, q[i]);
 }
 
-void t_world_row(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t pos, float *k, float *v)
-{
+void t_world_row(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t pos, float *k, float *v) {
     size_t n = w->s.shape->kv_heads * w->s.shape->dim;
     t_normals(k, n, t_key(w->s.seed ^ seq->version[pos], 4, layer, (uint64_t)pos));
     t_normals(v, n, t_key(w->s.seed ^ seq->version[pos], 5, layer, (uint64_t)pos));
@@ -101,8 +93,7 @@ void t_world_row(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t po
         w->edit(layer, pos, NULL, k, v);
 }
 
-void t_world_gather(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t n, float *k, float *v)
-{
+void t_world_gather(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t n, float *k, float *v) {
     const t_cache *c = &w->cache[layer];
     int32_t ps = (int32_t)w->s.layout.page;
     for (int32_t j = 0; j < n; j++)
@@ -115,8 +106,7 @@ void t_world_gather(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t
             }
 }
 
-void t_world_poison(t_world *w, t_wseq *const *seqs, int n)
-{
+void t_world_poison(t_world *w, t_wseq *const *seqs, int n) {
     int32_t ps = (int32_t)w->s.layout.page;
     size_t cells = (size_t)w->s.pages * w->s.layout.page;
     uint8_t *live = t_alloc(w->t, cells);
@@ -132,14 +122,12 @@ void t_world_poison(t_world *w, t_wseq *const *seqs, int n)
     t_drop(w->t, live);
 }
 
-void *t_world_export(t_world *w, int32_t slot)
-{
+void *t_world_export(t_world *w, int32_t slot) {
     T_OK(w->t, prhs_session_export(w->session, w->t->queue, (uint32_t)slot, w->blob.mem));
     return t_fetch(w->t, w->blob.mem, w->sizes.slot);
 }
 
-void t_world_stats(t_world *w, uint32_t slot, uint32_t layer, prhs_stats *stats)
-{
+void t_world_stats(t_world *w, uint32_t slot, uint32_t layer, prhs_stats *stats) {
     t_ctx *t = w->t;
     prhs_stats_request *request;
     T_OK(t, prhs_stats_request_create(w->session, &request));
@@ -151,8 +139,7 @@ void t_world_stats(t_world *w, uint32_t slot, uint32_t layer, prhs_stats *stats)
     t_drop(t, request);
 }
 
-prhs_unit_view t_world_view(t_world *w, const void *blob, uint32_t layer, uint32_t unit)
-{
+prhs_unit_view t_world_view(t_world *w, const void *blob, uint32_t layer, uint32_t unit) {
     prhs_unit_view view;
     T_OK(w->t, prhs_session_view(w->session, blob, layer, unit, &view));
     return view;
