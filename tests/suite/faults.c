@@ -24,9 +24,9 @@ static const struct f_row {
     int decode_only;   /* without `validate` it is still harmless */
 } rows[FAULTS] = {
     [BAD_SLOT] = { "slot beyond max_slots", "slot", 1 },
-    [BAD_LENGTH_LONG] = { "length beyond max_kv_len", "length", 1 },
-    [BAD_LENGTH_SHORT] = { "length below the rows", "length", 1 },
-    [BAD_LENGTH_NEGATIVE] = { "negative length", "length", 1 },
+    [BAD_LENGTH_LONG] = { "length beyond max_kv_len", "kv_len", 1 },
+    [BAD_LENGTH_SHORT] = { "length below the rows", "kv_len", 1 },
+    [BAD_LENGTH_NEGATIVE] = { "negative length", "kv_len", 1 },
     [BAD_ROWS] = { "more rows than decode_rows", "rows", 1 },
     [BAD_PAGE] = { "page id beyond the cache", "page", 1 },
     [BAD_PAGE_NEGATIVE] = { "negative page id", "page", 1 },

@@ -88,7 +88,7 @@ static void check_gate(t_ctx *t, const gate_data *g, size_t i, float cosine, flo
     T_CHECK(t, t_near((double)cosine, want, 1e-6), "row %zu: cosine %.9g instead of %.9g", i / g->heads, (double)cosine, want);
     double l = (double)g->dropped[i] + scale * first + 0.5 * scale * scale * second - (double)g->lse[i];
     double est = g->dropped[i] == -INFINITY ? 0 : 1 / (1 + exp(-(l > 20 ? 20 : l)));
-    double bar = 1e-6 * fmax(1.0, size + fabs((double)g->dropped[i]) + fabs((double)g->lse[i]));
+    double bar = 1e-6 * fmax(1.0, size + (isinf(g->dropped[i]) ? 0 : fabs((double)g->dropped[i])) + fabs((double)g->lse[i]));
     T_CHECK(t, isnan(est) ? isnan(delta) : fabs((double)delta - est) <= bar * est + 1e-30,
             "row %zu: estimate %.9g instead of %.9g", i / g->heads, (double)delta, est);
 }

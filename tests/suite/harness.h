@@ -43,6 +43,7 @@ struct t_ctx {
     uint64_t rng;
     int skipped;
     char why[1024];      /* the sentence of the failure or of the skip */
+    char note[160];      /* shown with a passed case in verbose runs */
     char sentence[1024]; /* the library's last error sentence */
     unsigned sentences;  /* error sentences since t_hush() */
     unsigned warnings;

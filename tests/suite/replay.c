@@ -3,6 +3,7 @@
  * Ten thousand random operations on a changing crowd of sequences in ragged batches, then the same log replayed with every
  * sequence alone, in other slots and other pages: the same bits, of every output and of every slot's state.
  */
+#include <stdio.h>
 #include <string.h>
 
 #include "groups.h"
@@ -324,6 +325,8 @@ static void run(t_ctx *t, int row) {
                 op_name(g->ops[i].kind), g->ops[i].seq);
     const prhs_stats *sum = &crowd->sum;
     double sparse = (double)(sum->steps - sum->dense) / (double)sum->steps, shared = (double)sum->share / (double)sum->steps;
+    snprintf(t->note, sizeof t->note, "%d operations, %d sequences; of the unit-steps %.2f sparse, %.2f shared", g->count,
+             g->seqs, sparse, shared);
     T_CHECK(t, sparse >= 0.5 && shared >= 0.1, "only %.3f of the unit-steps were sparse and %.3f shared: the test is too easy",
             sparse, shared);
     t_world_stats(&crowd->w, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, &crowd->sum);

@@ -67,9 +67,9 @@ static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *se
         float *q = t_fetch(t, t_at(b->state.mem, slot + b->layout.queries + head * dim * 4), dim * 4);
         t_dropped want;
         t_drop_moments(t, ref, g, set, list, &want);
-        T_CHECK(t, t_near((double)mass[0], want.l, 2 * ref->bar),
+        T_CHECK(t, t_near((double)mass[0], want.l, 2 * ref->bar) || (want.vanishes && mass[0] == -INFINITY),
                 "sequence %d unit %u head %u: dropped log-sum %.9g instead of %.9g", seq, unit, g, (double)mass[0], want.l);
-        for (uint32_t d = 0; d < dim; d++) {
+        for (uint32_t d = 0; d < dim && !want.vanishes; d++) {
             T_CHECK(t, q[d] == t_bench_q(b, seq, 0)[head * dim + d], "sequence %d head %u: the reference query", seq,
                     (unsigned)head);
             T_CHECK(t, t_near((double)mu[d], want.mean[d], want.mean_bar[d] / fmax(1, fabs(want.mean[d]))),

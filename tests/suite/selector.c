@@ -186,30 +186,38 @@ static int attended(const prhs_set *set, const int32_t *list, int32_t j) {
     return 0;
 }
 
+/* Log-sum-exp of what is not kept, and whether float32 weights relative to the middle's maximum see it. */
+static void dropped_mass(const t_selection *s, const double *x, const uint8_t *kept, double top, t_dropped *out) {
+    double highest = -INFINITY, sum = 0;
+    int broken = 0;
+    for (int32_t j = s->mid_begin; j < s->mid_end; j++) {
+        broken |= !kept[j] && bad(x[j]);
+        highest = !kept[j] && !bad(x[j]) ? fmax(highest, x[j]) : highest;
+    }
+    for (int32_t j = s->mid_begin; j < s->mid_end; j++)
+        sum += kept[j] || bad(x[j]) || x[j] == -(double)INFINITY ? 0 : exp(x[j] - highest);
+    out->l = broken ? (double)NAN : sum > 0 ? highest + log(sum) : -(double)INFINITY;
+    out->vanishes = out->l - top < -80;
+}
+
 void t_drop_moments(t_ctx *t, const t_selection *s, uint32_t head, const prhs_set *set, const int32_t *list, t_dropped *out) {
     const double *x = s->score + (size_t)head * (size_t)s->n;
-    double top = -INFINITY, zm = 0, zd = 0;
+    double top = -INFINITY, zm = 0;
     const float *c = key_row(&s->u, s->mid_end - 1);
     uint8_t *kept = t_alloc(t, (size_t)s->n);
-    int broken = 0, broken_drop = 0;
+    int broken = 0;
+    memset(out, 0, sizeof *out);
     for (int32_t j = s->mid_begin; j < s->mid_end; j++) {
         kept[j] = (uint8_t)attended(set, list, j);
         broken |= bad(x[j]);
-        broken_drop |= bad(x[j]) && !kept[j];
         top = bad(x[j]) ? top : fmax(top, x[j]);
     }
-    int dropped = 0;
-    for (int32_t j = s->mid_begin; j < s->mid_end; j++) {
-        double w = bad(x[j]) || x[j] == -(double)INFINITY ? 0 : exp(x[j] - top);
-        zm += w;
-        zd += kept[j] ? 0 : w;
-        dropped |= !kept[j];
-    }
-    memset(out, 0, sizeof *out);
-    out->l = broken_drop ? (double)NAN : zd > 0 ? top + log(zd) : -(double)INFINITY;
+    for (int32_t j = s->mid_begin; j < s->mid_end; j++)
+        zm += bad(x[j]) || x[j] == -(double)INFINITY ? 0 : exp(x[j] - top);
+    dropped_mass(s, x, kept, top, out);
     if (out->l == -(double)INFINITY)
         return;
-    double zf = fmax(zd, zm * 0x1p-12), eps = 4 * s->bar;
+    double zf = fmax(exp(out->l - top), zm * 0x1p-12), eps = 4 * s->bar;
     for (uint32_t d = 0; d < s->u.dim; d++) {
         double m1 = 0, m2 = 0, a1 = 0, a2 = 0;
         for (int32_t j = s->mid_begin; j < s->mid_end; j++) {
@@ -227,5 +235,4 @@ void t_drop_moments(t_ctx *t, const t_selection *s, uint32_t head, const prhs_se
         out->mean_bar[d] = e1 + 1e-6 * fabs(m1);
         out->var_bar[d] = e2 + 2 * fabs(m1) * e1 + e1 * e1 + 1e-6 * (m2 + m1 * m1);
     }
-    (void)dropped;
 }

@@ -40,7 +40,8 @@ int t_same_list(const t_selection *s, const int32_t *list, int32_t count, char *
 
 /* What a list drops from the middle, for one head. */
 typedef struct t_dropped {
-    double l; /* log-sum-exp; -inf: nothing */
+    double l;     /* log-sum-exp; -inf: nothing */
+    int vanishes; /* so far below the middle's largest score that float32 weights are 0: -inf is right too */
     double mean[256], var[256], mean_bar[256], var_bar[256];
 } t_dropped;
 

@@ -3,6 +3,8 @@
  * Sessions against the following reference: presets and parameters, prompts in chunks with seeding, ragged decode batches with
  * joins and leaves, speculation with commits, forks, truncation, attachment, moves, preemption; statistics and audits.
  */
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "follow.h"
@@ -77,6 +79,7 @@ static void tau_low(prhs_policy *p) {
     p->tau = -1.0f;
     p->block = 9;
 }
+static void one_best(prhs_policy *p) { p->dilate_m = 1; }
 static void mass_plain(prhs_policy *p) {
     p->residual = PRHS_RESIDUAL_NONE;
     p->dilate_m = 2;
@@ -126,7 +129,7 @@ static const s_row rows[] = {
     { "all layers dense", "cis-mass", S_G1_D32, NHD, 2, 1, SUM, 0, all_dense },
     { "no sinks, one local", "cis-mass", S_G1_D32, P1, 2, 1, SUM, 1, no_sinks },
     { "cis with a low threshold", "cis", S_G1_D32, NHD, 3, 1, SUM, 0, tau_low },
-    { "cpe runs per head", "cpe", S_G2_D64, HND, 2, 4, EACH, 0, NULL },
+    { "cpe runs per head", "cpe", S_G2_D64, HND, 2, 4, EACH, 0, one_best },
 };
 
 #define LIVE 6
@@ -136,6 +139,7 @@ typedef struct crowd {
     f_seq *seqs[LIVE];
     uint8_t used[8];
     uint64_t next;
+    f_counts sum;
 } crowd;
 
 static int32_t free_slot(crowd *c) {
@@ -149,7 +153,12 @@ static int32_t free_slot(crowd *c) {
 }
 
 static void leave(crowd *c, int i) {
+    const f_counts *n = &c->seqs[i]->counts;
     f_check_stats(&c->f, c->seqs[i]);
+    c->sum.steps += n->steps;
+    c->sum.share += n->share;
+    c->sum.retrieve += n->retrieve;
+    c->sum.causes += n->causes;
     c->used[c->seqs[i]->seq->slot] = 0;
     f_reset(&c->f, c->seqs[i]);
     c->seqs[i] = NULL;
@@ -280,6 +289,9 @@ static void run(t_ctx *t, int row) {
             leave(c, i);
     for (uint32_t l = 0; l < s.layers; l++)
         t_cache_check(t, &c->f.w.cache[l], "session");
+    snprintf(t->note, sizeof t->note,
+             "%" PRIu64 " unit-steps: %" PRIu64 " shared, %" PRIu64 " retrieved (%" PRIu64 " gates), %" PRIu64 " close",
+             c->sum.steps, c->sum.share, c->sum.retrieve, c->sum.causes, c->f.unsure);
     T_CHECK(t, c->f.unsure * 20 <= c->f.verdicts, "%u of %u verdicts were too close to tell", (unsigned)c->f.unsure,
             (unsigned)c->f.verdicts);
 }

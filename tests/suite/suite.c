@@ -67,7 +67,7 @@ static void run_case(t_ctx *t, const t_group *g, int row, prhs_suite_result *res
         return;
     t->rng = t_hash(t->opt->seed * UINT64_C(0x9e3779b97f4a7c15) + 1, name);
     t->skipped = 0;
-    t->why[0] = 0;
+    t->why[0] = t->note[0] = 0;
     t_hush(t);
     double begin = seconds();
     int how = attempt(t, g, row);
@@ -83,7 +83,7 @@ static void run_case(t_ctx *t, const t_group *g, int row, prhs_suite_result *res
     } else {
         result->passed++;
         if (t->opt->verbose)
-            say(t->opt, "pass %s (%.2f s)", name, took);
+            say(t->opt, "pass %s (%.2f s)%s%s", name, took, t->note[0] ? ": " : "", t->note);
     }
 }
 
