@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The inner loops for x86-64 with AVX2 and FMA. The pragmas, not compiler options, name the target: one list of options serves the whole folder. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../kargs.h"
+#include "lanes.h"
+
+#if defined(__x86_64__)
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+#define W 8
+#define LANES prhs_cpu_lanes_avx2
+#define LANES_NAME "avx2"
+#include "lanes_body.h"
+
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif

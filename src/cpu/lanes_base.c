@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The inner loops for what every processor of the build's target has, and the choice among the tables. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../kargs.h"
+#include "lanes.h"
+
+#define W 4
+#define LANES prhs_cpu_lanes_base
+#define LANES_NAME "base"
+#include "lanes_body.h"
+
+const prhs_cpu_lanes *prhs_cpu_lanes_pick(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return &prhs_cpu_lanes_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return &prhs_cpu_lanes_avx2;
+#endif
+    return &prhs_cpu_lanes_base;
+}

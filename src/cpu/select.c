@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * select: exact top-k of the middle by radix selection. A candidate (a token, or a run of tokens) has a 32-bit key that is
+ * monotone in the order of docs/kernels.md; four passes over its bytes find the smallest key that is kept and how many of its equals.
+ */
+#include "rows.h"
+
+enum { SEQS, Q, STATE, WORK };
+enum { CACHE = 60 * 1024, BLOCK = 256 };
+
+typedef struct scratch {
+    uint32_t key[CACHE]; /* of all candidates if they fit, else of one block at a time */
+    float joint[BLOCK], weight[BLOCK];
+    float lse[PRHS_CPU_MAX_GROUP];
+    uint32_t count[256];
+} scratch;
+_Static_assert(sizeof(scratch) <= PRHS_CPU_SCRATCH, "select's scratch");
+
+typedef struct task {
+    const prhs_k_select *a;
+    const prhs_cpu_lanes *lanes;
+    const prhs_seq *e;
+    prhs_set *set;
+    prhs_i32 *list;
+    scratch *x;
+    char *work, *state;
+    size_t b;
+    int u, t;
+    int run, first, n; /* candidate i covers [first + i*run, first + (i+1)*run) */
+    bool raw, cached;  /* keys are scores; x->key holds all of them */
+} task;
+
+/* Best m candidates, ascending; the others walk past them to know whether they are neighbours. */
+typedef struct forced {
+    const prhs_i32 *centre;
+    int m, at, back, ahead;
+    prhs_i32 last, next;
+} forced;
+
+#define FAR (1 << 30)
+
+static forced force(const prhs_i32 *centre, int m, const prhs_k_policy *p)
+{
+    return (forced){ centre, m, 0, p->dilate_back, p->dilate_ahead, -FAR, m > 0 ? centre[0] : FAR };
+}
+
+/* For i in ascending order. A centre is read before the list, in whose end they are kept, can grow over it. */
+static bool is_forced(forced *f, int i)
+{
+    if (i == f->next) {
+        f->last = i;
+        f->next = ++f->at < f->m ? f->centre[f->at] : FAR;
+        return true;
+    }
+    return i - f->last <= f->ahead || f->next - i <= f->back;
+}
+
+/* NaN and +inf first, then by value; both zeros are one. */
+static uint32_t key_of(float x)
+{
+    if (!(x < INFINITY))
+        return 0xffffffffu;
+    uint32_t bits = prhs_cpu_bits(x + 0.0f);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+/* Joint weights of n <= BLOCK tokens from position j on, into x->joint; NaN where a head's score is NaN or +inf. */
+static void join_tokens(const task *k, int j, int n)
+{
+    const prhs_k_select *a = k->a;
+    float *joint = k->x->joint, *w = k->x->weight;
+    for (int h = 0; h < a->shape.unit_heads; h++) {
+        const float *s = prhs_cpu_scores(&a->work, &a->shape, k->work, k->b, k->u * a->shape.unit_heads + h) + j;
+        float lse = k->x->lse[h];
+        for (int i = 0; i < n; i++)
+            w[i] = !(s[i] < INFINITY) ? NAN : lse == -INFINITY ? -INFINITY : s[i] - lse;
+        k->lanes->exps(w, n);
+        for (int i = 0; i < n; i++)
+            if (h == 0)
+                joint[i] = w[i];
+            else if (a->policy.join == PRHS_K_JOIN_MAX)
+                joint[i] = w[i] > joint[i] || w[i] != w[i] ? w[i] : joint[i];
+            else
+                joint[i] += w[i];
+    }
+}
+
+/* The sum of a run's tokens, ascending, across blocks. */
+static float join_run(const task *k, int j)
+{
+    float sum = 0.0f;
+    for (int i = 0; i < k->run; i += BLOCK) {
+        int n = prhs_cpu_min(BLOCK, k->run - i);
+        join_tokens(k, j + i, n);
+        for (int r = 0; r < n; r++)
+            sum += k->x->joint[r];
+    }
+    return sum;
+}
+
+static void fill_keys(const task *k, int i, int n, uint32_t *key)
+{
+    const prhs_k_select *a = k->a;
+    if (k->raw) {
+        const float *s = prhs_cpu_scores(&a->work, &a->shape, k->work, k->b, k->u) + k->first + i;
+        for (int r = 0; r < n; r++)
+            key[r] = key_of(s[r]);
+    } else if (k->run == 1) {
+        for (int r = 0; r < n; r += BLOCK) {
+            int m = prhs_cpu_min(BLOCK, n - r);
+            join_tokens(k, k->first + i + r, m);
+            for (int q = 0; q < m; q++)
+                key[r + q] = key_of(k->x->joint[q]);
+        }
+    } else {
+        for (int r = 0; r < n; r++)
+            key[r] = key_of(join_run(k, k->first + (i + r) * k->run));
+    }
+}
+
+/* Keys of candidates i ... i+n-1. */
+static const uint32_t *keys(const task *k, int i, int n)
+{
+    if (k->cached)
+        return k->x->key + i;
+    fill_keys(k, i, n, k->x->key);
+    return k->x->key;
+}
+
+/* The threshold for the best `want` candidates that are not forced: all keys above it, and *equals of its own. */
+static uint32_t find_threshold(const task *k, int want, forced f0, int *equals)
+{
+    uint32_t prefix = 0, *count = k->x->count;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        forced f = f0;
+        memset(count, 0, sizeof k->x->count);
+        for (int i = 0; i < k->n; i += BLOCK) {
+            int n = prhs_cpu_min(BLOCK, k->n - i);
+            const uint32_t *key = keys(k, i, n);
+            for (int r = 0; r < n; r++)
+                if ((f.m == 0 || !is_forced(&f, i + r)) && (shift == 24 || key[r] >> (shift + 8) == prefix))
+                    count[key[r] >> shift & 255]++;
+        }
+        uint32_t byte = 255;
+        while (byte > 0 && (int)count[byte] < want)
+            want -= (int)count[byte--];
+        prefix = prefix << 8 | byte;
+    }
+    *equals = want;
+    return prefix;
+}
+
+/* Writes the forced and the best `want` others, ascending, as candidate numbers; returns how many: at most `cap`. */
+static int emit(const task *k, int want, forced f, prhs_i32 *out, int cap)
+{
+    int equals = 0, m = 0;
+    uint32_t threshold = want > 0 ? find_threshold(k, want, f, &equals) : 0xffffffffu;
+    for (int i = 0; i < k->n; i += BLOCK) {
+        int n = prhs_cpu_min(BLOCK, k->n - i);
+        const uint32_t *key = keys(k, i, n);
+        for (int r = 0; r < n; r++) {
+            bool take = f.m > 0 && is_forced(&f, i + r);
+            if (!take)
+                take = key[r] > threshold || (key[r] == threshold && equals-- > 0);
+            if (take && m < cap)
+                out[m++] = i + r;
+        }
+    }
+    return m;
+}
+
+static int count_forced(const task *k, forced f)
+{
+    int n = 0;
+    for (int i = 0; i < k->n; i++)
+        n += is_forced(&f, i);
+    return n;
+}
+
+/* The list as candidate numbers; the centres of the dilation wait at the list's end meanwhile. */
+static int choose(const task *k)
+{
+    const prhs_k_policy *p = &k->a->policy;
+    int keep = prhs_cpu_min(p->k / k->run, k->a->state.list_cap);
+    if (k->n <= keep) {
+        for (int i = 0; i < k->n; i++)
+            k->list[i] = i;
+        return k->n;
+    }
+    forced none = force(NULL, 0, p);
+    int m = prhs_cpu_min(p->dilate_m, keep);
+    if (m <= 0)
+        return emit(k, keep, none, k->list, keep);
+    prhs_i32 *centres = k->list + k->a->state.list_cap - m;
+    emit(k, m, none, centres, m);
+    forced f = force(centres, m, p);
+    return emit(k, prhs_cpu_max(0, keep - count_forced(k, f)), f, k->list, keep);
+}
+
+/* Cuts the middle into runs: what is no whole run joins the edge or the window. */
+static void cut_runs(task *k)
+{
+    prhs_set *set = k->set;
+    int low = prhs_cpu_max(0, set->mid_begin), high = prhs_cpu_min(set->mid_end, k->t + 1);
+    int g = prhs_cpu_max(1, k->a->policy.run), first = (low + g - 1) / g * g, n = prhs_cpu_max(0, high / g - first / g);
+    set->run = k->run = g;
+    set->edge_begin = set->edge_end = 0;
+    k->first = first;
+    k->n = n;
+    if (n == 0) {
+        set->win_begin = low;
+        return;
+    }
+    if (first > low)
+        set->edge_begin = low, set->edge_end = first;
+    set->win_begin = first + n * g;
+}
+
+/* Log-sum-exps of the unit's heads over all scored tokens. */
+static void merge_norms(task *k)
+{
+    const prhs_k_work *w = &k->a->work;
+    int chunks = prhs_cpu_chunk_count(k->t + 1, w->score_chunk_min, w->score_chunks);
+    for (int h = 0; h < k->a->shape.unit_heads; h++) {
+        const float *norm = prhs_cpu_norms(w, &k->a->shape, k->work, k->b, k->u * k->a->shape.unit_heads + h);
+        float max = PRHS_CPU_LOWEST, sum = 0.0f;
+        for (int c = 0; c < chunks; c++)
+            max = norm[4 * c] > max ? norm[4 * c] : max;
+        for (int c = 0; c < chunks; c++)
+            sum += norm[4 * c + 1] * expf(norm[4 * c] - max);
+        k->x->lse[h] = sum == 0.0f ? -INFINITY : max + logf(sum);
+    }
+}
+
+/* L_D of a head: exp of each dropped candidate's scores, relative to the middle's maximum, block by block. */
+static float sum_dropped(const task *k, int h)
+{
+    const prhs_k_work *w = &k->a->work;
+    const float *s = prhs_cpu_scores(w, &k->a->shape, k->work, k->b, h), *norm = prhs_cpu_norms(w, &k->a->shape, k->work, k->b, h);
+    int chunks = prhs_cpu_chunk_count(k->t + 1, w->score_chunk_min, w->score_chunks), at = 0;
+    float max = PRHS_CPU_LOWEST, sum = 0.0f, *e = k->x->weight;
+    for (int c = 0; c < chunks; c++)
+        max = norm[4 * c + 2] > max ? norm[4 * c + 2] : max;
+    for (int j = k->first, end = k->first + k->n * k->run; j < end; j += BLOCK) {
+        int n = prhs_cpu_min(BLOCK, end - j);
+        for (int i = 0; i < n; i++)
+            e[i] = s[j + i] < INFINITY ? s[j + i] - max : NAN;
+        for (; at < k->set->count && k->list[at] < j + n; at++)
+            for (int p = prhs_cpu_max(k->list[at], j); p < k->list[at] + k->run && p < j + n; p++)
+                e[p - j] = -INFINITY;
+        if (at > 0 && k->list[at - 1] + k->run > j + n)
+            at--; /* it goes on in the next block */
+        k->lanes->exps(e, n);
+        sum += prhs_cpu_sum(e, n);
+    }
+    return sum == 0.0f ? -INFINITY : max + logf(sum);
+}
+
+static void remember(const prhs_op *op, const task *k)
+{
+    const prhs_k_select *a = k->a;
+    const prhs_k_state *st = &a->state;
+    int heads = a->shape.unit_heads, dim = a->shape.dim;
+    if (st->unit_off != PRHS_NONE) {
+        prhs_unit_state *unit = prhs_cpu_unit(st, k->state, k->e->slot, k->u);
+        unit->set = *k->set;
+        unit->set.end = k->t + 1; /* the state knows row 0 only */
+        unit->ref_pos = k->t;
+    }
+    for (int h = k->u * heads; h < (k->u + 1) * heads; h++) {
+        if (st->qref_off != PRHS_NONE)
+            prhs_cpu_load(a->q.dtype, prhs_cpu_row(&a->q, prhs_cpu_mem(op, Q), prhs_cpu_row_index(k->e, 0), h), dim,
+                          prhs_cpu_qref(st, k->state, k->e->slot, h, dim));
+        if (st->head_off != PRHS_NONE)
+            prhs_cpu_head(st, k->state, k->e->slot, h)->l_dropped = k->set->count == k->n ? -INFINITY : sum_dropped(k, h);
+    }
+}
+
+static void select_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
+{
+    const prhs_k_select *a = &op->args.select;
+    task k = { .a = a, .lanes = worker->lanes, .x = worker->scratch, .work = prhs_cpu_mem(op, WORK), .state = prhs_cpu_mem(op, STATE) };
+    k.b = item / (size_t)a->shape.units;
+    k.u = (int)(item % (size_t)a->shape.units);
+    k.e = prhs_cpu_seq(&a->batch, prhs_cpu_mem(op, SEQS), k.b);
+    if (prhs_cpu_idle(&a->batch, k.e) || prhs_cpu_decode_rows(k.e) == 0)
+        return;
+    k.set = prhs_cpu_set(&a->work, &a->shape, k.work, k.b, k.u);
+    if (k.set->mode != PRHS_MODE_RETRIEVE)
+        return;
+    k.t = prhs_cpu_row_pos(k.e, 0);
+    k.list = prhs_cpu_list(&a->state, k.state, k.e->slot, k.u);
+    cut_runs(&k);
+    k.raw = a->shape.unit_heads == 1 && k.run == 1;
+    k.cached = k.n <= CACHE;
+    if (!k.raw)
+        merge_norms(&k);
+    if (k.cached)
+        fill_keys(&k, 0, k.n, k.x->key);
+    k.set->count = choose(&k);
+    for (int i = 0; i < k.set->count; i++)
+        k.list[i] = k.first + k.list[i] * k.run;
+    remember(op, &k);
+}
+
+void prhs_cpu_select(prhs_queue *queue, const prhs_op *op)
+{
+    const prhs_k_select *a = &op->args.select;
+    double tokens;
+    prhs_cpu_longest(&a->batch, prhs_cpu_mem(op, SEQS), false, &tokens);
+    prhs_cpu_run(queue, op, (size_t)a->batch.max_seqs * (size_t)a->shape.units, tokens * a->shape.heads * 16, select_item);
+}
