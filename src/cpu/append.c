@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* append, range_sum, truncate: rows into the cache, exact integer sums of the cached values, references that a truncation voids. */
+/* append, range_sum, truncate: rows into the cache, exact integer sums of the cached values, references that a truncation voids.
+ */
 #include "rows.h"
 
 #include <stdatomic.h>
@@ -7,8 +8,7 @@
 enum { SEQS, PAGES, KIN, VIN, K, V, STATE };
 
 /* Adds row j of V to the sums, or takes it away (sign -1): the same integers in any order. */
-static void count_row(const prhs_cpu_cache *v, int dtype, int dim, int j, int sign, prhs_i64 *sum, prhs_value_count *count)
-{
+static void count_row(const prhs_cpu_cache *v, int dtype, int dim, int j, int sign, prhs_i64 *sum, prhs_value_count *count) {
     float row[PRHS_CPU_MAX_DIM];
     bool finite = true;
     prhs_cpu_load(dtype, prhs_cpu_cached(v, j), dim, row);
@@ -24,8 +24,7 @@ static void count_row(const prhs_cpu_cache *v, int dtype, int dim, int j, int si
     }
 }
 
-static void write_rows(const prhs_op *op, const prhs_seq *e, size_t b, int hk)
-{
+static void write_rows(const prhs_op *op, const prhs_seq *e, size_t b, int hk) {
     const prhs_k_append *a = &op->args.append;
     prhs_cpu_cache k = prhs_cpu_keys(&a->kv, &a->batch, prhs_cpu_mem(op, PAGES), prhs_cpu_mem(op, K), b, hk);
     prhs_cpu_cache v = prhs_cpu_values(&a->kv, &a->batch, prhs_cpu_mem(op, PAGES), prhs_cpu_mem(op, V), b, hk);
@@ -39,8 +38,7 @@ static void write_rows(const prhs_op *op, const prhs_seq *e, size_t b, int hk)
     }
 }
 
-static prhs_i32 page_faults(const prhs_k_append *a, const char *pages, const prhs_seq *e, size_t b)
-{
+static prhs_i32 page_faults(const prhs_k_append *a, const char *pages, const prhs_seq *e, size_t b) {
     const prhs_i32 *table = (const prhs_i32 *)(const void *)(pages + a->batch.pages_off) + (prhs_i64)b * a->batch.page_stride;
     int n = prhs_cpu_min(a->batch.page_stride, (e->kv_len + a->kv.page_size - 1) / a->kv.page_size);
     for (int i = 0; i < n; i++)
@@ -49,8 +47,7 @@ static prhs_i32 page_faults(const prhs_k_append *a, const char *pages, const prh
     return 0;
 }
 
-static void append_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void append_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_append *a = &op->args.append;
     size_t b = item / (size_t)a->shape.kv_heads;
     int hk = (int)(item % (size_t)a->shape.kv_heads);
@@ -79,21 +76,18 @@ static void append_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t
     count->rows = prhs_cpu_max(count->rows, target);
 }
 
-void prhs_cpu_append(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_append(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_append *a = &op->args.append;
-    prhs_cpu_run(queue, op, (size_t)a->batch.max_seqs * (size_t)a->shape.kv_heads, (double)a->batch.max_rows * a->shape.kv_heads * a->shape.dim,
-                 append_item);
+    prhs_cpu_run(queue, op, (size_t)a->batch.max_seqs * (size_t)a->shape.kv_heads,
+                 (double)a->batch.max_rows * a->shape.kv_heads * a->shape.dim, append_item);
 }
 
 /* An entry of range_sum or truncate: its rows do not matter. */
-static bool slot_idle(const prhs_k_batch *batch, const prhs_seq *e)
-{
+static bool slot_idle(const prhs_k_batch *batch, const prhs_seq *e) {
     return e->slot < 0 || e->slot >= batch->max_slots || e->kv_len < 0 || e->kv_len > batch->max_kv_len;
 }
 
-static void range_sum_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void range_sum_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     enum { SUM_SEQS, SUM_PAGES, SUM_V, SUM_STATE };
     const prhs_k_range_sum *a = &op->args.range_sum;
     size_t b = item / (size_t)a->shape.kv_heads;
@@ -117,15 +111,13 @@ static void range_sum_item(const prhs_op *op, const prhs_cpu_worker *worker, siz
     count->rows = a->sign > 0 ? end : prhs_cpu_min(count->rows, begin);
 }
 
-void prhs_cpu_range_sum(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_range_sum(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_range_sum *a = &op->args.range_sum;
     size_t items = (size_t)a->batch.max_seqs * (size_t)a->shape.kv_heads;
     prhs_cpu_run(queue, op, items, a->sign > 0 ? 1e9 : 0.0, range_sum_item);
 }
 
-static void truncate_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void truncate_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     enum { CUT_SEQS, CUT_STATE };
     const prhs_k_truncate *a = &op->args.truncate;
     const prhs_seq *e = prhs_cpu_seq(&a->batch, prhs_cpu_mem(op, CUT_SEQS), item / (size_t)a->shape.units);
@@ -137,8 +129,7 @@ static void truncate_item(const prhs_op *op, const prhs_cpu_worker *worker, size
         st->ref_pos = -1;
 }
 
-void prhs_cpu_truncate(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_truncate(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_truncate *a = &op->args.truncate;
     prhs_cpu_run(queue, op, (size_t)a->batch.max_seqs * (size_t)a->shape.units, 0.0, truncate_item);
 }

@@ -16,8 +16,7 @@ _Static_assert(sizeof(scratch) <= PRHS_CPU_SCRATCH, "attend's scratch");
 
 /* The tile that starts at linear index i of the span, cut at `end`. */
 static void gather(const prhs_cpu_span *span, const prhs_cpu_cache *k, const prhs_cpu_cache *v, int i, int end, prhs_cpu_tile *kt,
-                   prhs_cpu_tile *vt)
-{
+                   prhs_cpu_tile *vt) {
     int n = prhs_cpu_min(end - i, PRHS_CPU_TILE);
     for (int r = 0; r < n; r++) {
         int j = prhs_cpu_span_at(span, i + r);
@@ -29,9 +28,8 @@ static void gather(const prhs_cpu_span *span, const prhs_cpu_cache *k, const prh
 }
 
 /* Online softmax over [begin, end) of the span; the next tile's rows are fetched while this one is computed. */
-static void attend_chunk(const prhs_cpu_lanes *lanes, const prhs_cpu_span *span, const prhs_cpu_cache *k, const prhs_cpu_cache *v, int begin,
-                         int end, int heads, float scale, scratch *x)
-{
+static void attend_chunk(const prhs_cpu_lanes *lanes, const prhs_cpu_span *span, const prhs_cpu_cache *k, const prhs_cpu_cache *v,
+                         int begin, int end, int heads, float scale, scratch *x) {
     gather(span, k, v, begin, end, &x->k[0], &x->v[0]);
     for (int i = begin, now = 0; i < end; i += PRHS_CPU_TILE, now = 1 - now) {
         const prhs_cpu_tile *kt = &x->k[now], *vt = &x->v[now], *ahead[2] = { vt, NULL };
@@ -48,8 +46,7 @@ static void attend_chunk(const prhs_cpu_lanes *lanes, const prhs_cpu_span *span,
     }
 }
 
-static void put_parts(const prhs_k_attend *a, char *work, prhs_i64 row, int first, int chunk, const scratch *x)
-{
+static void put_parts(const prhs_k_attend *a, char *work, prhs_i64 row, int first, int chunk, const scratch *x) {
     int dim = a->shape.dim, pad = PRHS_CPU_PAD(dim);
     for (int j = 0; j < a->shape.unit_heads; j++) {
         prhs_i64 at = (row * a->shape.heads + first + j) * a->work.chunks + chunk;
@@ -71,8 +68,7 @@ typedef struct task {
     int r, u, begin, end, c;
 } task;
 
-static bool find_task(const prhs_op *op, size_t item, task *t)
-{
+static bool find_task(const prhs_op *op, size_t item, task *t) {
     const prhs_k_attend *a = &op->args.attend;
     char *state = prhs_cpu_mem(op, STATE), *work = prhs_cpu_mem(op, WORK);
     size_t units = (size_t)a->shape.units, rows = (size_t)a->batch.rows;
@@ -104,8 +100,7 @@ static bool find_task(const prhs_op *op, size_t item, task *t)
     return true;
 }
 
-static void attend_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void attend_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_attend *a = &op->args.attend;
     scratch *x = worker->scratch;
     task t;
@@ -126,8 +121,7 @@ static void attend_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t
     put_parts(a, prhs_cpu_mem(op, WORK), (prhs_i64)t.b * a->batch.rows + t.r, first, t.c, x);
 }
 
-void prhs_cpu_attend(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_attend(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_attend *a = &op->args.attend;
     double tokens;
     int longest = prhs_cpu_longest(&a->batch, prhs_cpu_mem(op, SEQS), false, &tokens);

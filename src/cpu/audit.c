@@ -16,8 +16,7 @@ typedef struct walk {
     int i, next;
 } walk;
 
-static bool attended(walk *w, int j)
-{
+static bool attended(walk *w, int j) {
     if (j != w->next)
         return false;
     w->i++;
@@ -26,8 +25,7 @@ static bool attended(walk *w, int j)
 }
 
 /* Dropped mass of scores s over n positions: both sums directly, relative to their common maximum. */
-static float dropped_mass(const prhs_cpu_lanes *lanes, const prhs_cpu_span *span, const float *s, int n, scratch *x)
-{
+static float dropped_mass(const prhs_cpu_lanes *lanes, const prhs_cpu_span *span, const float *s, int n, scratch *x) {
     walk w = { span, 0, span->n > 0 ? prhs_cpu_span_at(span, 0) : -1 };
     float max = PRHS_CPU_LOWEST, kept = 0.0f, dropped = 0.0f;
     for (int j = 0; j < n; j++)
@@ -48,8 +46,7 @@ static float dropped_mass(const prhs_cpu_lanes *lanes, const prhs_cpu_span *span
     return span->n >= n ? 0.0f : prhs_cpu_sigmoid(logf(dropped) - logf(kept));
 }
 
-static void audit_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void audit_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_audit *a = &op->args.audit;
     char *state = prhs_cpu_mem(op, STATE), *work = prhs_cpu_mem(op, WORK);
     size_t b = item / (size_t)a->shape.units;
@@ -75,8 +72,7 @@ static void audit_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t 
     }
 }
 
-void prhs_cpu_audit(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_audit(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_audit *a = &op->args.audit;
     double tokens;
     prhs_cpu_longest(&a->batch, prhs_cpu_mem(op, SEQS), false, &tokens);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The cpu backend's device, buffers, queues and events. A queue runs its work while it is enqueued, so nothing is ever pending. */
+/* The cpu backend's device, buffers, queues and events. A queue runs its work while it is enqueued, so nothing is ever pending.
+ */
 #include "cpu.h"
 
 #include <assert.h>
@@ -15,8 +16,7 @@ typedef struct cpu_event {
     bool recorded;
 } cpu_event;
 
-static void read_name(char *name, size_t size)
-{
+static void read_name(char *name, size_t size) {
     char line[256];
     FILE *file = fopen("/proc/cpuinfo", "r");
     snprintf(name, size, "host CPU");
@@ -33,8 +33,7 @@ static void read_name(char *name, size_t size)
         fclose(file);
 }
 
-static void describe(prhs_device_info *info)
-{
+static void describe(prhs_device_info *info) {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     memset(info, 0, sizeof *info);
     info->backend = PRHS_BACKEND_CPU;
@@ -44,18 +43,16 @@ static void describe(prhs_device_info *info)
     snprintf(info->platform, sizeof info->platform, "libprhs cpu (%s)", prhs_cpu_lanes_pick()->name);
 }
 
-static size_t cpu_enumerate(prhs_device_info *infos, size_t cap, const prhs_log *log)
-{
+static size_t cpu_enumerate(prhs_device_info *infos, size_t cap, const prhs_log *log) {
     (void)log;
     if (cap > 0)
         describe(infos);
     return 1;
 }
 
-static prhs_status cpu_open(const prhs_device_params *params, const prhs_log *log, prhs_device **dev)
-{
+static prhs_status cpu_open(const prhs_device_params *params, const prhs_log *log, prhs_device **dev) {
     if (params->index != 0)
-        return prhs_fail(log, PRHS_ERR_NO_DEVICE, "the cpu backend has one device, there is no index %u", (unsigned)params->index);
+        return prhs_fail(log, PRHS_ERR_NO_DEVICE, "the cpu backend has one device, no device %u", (unsigned)params->index);
     prhs_device_info info;
     describe(&info);
     info.caps &= params->caps_mask;
@@ -78,15 +75,13 @@ static prhs_status cpu_open(const prhs_device_params *params, const prhs_log *lo
     return PRHS_OK;
 }
 
-static void cpu_close(prhs_device *dev)
-{
+static void cpu_close(prhs_device *dev) {
     prhs_cpu_device *cpu = (prhs_cpu_device *)dev;
     prhs_cpu_pool_destroy(cpu->pool);
     free(cpu);
 }
 
-prhs_status prhs_cpu_buffer_wrap(prhs_device *dev, void *host, size_t size, prhs_buffer **buf)
-{
+prhs_status prhs_cpu_buffer_wrap(prhs_device *dev, void *host, size_t size, prhs_buffer **buf) {
     prhs_cpu_buffer *b = calloc(1, sizeof *b);
     if (!b)
         return prhs_fail(&dev->log, PRHS_ERR_MEMORY, "no memory for a buffer object");
@@ -97,13 +92,9 @@ prhs_status prhs_cpu_buffer_wrap(prhs_device *dev, void *host, size_t size, prhs
     return PRHS_OK;
 }
 
-void *prhs_cpu_buffer_host(prhs_buffer *buf)
-{
-    return ((prhs_cpu_buffer *)buf)->host;
-}
+void *prhs_cpu_buffer_host(prhs_buffer *buf) { return ((prhs_cpu_buffer *)buf)->host; }
 
-static prhs_status cpu_buffer_create(prhs_device *dev, size_t size, prhs_buffer **buf)
-{
+static prhs_status cpu_buffer_create(prhs_device *dev, size_t size, prhs_buffer **buf) {
     void *host = size <= SIZE_MAX - 63 ? aligned_alloc(64, (size + 63) & ~(size_t)63) : NULL;
     if (!host)
         return prhs_fail(&dev->log, PRHS_ERR_MEMORY, "no memory for a buffer of %zu bytes", size);
@@ -117,16 +108,14 @@ static prhs_status cpu_buffer_create(prhs_device *dev, size_t size, prhs_buffer 
     return PRHS_OK;
 }
 
-static void cpu_buffer_destroy(prhs_buffer *buf)
-{
+static void cpu_buffer_destroy(prhs_buffer *buf) {
     prhs_cpu_buffer *b = (prhs_cpu_buffer *)buf;
     if (b->owned)
         free(b->host);
     free(b);
 }
 
-static prhs_status cpu_queue_create(prhs_device *dev, prhs_queue **queue)
-{
+static prhs_status cpu_queue_create(prhs_device *dev, prhs_queue **queue) {
     prhs_cpu_queue *q = calloc(1, sizeof *q);
     if (q)
         q->scratch = aligned_alloc(64, PRHS_CPU_SCRATCH);
@@ -140,46 +129,38 @@ static prhs_status cpu_queue_create(prhs_device *dev, prhs_queue **queue)
     return PRHS_OK;
 }
 
-static void cpu_queue_destroy(prhs_queue *queue)
-{
+static void cpu_queue_destroy(prhs_queue *queue) {
     free(((prhs_cpu_queue *)queue)->scratch);
     free(queue);
 }
 
-static prhs_status cpu_queue_finish(prhs_queue *queue)
-{
+static prhs_status cpu_queue_finish(prhs_queue *queue) {
     prhs_count(&queue->dev->counters.waits);
     return PRHS_OK;
 }
 
-static char *bytes_of(const prhs_buffer *buf, size_t off)
-{
-    return ((const prhs_cpu_buffer *)buf)->host + off;
-}
+static char *bytes_of(const prhs_buffer *buf, size_t off) { return ((const prhs_cpu_buffer *)buf)->host + off; }
 
-static prhs_status cpu_write(prhs_queue *queue, prhs_buffer *dst, size_t off, const void *src, size_t size)
-{
+static prhs_status cpu_write(prhs_queue *queue, prhs_buffer *dst, size_t off, const void *src, size_t size) {
     memcpy(bytes_of(dst, off), src, size);
     prhs_count(&queue->dev->counters.copies);
     return PRHS_OK;
 }
 
-static prhs_status cpu_read(prhs_queue *queue, void *dst, const prhs_buffer *src, size_t off, size_t size)
-{
+static prhs_status cpu_read(prhs_queue *queue, void *dst, const prhs_buffer *src, size_t off, size_t size) {
     memcpy(dst, bytes_of(src, off), size);
     prhs_count(&queue->dev->counters.copies);
     return PRHS_OK;
 }
 
-static prhs_status cpu_copy(prhs_queue *queue, prhs_buffer *dst, size_t dst_off, const prhs_buffer *src, size_t src_off, size_t size)
-{
+static prhs_status cpu_copy(prhs_queue *queue, prhs_buffer *dst, size_t dst_off, const prhs_buffer *src, size_t src_off,
+                            size_t size) {
     memmove(bytes_of(dst, dst_off), bytes_of(src, src_off), size);
     prhs_count(&queue->dev->counters.copies);
     return PRHS_OK;
 }
 
-static prhs_status cpu_fill(prhs_queue *queue, prhs_buffer *dst, size_t off, uint32_t word, size_t size)
-{
+static prhs_status cpu_fill(prhs_queue *queue, prhs_buffer *dst, size_t off, uint32_t word, size_t size) {
     char *to = bytes_of(dst, off);
     for (size_t i = 0; i + 4 <= size; i += 4)
         memcpy(to + i, &word, 4);
@@ -187,8 +168,7 @@ static prhs_status cpu_fill(prhs_queue *queue, prhs_buffer *dst, size_t off, uin
     return PRHS_OK;
 }
 
-static prhs_status cpu_event_create(prhs_device *dev, prhs_event **event)
-{
+static prhs_status cpu_event_create(prhs_device *dev, prhs_event **event) {
     cpu_event *e = calloc(1, sizeof *e);
     if (!e)
         return prhs_fail(&dev->log, PRHS_ERR_MEMORY, "no memory for an event");
@@ -198,13 +178,9 @@ static prhs_status cpu_event_create(prhs_device *dev, prhs_event **event)
     return PRHS_OK;
 }
 
-static void cpu_event_destroy(prhs_event *event)
-{
-    free(event);
-}
+static void cpu_event_destroy(prhs_event *event) { free(event); }
 
-static prhs_status cpu_event_record(prhs_queue *queue, prhs_event *event)
-{
+static prhs_status cpu_event_record(prhs_queue *queue, prhs_event *event) {
     cpu_event *e = (cpu_event *)event;
     (void)queue;
     clock_gettime(CLOCK_MONOTONIC, &e->at);
@@ -212,13 +188,9 @@ static prhs_status cpu_event_record(prhs_queue *queue, prhs_event *event)
     return PRHS_OK;
 }
 
-static prhs_status cpu_event_query(prhs_event *event)
-{
-    return ((cpu_event *)event)->recorded ? PRHS_OK : PRHS_ERR_STATE;
-}
+static prhs_status cpu_event_query(prhs_event *event) { return ((cpu_event *)event)->recorded ? PRHS_OK : PRHS_ERR_STATE; }
 
-static prhs_status cpu_event_elapsed(prhs_event *begin, prhs_event *end, double *seconds)
-{
+static prhs_status cpu_event_elapsed(prhs_event *begin, prhs_event *end, double *seconds) {
     const cpu_event *a = (const cpu_event *)begin, *b = (const cpu_event *)end;
     if (!a->recorded || !b->recorded)
         return PRHS_NOT_READY;
@@ -226,20 +198,15 @@ static prhs_status cpu_event_elapsed(prhs_event *begin, prhs_event *end, double 
     return PRHS_OK;
 }
 
-static prhs_chunking cpu_chunking(const prhs_device *dev, const prhs_op_key *key)
-{
+static prhs_chunking cpu_chunking(const prhs_device *dev, const prhs_op_key *key) {
     (void)dev, (void)key;
     return (prhs_chunking){ .attend_min = 256, .attend_chunks = 64, .score_min = 512, .score_chunks = 32, .prefill_tile = 64 };
 }
 
-static bool dtype_known(prhs_i32 dtype)
-{
-    return dtype == PRHS_K_F32 || dtype == PRHS_K_F16 || dtype == PRHS_K_BF16;
-}
+static bool dtype_known(prhs_i32 dtype) { return dtype == PRHS_K_F32 || dtype == PRHS_K_F16 || dtype == PRHS_K_BF16; }
 
 /* Members that an op does not have are 0 in its key. */
-static const char *cpu_op_supported(const prhs_device *dev, const prhs_op_key *key, const char **why)
-{
+static const char *cpu_op_supported(const prhs_device *dev, const prhs_op_key *key, const char **why) {
     const char *reason = NULL;
     (void)dev;
     if (key->dim && (key->dim < 32 || key->dim > PRHS_CPU_MAX_DIM || key->dim % 8 != 0))
@@ -253,16 +220,14 @@ static const char *cpu_op_supported(const prhs_device *dev, const prhs_op_key *k
     return reason ? NULL : "cpu";
 }
 
-static prhs_status cpu_op_prepare(prhs_device *dev, const prhs_op_key *key)
-{
+static prhs_status cpu_op_prepare(prhs_device *dev, const prhs_op_key *key) {
     const char *why = NULL;
     if (!cpu_op_supported(dev, key, &why))
         return prhs_fail(&dev->log, PRHS_ERR_UNSUPPORTED, "cpu cannot run %s: %s", prhs_op_name(key->kind), why);
     return PRHS_OK;
 }
 
-static prhs_status cpu_op_enqueue(prhs_queue *queue, const prhs_op *op)
-{
+static prhs_status cpu_op_enqueue(prhs_queue *queue, const prhs_op *op) {
     static void (*const run[PRHS_OP_COUNT])(prhs_queue *, const prhs_op *) = {
 #define X(NAME, name, ...) [PRHS_OP_##NAME] = prhs_cpu_##name,
 #include "../kernels.def"
@@ -277,8 +242,7 @@ static prhs_status cpu_op_enqueue(prhs_queue *queue, const prhs_op *op)
 /* Waking a thread costs about as much as this many multiply-adds. */
 #define WORTH_THREADS 100e3
 
-void prhs_cpu_run(prhs_queue *queue, const prhs_op *op, size_t n, double work, prhs_cpu_item *item)
-{
+void prhs_cpu_run(prhs_queue *queue, const prhs_op *op, size_t n, double work, prhs_cpu_item *item) {
     prhs_cpu_device *cpu = (prhs_cpu_device *)queue->dev;
     void *scratch = ((prhs_cpu_queue *)queue)->scratch;
     if (cpu->pool && n > 1 && work > WORTH_THREADS) {

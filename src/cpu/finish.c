@@ -23,8 +23,7 @@ typedef struct task {
 } task;
 
 /* What the row attended, as in attend; merges its parts into o and lse of every head of the unit. */
-static void merge_row(task *k, int r)
-{
+static void merge_row(task *k, int r) {
     const prhs_k_finish *a = k->a;
     const prhs_k_work *w = &a->work;
     int pos = prhs_cpu_row_pos(k->e, r), dim = a->shape.dim;
@@ -42,15 +41,15 @@ static void merge_row(task *k, int r)
 }
 
 /* Estimated dropped masses of row r under the mass gate; whether the gate holds for all heads (a NaN does not). */
-static bool estimate_row(const task *k, int r)
-{
+static bool estimate_row(const task *k, int r) {
     const prhs_k_finish *a = k->a;
     int dim = a->shape.dim, pad = PRHS_CPU_PAD(dim);
     bool holds = true;
     prhs_cpu_load_q(&a->q, prhs_cpu_mem(k->op, Q), prhs_cpu_row_index(k->e, r), k->first, k->heads, dim, k->x->q);
     for (int j = 0; j < k->heads; j++) {
         const float *q = k->x->q + j * pad, *ref = prhs_cpu_qref(&a->state, k->state, k->e->slot, k->first + j, dim);
-        const float *moments = (float *)prhs_cpu_state(&a->state, k->state, k->e->slot, a->state.moment_off) + (k->first + j) * 2 * dim;
+        const float *moments =
+            (float *)prhs_cpu_state(&a->state, k->state, k->e->slot, a->state.moment_off) + (k->first + j) * 2 * dim;
         const prhs_head_ref *head = prhs_cpu_head(&a->state, k->state, k->e->slot, k->first + j);
         k->x->delta[j] = prhs_cpu_estimate(q, ref, moments, dim, a->shape.scale, head->l_dropped, k->x->lse[j]);
         holds = holds && k->x->delta[j] - head->delta <= a->policy.eps;
@@ -61,8 +60,7 @@ static bool estimate_row(const task *k, int r)
 }
 
 /* o, with the dropped part replaced by the mean value. */
-static void put_mean(const task *k, float *o, float delta)
-{
+static void put_mean(const task *k, float *o, float delta) {
     const prhs_k_finish *a = k->a;
     int hk = k->first / a->shape.group, dim = a->shape.dim;
     const prhs_i64 *sum = (prhs_i64 *)prhs_cpu_state(&a->state, k->state, k->e->slot, a->state.vsum_off) + hk * dim;
@@ -74,8 +72,7 @@ static void put_mean(const task *k, float *o, float delta)
 }
 
 /* Writes the row; `masses`: x->delta holds what was dropped. */
-static void output(task *k, int r, bool masses)
-{
+static void output(task *k, int r, bool masses) {
     const prhs_k_finish *a = k->a;
     int row = prhs_cpu_row_index(k->e, r), dim = a->shape.dim;
     for (int j = 0; j < k->heads; j++) {
@@ -84,13 +81,13 @@ static void output(task *k, int r, bool masses)
             put_mean(k, o, k->x->delta[j]);
         prhs_cpu_store(a->out.dtype, prhs_cpu_row(&a->out, prhs_cpu_mem(k->op, OUT), row, k->first + j), dim, o);
         if (a->lse_off != PRHS_NONE)
-            ((float *)(void *)(prhs_cpu_mem(k->op, LSE) + a->lse_off))[(prhs_i64)row * a->shape.heads + k->first + j] = k->x->lse[j];
+            ((float *)(void *)(prhs_cpu_mem(k->op, LSE) + a->lse_off))[(prhs_i64)row * a->shape.heads + k->first + j] =
+                k->x->lse[j];
     }
     k->work[r * a->shape.units] = PRHS_WORK_NONE;
 }
 
-static void add_mass(float mass, prhs_i64 *sum, prhs_i64 *count, prhs_i64 *nans)
-{
+static void add_mass(float mass, prhs_i64 *sum, prhs_i64 *count, prhs_i64 *nans) {
     if (mass != mass) {
         ++*nans;
         return;
@@ -100,8 +97,7 @@ static void add_mass(float mass, prhs_i64 *sum, prhs_i64 *count, prhs_i64 *nans)
 }
 
 /* Per head: the mass of this step, by its grade. DENSE drops nothing, of WINDOW and STREAM nothing is known. */
-static void count_masses(const task *k, prhs_i32 mode)
-{
+static void count_masses(const task *k, prhs_i32 mode) {
     for (int j = 0; j < k->heads; j++) {
         prhs_head_ref *head = prhs_cpu_head(&k->a->state, k->state, k->e->slot, k->first + j);
         prhs_head_stat *stat = prhs_cpu_head_stat(&k->a->state, k->state, k->e->slot, k->first + j);
@@ -118,8 +114,7 @@ static void count_masses(const task *k, prhs_i32 mode)
 }
 
 /* Row 0 of a decode step has ended. Layers that are dense by policy have no state. */
-static void count_step(const task *k)
-{
+static void count_step(const task *k) {
     const prhs_k_policy *p = &k->a->policy;
     prhs_i32 mode = k->set->mode, count = k->set->count * k->set->run;
     if (p->dense)
@@ -146,8 +141,7 @@ static void count_step(const task *k)
 }
 
 /* Row 0 where its list is new: what was dropped is known exactly. */
-static void end_retrieval(task *k)
-{
+static void end_retrieval(task *k) {
     for (int j = 0; j < k->heads; j++) {
         prhs_head_ref *head = prhs_cpu_head(&k->a->state, k->state, k->e->slot, k->first + j);
         float l = head->l_dropped;
@@ -163,15 +157,13 @@ static void end_retrieval(task *k)
     output(k, 0, true);
 }
 
-static void hand_on(const task *k, int from)
-{
+static void hand_on(const task *k, int from) {
     for (int r = from; r < prhs_cpu_decode_rows(k->e); r++)
         k->work[r * k->a->shape.units] = PRHS_WORK_SET;
 }
 
 /* Row 0 under the mass gate with the list of an earlier step: ends it, or turns the unit to retrieval. The next pass goes on. */
-static void judge_share(task *k)
-{
+static void judge_share(task *k) {
     const prhs_k_finish *a = k->a;
     if (estimate_row(k, 0)) {
         count_step(k);
@@ -185,8 +177,7 @@ static void judge_share(task *k)
 }
 
 /* A further row of a unit with a list: by its own verdict under the mass gate, which may send it to another pass. */
-static void end_further(task *k, int r)
-{
+static void end_further(task *k, int r) {
     if (k->a->policy.gate != PRHS_K_GATE_MASS) {
         output(k, r, false);
     } else if (estimate_row(k, r)) {
@@ -198,8 +189,7 @@ static void end_further(task *k, int r)
 }
 
 /* Ends row r; false: the unit's later rows belong to the next pass. */
-static bool end_row(task *k, int r)
-{
+static bool end_row(task *k, int r) {
     prhs_i32 todo = k->work[r * k->a->shape.units], mode = k->set->mode;
     if (todo == PRHS_WORK_NONE) {
         if (r > 0 || !k->a->verify || mode != PRHS_MODE_RETRIEVE)
@@ -224,8 +214,7 @@ static bool end_row(task *k, int r)
     return true;
 }
 
-static void finish_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void finish_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_finish *a = &op->args.finish;
     task k = { .op = op, .a = a, .state = prhs_cpu_mem(op, STATE), .ws = prhs_cpu_mem(op, WORK), .x = worker->scratch };
     k.b = item / (size_t)a->shape.units;
@@ -244,8 +233,7 @@ static void finish_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t
             break;
 }
 
-void prhs_cpu_finish(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_finish(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_finish *a = &op->args.finish;
     size_t items = (size_t)a->batch.max_seqs * (size_t)a->shape.units;
     prhs_cpu_run(queue, op, items, (double)items * a->batch.rows * a->shape.unit_heads * a->shape.dim * 16, finish_item);

@@ -7,9 +7,9 @@
 #ifndef PRHS_CPU_LANES_H
 #define PRHS_CPU_LANES_H
 
-#define PRHS_CPU_TILE 64                          /* K/V rows, and prompt query lanes, that are handled together */
+#define PRHS_CPU_TILE 64 /* K/V rows, and prompt query lanes, that are handled together */
 #define PRHS_CPU_PAD(dim) (((dim) + 15) & ~15)
-#define PRHS_CPU_LOWEST (-3e38f)                  /* where running maxima start: finite, so that -inf - max is no NaN */
+#define PRHS_CPU_LOWEST (-3e38f) /* where running maxima start: finite, so that -inf - max is no NaN */
 
 /* K or V rows of a tile: TILE pointers are readable (the last row repeats), n of them count. */
 typedef struct prhs_cpu_tile {
@@ -42,7 +42,8 @@ typedef struct prhs_cpu_lanes {
     /* s[r*TILE + lane] = sum_d k[r][d] * qt[d*TILE + lane] for all TILE rows of k; `lanes` is a multiple of 16. */
     void (*qk)(const float *k, const float *qt, int lanes, int dim, float *s);
     /* The same as soften, per lane, after scaling; key r has position first + r; mask NULL: everything is seen. */
-    void (*soften_lanes)(float *s, int lanes, float scale, int first, const prhs_cpu_mask *mask, float *max, float *sum, float *corr);
+    void (*soften_lanes)(float *s, int lanes, float scale, int first, const prhs_cpu_mask *mask, float *max, float *sum,
+                         float *corr);
     /* x -> exp(x), n elements; at most 1.5 ulp off. */
     void (*exps)(float *x, int n);
 } prhs_cpu_lanes;

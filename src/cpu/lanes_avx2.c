@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The inner loops for x86-64 with AVX2 and FMA. The pragmas, not compiler options, name the target: one list of options serves the whole folder. */
+/* The inner loops for x86-64 with AVX2 and FMA. The pragmas, not compiler options, name the target: one list of options serves
+ * the whole folder. */
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The inner loops for what every processor of the build's target has, and the choice among the tables. */
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -12,8 +13,7 @@
 #define LANES_NAME "base"
 #include "lanes_body.h"
 
-const prhs_cpu_lanes *prhs_cpu_lanes_pick(void)
-{
+const prhs_cpu_lanes *prhs_cpu_lanes_pick(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The code of lanes.h over vectors of W floats (GNU C vector extensions: gcc and clang), included by one lanes_*.c per instruction
- * set with W and LANES (the table's name) defined. No header that holds inline code may be included below the target pragma.
+ * The code of lanes.h over vectors of W floats (GNU C vector extensions: gcc and clang), included by one lanes_*.c per
+ * instruction set with W and LANES (the table's name) defined. No header that holds inline code may be included below the target
+ * pragma.
  */
 #define T PRHS_CPU_TILE
 #define INLINE static inline __attribute__((always_inline))
@@ -26,32 +27,22 @@ typedef int16_t vh __attribute__((vector_size(2 * W)));
 #define PICK(a, b, ...) __builtin_shuffle(a, b, (vi){ __VA_ARGS__ })
 #endif
 
-INLINE vf ld(const float *p)
-{
+INLINE vf ld(const float *p) {
     vf v;
     memcpy(&v, p, sizeof v);
     return v;
 }
 
-INLINE void st(float *p, vf v)
-{
-    memcpy(p, &v, sizeof v);
-}
+INLINE void st(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
-INLINE vf splat(float x)
-{
-    return x - (vf){ 0 };
-}
+INLINE vf splat(float x) { return x - (vf){ 0 }; }
 
 /* mask ? a : b, lane by lane. */
-INLINE vf choose(vi mask, vf a, vf b)
-{
-    return (vf)((mask & (vi)a) | (~mask & (vi)b));
-}
+INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
-/* Channels d ... d+W-1 of a row as floats. A half's exponent is rebiased by a multiplication, which also normalises subnormals. */
-INLINE vf load(int dtype, const char *row, int d)
-{
+/* Channels d ... d+W-1 of a row as floats. A half's exponent is rebiased by a multiplication, which also normalises subnormals.
+ */
+INLINE vf load(int dtype, const char *row, int d) {
     if (dtype == PRHS_K_F32)
         return ld((const float *)(const void *)row + d);
     vh h;
@@ -65,22 +56,19 @@ INLINE vf load(int dtype, const char *row, int d)
 }
 
 /* The same at the end of a row whose length W does not divide: zeros follow. */
-INLINE vf load_end(int dtype, const char *row, int d, int dim)
-{
+INLINE vf load_end(int dtype, const char *row, int d, int dim) {
     char tail[4 * W] = { 0 };
     size_t size = dtype == PRHS_K_F32 ? 4 : 2;
     memcpy(tail, row + (size_t)d * size, (size_t)(dim - d) * size);
     return load(dtype, tail, 0);
 }
 
-INLINE vf load_any(int dtype, const char *row, int d, int dim)
-{
+INLINE vf load_any(int dtype, const char *row, int d, int dim) {
     return W <= 8 || d + W <= dim ? load(dtype, row, d) : load_end(dtype, row, d, dim);
 }
 
 /* e^x: x = n ln 2 + r, a polynomial in r, 2^n in two factors so that the result may be subnormal or overflow. NaN stays. */
-INLINE vf exp_lanes(vf x)
-{
+INLINE vf exp_lanes(vf x) {
     x = choose(x < -110.0f, splat(-110.0f), x);
     x = choose(x > 100.0f, splat(100.0f), x);
     vf shifted = x * 1.44269504f + 12582912.0f;
@@ -98,23 +86,20 @@ INLINE vf exp_lanes(vf x)
 }
 
 /* Lane i of the result is the sum over the lanes of p[i]. */
-INLINE vf sum_across(vf *p)
-{
+INLINE vf sum_across(vf *p) {
     for (int m = W / 2; m >= 1; m /= 2)
         for (int i = 0; i < m; i++)
             p[i] = PICK(p[2 * i], p[2 * i + 1], EVEN) + PICK(p[2 * i], p[2 * i + 1], ODD);
     return p[0];
 }
 
-INLINE void prefetch_row(const char *row, int bytes)
-{
+INLINE void prefetch_row(const char *row, int bytes) {
     for (int i = 0; i < bytes; i += 64)
         __builtin_prefetch(row + i);
 }
 
 INLINE void dot_block(int dtype, int nq, const prhs_cpu_tile *k, const float *q, float scale, float *s,
-                      const prhs_cpu_tile *const *ahead)
-{
+                      const prhs_cpu_tile *const *ahead) {
     int dim = k->dim, pad = PRHS_CPU_PAD(dim), bytes = dim * (dtype == PRHS_K_F32 ? 4 : 2);
     for (int r = 0; r < k->n; r += W) {
         vf part[4][W];
@@ -138,9 +123,8 @@ INLINE void dot_block(int dtype, int nq, const prhs_cpu_tile *k, const float *q,
     }
 }
 
-INLINE void axpy_block(int dtype, int nq, int nv, const prhs_cpu_tile *v, int d, const float *p, int pq, int pr, const float *corr,
-                       float *acc)
-{
+INLINE void axpy_block(int dtype, int nq, int nv, const prhs_cpu_tile *v, int d, const float *p, int pq, int pr,
+                       const float *corr, float *acc) {
     int pad = PRHS_CPU_PAD(v->dim);
     vf sum[4][2] = { { { 0 } } };
     for (int r = 0; r < v->n; r++) {
@@ -160,8 +144,7 @@ INLINE void axpy_block(int dtype, int nq, int nv, const prhs_cpu_tile *v, int d,
         }
 }
 
-INLINE void axpy_rows(int dtype, int nq, const prhs_cpu_tile *v, const float *p, int pq, int pr, const float *corr, float *acc)
-{
+INLINE void axpy_rows(int dtype, int nq, const prhs_cpu_tile *v, const float *p, int pq, int pr, const float *corr, float *acc) {
     int d = 0;
     for (; d + W < v->dim; d += 2 * W)
         axpy_block(dtype, nq, 2, v, d, p, pq, pr, corr, acc);
@@ -169,8 +152,8 @@ INLINE void axpy_rows(int dtype, int nq, const prhs_cpu_tile *v, const float *p,
         axpy_block(dtype, nq, 1, v, d, p, pq, pr, corr, acc);
 }
 
-INLINE void moments_block(int dtype, int nq, const prhs_cpu_tile *k, const float *w, const float *corr, const float *c, float *m)
-{
+INLINE void moments_block(int dtype, int nq, const prhs_cpu_tile *k, const float *w, const float *corr, const float *c,
+                          float *m) {
     int pad = PRHS_CPU_PAD(k->dim);
     for (int d = 0; d < k->dim; d += W) {
         vf sum[4][2] = { { { 0 } } }, pivot = ld(c + d);
@@ -191,22 +174,21 @@ INLINE void moments_block(int dtype, int nq, const prhs_cpu_tile *k, const float
 }
 
 /* CALL(dtype, nq) with both as constants, for query rows in fours: one copy of the loop for each. */
-#define BY_NQ(CALL, dtype, nq) \
-    switch (nq) { \
-    case 1: CALL(dtype, 1); break; \
-    case 2: CALL(dtype, 2); break; \
-    case 3: CALL(dtype, 3); break; \
-    default: CALL(dtype, 4); break; \
+#define BY_NQ(CALL, dtype, nq)                                                                                                   \
+    switch (nq) {                                                                                                                \
+    case 1: CALL(dtype, 1); break;                                                                                               \
+    case 2: CALL(dtype, 2); break;                                                                                               \
+    case 3: CALL(dtype, 3); break;                                                                                               \
+    default: CALL(dtype, 4); break;                                                                                              \
     }
-#define BY_DTYPE(CALL, dtype, nq) \
-    switch (dtype) { \
-    case PRHS_K_F32: BY_NQ(CALL, PRHS_K_F32, nq) break; \
-    case PRHS_K_F16: BY_NQ(CALL, PRHS_K_F16, nq) break; \
-    default: BY_NQ(CALL, PRHS_K_BF16, nq) break; \
+#define BY_DTYPE(CALL, dtype, nq)                                                                                                \
+    switch (dtype) {                                                                                                             \
+    case PRHS_K_F32: BY_NQ(CALL, PRHS_K_F32, nq) break;                                                                          \
+    case PRHS_K_F16: BY_NQ(CALL, PRHS_K_F16, nq) break;                                                                          \
+    default: BY_NQ(CALL, PRHS_K_BF16, nq) break;                                                                                 \
     }
 
-static void lanes_dot(const prhs_cpu_tile *k, const float *q, int nq, float scale, float *s, const prhs_cpu_tile *const *ahead)
-{
+static void lanes_dot(const prhs_cpu_tile *k, const float *q, int nq, float scale, float *s, const prhs_cpu_tile *const *ahead) {
     for (int j = 0; j < nq; j += 4) {
 #define CALL(dtype, n) dot_block(dtype, n, k, q + j * PRHS_CPU_PAD(k->dim), scale, s + j * T, ahead)
         BY_DTYPE(CALL, k->dtype, nq - j)
@@ -215,8 +197,7 @@ static void lanes_dot(const prhs_cpu_tile *k, const float *q, int nq, float scal
     }
 }
 
-static void lanes_axpy(const prhs_cpu_tile *v, const float *p, int pq, int pr, int nq, const float *corr, float *acc)
-{
+static void lanes_axpy(const prhs_cpu_tile *v, const float *p, int pq, int pr, int nq, const float *corr, float *acc) {
     for (int j = 0; j < nq; j += 4) {
 #define CALL(dtype, n) axpy_rows(dtype, n, v, p + j * pq, pq, pr, corr + j, acc + j * PRHS_CPU_PAD(v->dim))
         BY_DTYPE(CALL, v->dtype, nq - j)
@@ -224,8 +205,7 @@ static void lanes_axpy(const prhs_cpu_tile *v, const float *p, int pq, int pr, i
     }
 }
 
-static void lanes_moments(const prhs_cpu_tile *k, const float *w, int nq, const float *corr, const float *c, float *m)
-{
+static void lanes_moments(const prhs_cpu_tile *k, const float *w, int nq, const float *corr, const float *c, float *m) {
     for (int j = 0; j < nq; j += 4) {
 #define CALL(dtype, n) moments_block(dtype, n, k, w + j * T, corr + j, c, m + 2 * j * PRHS_CPU_PAD(k->dim))
         BY_DTYPE(CALL, k->dtype, nq - j)
@@ -233,8 +213,7 @@ static void lanes_moments(const prhs_cpu_tile *k, const float *w, int nq, const 
     }
 }
 
-static void lanes_soften(float *s, int n, prhs_cpu_norm *norm)
-{
+static void lanes_soften(float *s, int n, prhs_cpu_norm *norm) {
     float lane[W], max = norm->max, sum = 0.0f;
     vf top = splat(norm->max), total = { 0 };
     for (int i = n; i % W; i++)
@@ -260,8 +239,7 @@ static void lanes_soften(float *s, int n, prhs_cpu_norm *norm)
     norm->max = max;
 }
 
-static void lanes_expand(const prhs_cpu_tile *t, float *out)
-{
+static void lanes_expand(const prhs_cpu_tile *t, float *out) {
     int pad = PRHS_CPU_PAD(t->dim);
     for (int r = 0; r < t->n; r++)
         for (int d = 0; d < pad; d += W) {
@@ -277,35 +255,35 @@ static void lanes_expand(const prhs_cpu_tile *t, float *out)
 
 #define KEYS (W == 16 ? 8 : 4) /* that the registers hold, times two vectors of lanes */
 
-INLINE void qk_block(int nv, const float *k, const float *qt, int dim, float *s)
-{
-    int pad = PRHS_CPU_PAD(dim);
+/* Channels [d, end) of KEYS dot products; short chains of additions, which `first` begins, keep the error down. */
+INLINE void qk_block(int nv, bool first, const float *k, const float *qt, int pad, int d, int end, float *s) {
     vf acc[8][2] = { { { 0 } } };
-    for (int d = 0; d < dim; d++)
+    for (; d < end; d++)
         for (int i = 0; i < KEYS; i++) {
             vf x = splat(k[i * pad + d]);
             for (int v = 0; v < nv; v++)
                 acc[i][v] += x * ld(qt + d * T + v * W);
         }
     for (int i = 0; i < KEYS; i++)
-        for (int v = 0; v < nv; v++)
-            st(s + i * T + v * W, acc[i][v]);
+        for (int v = 0; v < nv; v++) {
+            float *to = s + i * T + v * W;
+            st(to, first ? acc[i][v] : ld(to) + acc[i][v]);
+        }
 }
 
-static void lanes_qk(const float *k, const float *qt, int lanes, int dim, float *s)
-{
+static void lanes_qk(const float *k, const float *qt, int lanes, int dim, float *s) {
     int pad = PRHS_CPU_PAD(dim);
-    for (int r = 0; r < T; r += KEYS) {
-        int l = 0;
-        for (; l + W < lanes; l += 2 * W)
-            qk_block(2, k + r * pad, qt + l, dim, s + r * T + l);
-        if (l < lanes)
-            qk_block(1, k + r * pad, qt + l, dim, s + r * T + l);
-    }
+    for (int r = 0; r < T; r += KEYS)
+        for (int d = 0; d < dim; d += 16) {
+            int l = 0, end = d + 16 < dim ? d + 16 : dim;
+            for (; l + W < lanes; l += 2 * W)
+                qk_block(2, d == 0, k + r * pad, qt + l, pad, d, end, s + r * T + l);
+            if (l < lanes)
+                qk_block(1, d == 0, k + r * pad, qt + l, pad, d, end, s + r * T + l);
+        }
 }
 
-INLINE vf seen(vf s, int j, int l, const prhs_cpu_mask *mask)
-{
+INLINE vf seen(vf s, int j, int l, const prhs_cpu_mask *mask) {
     vi start, pos;
     memcpy(&start, mask->start + l, sizeof start);
     memcpy(&pos, mask->pos + l, sizeof pos);
@@ -314,8 +292,7 @@ INLINE vf seen(vf s, int j, int l, const prhs_cpu_mask *mask)
 }
 
 static void lanes_soften_lanes(float *s, int lanes, float scale, int first, const prhs_cpu_mask *mask, float *max, float *sum,
-                               float *corr)
-{
+                               float *corr) {
     for (int l = 0; l < lanes; l += W) {
         vf old = ld(max + l), top = old, total = { 0 };
         for (int r = 0; r < T; r++) {
@@ -337,8 +314,7 @@ static void lanes_soften_lanes(float *s, int lanes, float scale, int first, cons
     }
 }
 
-static void lanes_exps(float *x, int n)
-{
+static void lanes_exps(float *x, int n) {
     int i = 0;
     for (; i + W <= n; i += W)
         st(x + i, exp_lanes(ld(x + i)));

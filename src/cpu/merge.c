@@ -2,8 +2,7 @@
 /* merge, combine, gate: the small ops that stand alone. */
 #include "rows.h"
 
-static void merge_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void merge_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     enum { PARTS, PARTS_LSE, OUT, LSE };
     const prhs_k_merge *a = &op->args.merge;
     int row = (int)(item / (size_t)a->shape.heads), h = (int)(item % (size_t)a->shape.heads);
@@ -17,15 +16,13 @@ static void merge_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t 
         ((float *)(void *)(prhs_cpu_mem(op, LSE) + a->out_lse_off))[item] = l;
 }
 
-void prhs_cpu_merge(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_merge(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_merge *a = &op->args.merge;
     size_t items = (size_t)a->rows * (size_t)a->shape.heads;
     prhs_cpu_run(queue, op, items, (double)items * a->parts * a->shape.dim, merge_item);
 }
 
-static void combine_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void combine_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     enum { SEQS, WORK, OUT, LSE };
     const prhs_k_combine *a = &op->args.combine;
     const prhs_k_work *w = &a->work;
@@ -49,20 +46,17 @@ static void combine_item(const prhs_op *op, const prhs_cpu_worker *worker, size_
         ((float *)(void *)(prhs_cpu_mem(op, LSE) + a->lse_off))[(prhs_i64)row * a->shape.heads + h] = l;
 }
 
-void prhs_cpu_combine(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_combine(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_combine *a = &op->args.combine;
     size_t items = (size_t)a->batch.max_seqs * (size_t)a->batch.rows * (size_t)a->shape.heads;
     prhs_cpu_run(queue, op, items, (double)items * a->shape.dim * 16, combine_item);
 }
 
-static const float *floats(const prhs_op *op, int mem, prhs_i64 off)
-{
+static const float *floats(const prhs_op *op, int mem, prhs_i64 off) {
     return (const float *)(void *)(prhs_cpu_mem(op, mem) + off);
 }
 
-static void gate_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void gate_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     enum { Q, QREF, MOMENTS_IN, DROPPED, LSE, COSINE, DELTA };
     const prhs_k_gate *a = &op->args.gate;
     int row = (int)(item / (size_t)a->shape.heads), h = (int)(item % (size_t)a->shape.heads), dim = a->shape.dim;
@@ -77,8 +71,7 @@ static void gate_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t i
         prhs_cpu_estimate(q, ref, moments, dim, a->shape.scale, dropped, lse);
 }
 
-void prhs_cpu_gate(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_gate(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_gate *a = &op->args.gate;
     size_t items = (size_t)a->rows * (size_t)a->shape.heads;
     prhs_cpu_run(queue, op, items, (double)items * a->shape.dim * 4, gate_item);

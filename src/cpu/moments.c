@@ -12,12 +12,12 @@ typedef struct scratch {
 _Static_assert(sizeof(scratch) <= PRHS_CPU_SCRATCH, "moments' scratch");
 
 /* The chunks' moments, brought to one maximum; returns the middle's sum of weights. Rows of mom are padded. */
-static float merge_chunks(const prhs_k_moments *a, char *work, size_t b, int h, int n, float *mom, float *max)
-{
-    int chunks = prhs_cpu_chunk_count(n, a->work.score_chunk_min, a->work.score_chunks), dim = a->shape.dim, pad = PRHS_CPU_PAD(dim);
+static float merge_chunks(const prhs_k_moments *a, char *work, size_t b, int h, int n, float *mom, float *max) {
+    int chunks = prhs_cpu_chunk_count(n, a->work.score_chunk_min, a->work.score_chunks), dim = a->shape.dim,
+        pad = PRHS_CPU_PAD(dim);
     const float *norm = prhs_cpu_norms(&a->work, &a->shape, work, b, h);
-    const float *from = (float *)(void *)(work + a->work.mom_off) +
-                        ((prhs_i64)b * a->shape.heads + h) * a->work.score_chunks * 2 * dim;
+    const float *from =
+        (float *)(void *)(work + a->work.mom_off) + ((prhs_i64)b * a->shape.heads + h) * a->work.score_chunks * 2 * dim;
     float sum = 0.0f;
     *max = PRHS_CPU_LOWEST;
     for (int c = 0; c < chunks; c++)
@@ -35,8 +35,8 @@ static float merge_chunks(const prhs_k_moments *a, char *work, size_t b, int h, 
 }
 
 /* Sums the same over the attended tokens of the middle, in the order of the set. */
-static void sum_attended(const prhs_cpu_lanes *lanes, const prhs_cpu_span *span, const prhs_cpu_cache *k, const float *s, float max, scratch *x)
-{
+static void sum_attended(const prhs_cpu_lanes *lanes, const prhs_cpu_span *span, const prhs_cpu_cache *k, const float *s,
+                         float max, scratch *x) {
     const float keep = 1.0f;
     memset(x->gone, 0, sizeof x->gone);
     for (int i = span->sinks; i < span->n;) {
@@ -56,8 +56,8 @@ static void sum_attended(const prhs_cpu_lanes *lanes, const prhs_cpu_span *span,
     }
 }
 
-static void moments_head(const prhs_op *op, const prhs_cpu_worker *worker, const prhs_seq *e, const prhs_set *set, size_t b, int h)
-{
+static void moments_head(const prhs_op *op, const prhs_cpu_worker *worker, const prhs_seq *e, const prhs_set *set, size_t b,
+                         int h) {
     const prhs_k_moments *a = &op->args.moments;
     char *state = prhs_cpu_mem(op, STATE), *work = prhs_cpu_mem(op, WORK);
     scratch *x = worker->scratch;
@@ -69,8 +69,8 @@ static void moments_head(const prhs_op *op, const prhs_cpu_worker *worker, const
         return;
     }
     prhs_cpu_cache k = prhs_cpu_keys(&a->kv, &a->batch, prhs_cpu_mem(op, PAGES), prhs_cpu_mem(op, K), b, h / a->shape.group);
-    prhs_cpu_span span = prhs_cpu_span_of(set, prhs_cpu_list(&a->state, state, e->slot, h / a->shape.unit_heads), a->state.list_cap,
-                                          prhs_cpu_min(n, set->mid_end));
+    prhs_cpu_span span = prhs_cpu_span_of(set, prhs_cpu_list(&a->state, state, e->slot, h / a->shape.unit_heads),
+                                          a->state.list_cap, prhs_cpu_min(n, set->mid_end));
     x->k.dtype = a->kv.dtype;
     x->k.dim = dim;
     memset(x->pivot, 0, sizeof x->pivot);
@@ -86,8 +86,7 @@ static void moments_head(const prhs_op *op, const prhs_cpu_worker *worker, const
     }
 }
 
-static void moments_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void moments_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_moments *a = &op->args.moments;
     size_t b = item / (size_t)a->shape.heads;
     int h = (int)(item % (size_t)a->shape.heads);
@@ -99,10 +98,10 @@ static void moments_item(const prhs_op *op, const prhs_cpu_worker *worker, size_
         moments_head(op, worker, e, set, b, h);
 }
 
-void prhs_cpu_moments(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_moments(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_moments *a = &op->args.moments;
     double tokens;
     prhs_cpu_longest(&a->batch, prhs_cpu_mem(op, SEQS), false, &tokens);
-    prhs_cpu_run(queue, op, (size_t)a->batch.max_seqs * (size_t)a->shape.heads, tokens * a->shape.heads * a->shape.dim / 8, moments_item);
+    prhs_cpu_run(queue, op, (size_t)a->batch.max_seqs * (size_t)a->shape.heads, tokens * a->shape.heads * a->shape.dim / 8,
+                 moments_item);
 }

@@ -11,8 +11,7 @@ typedef struct scratch {
 _Static_assert(sizeof(scratch) <= PRHS_CPU_SCRATCH, "plan's scratch");
 
 /* Whether row r of the caller's rows has a cosine above tau with ref (padded rows) for all heads of the unit. A NaN has not. */
-static bool close_to(const prhs_op *op, int row, int u, const float *ref, scratch *x)
-{
+static bool close_to(const prhs_op *op, int row, int u, const float *ref, scratch *x) {
     const prhs_k_plan *a = &op->args.plan;
     int heads = a->shape.unit_heads, pad = PRHS_CPU_PAD(a->shape.dim);
     prhs_cpu_load_q(&a->q, prhs_cpu_mem(op, Q), row, u * heads, heads, a->shape.dim, x->q);
@@ -23,8 +22,7 @@ static bool close_to(const prhs_op *op, int row, int u, const float *ref, scratc
 }
 
 /* The reference queries of a unit as padded rows. */
-static void load_refs(const prhs_op *op, const prhs_seq *e, int u, float *ref)
-{
+static void load_refs(const prhs_op *op, const prhs_seq *e, int u, float *ref) {
     const prhs_k_plan *a = &op->args.plan;
     int heads = a->shape.unit_heads, dim = a->shape.dim;
     const float *from = prhs_cpu_qref(&a->state, prhs_cpu_mem(op, STATE), e->slot, u * heads, dim);
@@ -33,8 +31,7 @@ static void load_refs(const prhs_op *op, const prhs_seq *e, int u, float *ref)
 }
 
 /* The list of an earlier step, where block and gate allow it. */
-static bool try_share(const prhs_op *op, const prhs_seq *e, int u, int t, scratch *x, prhs_set *set)
-{
+static bool try_share(const prhs_op *op, const prhs_seq *e, int u, int t, scratch *x, prhs_set *set) {
     const prhs_k_plan *a = &op->args.plan;
     const prhs_k_policy *p = &a->policy;
     char *state = prhs_cpu_mem(op, STATE);
@@ -60,8 +57,7 @@ static bool try_share(const prhs_op *op, const prhs_seq *e, int u, int t, scratc
     return true;
 }
 
-static prhs_set choose_set(const prhs_op *op, const prhs_seq *e, int u, int t, scratch *x)
-{
+static prhs_set choose_set(const prhs_op *op, const prhs_seq *e, int u, int t, scratch *x) {
     const prhs_k_policy *p = &op->args.plan.policy;
     prhs_cpu_bounds at = prhs_cpu_bounds_at(p, t);
     prhs_set set = { .mode = PRHS_MODE_DENSE, .run = 1, .end = e->kv_len };
@@ -84,22 +80,20 @@ static prhs_set choose_set(const prhs_op *op, const prhs_seq *e, int u, int t, s
 }
 
 /* Row r >= 1 under the cosine gate: the list if its own query is close to the reference, which is row 0 on a retrieval. */
-static prhs_i32 row_work(const prhs_op *op, const prhs_seq *e, int u, int r, const prhs_set *set, scratch *x)
-{
+static prhs_i32 row_work(const prhs_op *op, const prhs_seq *e, int u, int r, const prhs_set *set, scratch *x) {
     const prhs_k_plan *a = &op->args.plan;
     if (set->mode == PRHS_MODE_SHARE)
         load_refs(op, e, u, x->ref);
     else
-        prhs_cpu_load_q(&a->q, prhs_cpu_mem(op, Q), prhs_cpu_row_index(e, 0), u * a->shape.unit_heads, a->shape.unit_heads, a->shape.dim,
-                        x->ref);
+        prhs_cpu_load_q(&a->q, prhs_cpu_mem(op, Q), prhs_cpu_row_index(e, 0), u * a->shape.unit_heads, a->shape.unit_heads,
+                        a->shape.dim, x->ref);
     if (close_to(op, prhs_cpu_row_index(e, r), u, x->ref, x))
         return PRHS_WORK_SET;
     prhs_cpu_unit_stat(&a->state, prhs_cpu_mem(op, STATE), e->slot, u)->rows_dense++;
     return PRHS_WORK_ALL;
 }
 
-static prhs_i32 first_work(const prhs_op *op, const prhs_seq *e, int u, int r, const prhs_set *set, scratch *x)
-{
+static prhs_i32 first_work(const prhs_op *op, const prhs_seq *e, int u, int r, const prhs_set *set, scratch *x) {
     prhs_i32 gate = op->args.plan.policy.gate;
     if (r >= prhs_cpu_decode_rows(e) || set->mode == PRHS_MODE_IDLE)
         return PRHS_WORK_NONE;
@@ -112,8 +106,7 @@ static prhs_i32 first_work(const prhs_op *op, const prhs_seq *e, int u, int r, c
     return r == 0 ? PRHS_WORK_SET : row_work(op, e, u, r, set, x);
 }
 
-static void plan_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void plan_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_plan *a = &op->args.plan;
     char *work = prhs_cpu_mem(op, WORK);
     size_t b = item / (size_t)a->shape.units;
@@ -131,8 +124,7 @@ static void plan_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t i
         todo[r * a->shape.units] = idle ? PRHS_WORK_NONE : first_work(op, e, u, r, &set, worker->scratch);
 }
 
-void prhs_cpu_plan(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_plan(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_plan *a = &op->args.plan;
     size_t items = (size_t)a->batch.max_seqs * (size_t)a->shape.units;
     prhs_cpu_run(queue, op, items, (double)items * a->shape.unit_heads * a->shape.dim, plan_item);

@@ -9,8 +9,7 @@ typedef struct prhs_cpu_bounds {
     int win, start, low; /* w, P and the middle's begin */
 } prhs_cpu_bounds;
 
-static inline prhs_cpu_bounds prhs_cpu_bounds_at(const prhs_k_policy *p, int t)
-{
+static inline prhs_cpu_bounds prhs_cpu_bounds_at(const prhs_k_policy *p, int t) {
     prhs_cpu_bounds x;
     x.win = prhs_cpu_max(0, t + 1 - p->local);
     x.start = prhs_cpu_psaw(p->psaw, t);
@@ -18,11 +17,15 @@ static inline prhs_cpu_bounds prhs_cpu_bounds_at(const prhs_k_policy *p, int t)
     return x;
 }
 
-static inline prhs_set prhs_cpu_fresh(const prhs_k_policy *p, int t, int kv_len)
-{
+static inline prhs_set prhs_cpu_fresh(const prhs_k_policy *p, int t, int kv_len) {
     prhs_cpu_bounds x = prhs_cpu_bounds_at(p, t);
-    return (prhs_set){ .mode = PRHS_MODE_RETRIEVE, .sink_end = p->sinks, .run = p->run, .win_begin = x.win, .end = kv_len,
-                       .mid_begin = x.low, .mid_end = x.win };
+    return (prhs_set){ .mode = PRHS_MODE_RETRIEVE,
+                       .sink_end = p->sinks,
+                       .run = p->run,
+                       .win_begin = x.win,
+                       .end = kv_len,
+                       .mid_begin = x.low,
+                       .mid_end = x.win };
 }
 
 #endif

@@ -37,29 +37,25 @@ struct prhs_cpu_pool {
     helper helpers[];
 };
 
-static void relax(void)
-{
+static void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #endif
 }
 
-static void take_items(job *j, const prhs_cpu_worker *worker)
-{
+static void take_items(job *j, const prhs_cpu_worker *worker) {
     for (size_t i; (i = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed)) < j->n;)
         j->item(j->op, worker, i);
 }
 
-static job *open_job(prhs_cpu_pool *pool)
-{
+static job *open_job(prhs_cpu_pool *pool) {
     job *j = pool->jobs;
     while (j && atomic_load_explicit(&j->next, memory_order_relaxed) >= j->n)
         j = j->link;
     return j;
 }
 
-static void *help(void *arg)
-{
+static void *help(void *arg) {
     helper *me = arg;
     prhs_cpu_pool *pool = me->pool;
     prhs_cpu_worker worker = { pool->lanes, me->scratch };
@@ -87,8 +83,7 @@ static void *help(void *arg)
     return NULL;
 }
 
-void prhs_cpu_pool_run(prhs_cpu_pool *pool, const prhs_op *op, size_t n, prhs_cpu_item *item, void *scratch)
-{
+void prhs_cpu_pool_run(prhs_cpu_pool *pool, const prhs_op *op, size_t n, prhs_cpu_item *item, void *scratch) {
     prhs_cpu_worker worker = { pool->lanes, scratch };
     job j = { .op = op, .item = item, .n = n };
     pthread_mutex_lock(&pool->mutex);
@@ -110,8 +105,7 @@ void prhs_cpu_pool_run(prhs_cpu_pool *pool, const prhs_op *op, size_t n, prhs_cp
     pthread_mutex_unlock(&pool->mutex);
 }
 
-prhs_cpu_pool *prhs_cpu_pool_create(unsigned threads, const prhs_cpu_lanes *lanes)
-{
+prhs_cpu_pool *prhs_cpu_pool_create(unsigned threads, const prhs_cpu_lanes *lanes) {
     unsigned wanted = threads > 1 ? threads - 1 : 0;
     prhs_cpu_pool *pool = calloc(1, sizeof *pool + wanted * sizeof *pool->helpers);
     if (!pool)
@@ -133,8 +127,7 @@ prhs_cpu_pool *prhs_cpu_pool_create(unsigned threads, const prhs_cpu_lanes *lane
     return pool;
 }
 
-void prhs_cpu_pool_destroy(prhs_cpu_pool *pool)
-{
+void prhs_cpu_pool_destroy(prhs_cpu_pool *pool) {
     if (!pool)
         return;
     pthread_mutex_lock(&pool->mutex);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * prefill: causal attention of prompt rows, with PSAW's window, without ETF's frozen rows. Query rows times the group's heads are
- * the lanes of a matrix product; keys come in blocks cut at absolute multiples of TILE, so that a row's bits depend on its position
- * only. A block that some row may not see in full goes row by row through the values: a masked value may be NaN.
+ * the lanes of a matrix product; keys come in blocks cut at absolute multiples of TILE, so that a row's bits depend on its
+ * position only. A block that some row may not see in full goes row by row through the values: a masked value may be NaN.
  */
 #include "rows.h"
 
@@ -35,15 +35,13 @@ typedef struct task {
     int first_pos, last_pos, low, high; /* positions of the rows; smallest and largest window start */
 } task;
 
-static int window_start(const prhs_k_prefill *a, int pos)
-{
+static int window_start(const prhs_k_prefill *a, int pos) {
     int p = prhs_cpu_psaw(a->psaw, pos);
     return p <= a->sinks ? 0 : p;
 }
 
 /* Lane i*G + g is head g of row i. Lanes past the last one are zero queries that see nothing. */
-static void load_lanes(task *t)
-{
+static void load_lanes(task *t) {
     const prhs_k_prefill *a = t->a;
     scratch *x = t->x;
     int group = a->shape.group, dim = a->shape.dim, used = t->rows * group;
@@ -58,8 +56,10 @@ static void load_lanes(task *t)
         x->sum[l] = 0.0f;
         memset(q, 0, sizeof q);
         if (l < used)
-            prhs_cpu_load(a->q.dtype, prhs_cpu_row(&a->q, prhs_cpu_mem(t->op, Q), t->e->row_begin + t->row + l / group,
-                                                   t->hk * group + l % group), dim, q);
+            prhs_cpu_load(
+                a->q.dtype,
+                prhs_cpu_row(&a->q, prhs_cpu_mem(t->op, Q), t->e->row_begin + t->row + l / group, t->hk * group + l % group), dim,
+                q);
         for (int d = 0; d < dim; d++)
             x->qt[d * T + l] = q[d];
     }
@@ -69,8 +69,7 @@ static void load_lanes(task *t)
 }
 
 /* Keys and values of block [j, j + T) as floats, up to the last row's position. */
-static void load_block(const task *t, int j)
-{
+static void load_block(const task *t, int j) {
     scratch *x = t->x;
     int end = prhs_cpu_min(j + T, t->last_pos + 1), pad = PRHS_CPU_PAD(t->a->shape.dim);
     x->rows.dtype = t->a->kv.dtype;
@@ -88,8 +87,7 @@ static void load_block(const task *t, int j)
 }
 
 /* Values of a block that not every row sees in full: each row's heads take the rows that it does see. */
-static void add_seen(const task *t, int j)
-{
+static void add_seen(const task *t, int j) {
     scratch *x = t->x;
     int group = t->a->shape.group, pad = PRHS_CPU_PAD(t->a->shape.dim);
     x->seen.dtype = PRHS_K_F32;
@@ -111,8 +109,7 @@ static void add_seen(const task *t, int j)
     }
 }
 
-static void add_block(const task *t, int j)
-{
+static void add_block(const task *t, int j) {
     scratch *x = t->x;
     int sinks = t->a->sinks, dim = t->a->shape.dim;
     bool full = j + T - 1 <= t->first_pos && (j >= t->high || j + T <= sinks);
@@ -125,8 +122,7 @@ static void add_block(const task *t, int j)
         add_seen(t, j);
 }
 
-static void put_rows(const task *t)
-{
+static void put_rows(const task *t) {
     const prhs_k_prefill *a = t->a;
     int group = a->shape.group, dim = a->shape.dim, pad = PRHS_CPU_PAD(dim);
     for (int l = 0; l < t->rows * group; l++) {
@@ -141,8 +137,7 @@ static void put_rows(const task *t)
     }
 }
 
-static void attend_rows(task *t)
-{
+static void attend_rows(task *t) {
     t->first_pos = t->e->kv_len - t->e->row_count + t->row;
     t->last_pos = t->first_pos + t->rows - 1;
     load_lanes(t);
@@ -153,8 +148,7 @@ static void attend_rows(task *t)
 }
 
 /* Position from which on rows are computed: ETF's frozen ones come before it. */
-static int first_live(const prhs_op *op, const prhs_seq *e)
-{
+static int first_live(const prhs_op *op, const prhs_seq *e) {
     const prhs_k_prefill *a = &op->args.prefill;
     if (a->etf == 0)
         return 0;
@@ -165,8 +159,7 @@ static int first_live(const prhs_op *op, const prhs_seq *e)
     return 0;
 }
 
-static void prefill_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void prefill_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_prefill *a = &op->args.prefill;
     size_t kv_heads = (size_t)a->shape.kv_heads, b = item / kv_heads % (size_t)a->batch.max_seqs;
     prhs_i64 begin = (prhs_i64)(item / kv_heads / (size_t)a->batch.max_seqs) * a->tile;
@@ -186,8 +179,7 @@ static void prefill_item(const prhs_op *op, const prhs_cpu_worker *worker, size_
     }
 }
 
-void prhs_cpu_prefill(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_prefill(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_prefill *a = &op->args.prefill;
     double work = 0.0;
     int most = 0;

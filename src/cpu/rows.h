@@ -9,26 +9,18 @@
 #include "cpu.h"
 
 /* The start of an op's buffer i; NULL where it is absent. */
-static inline char *prhs_cpu_mem(const prhs_op *op, int i)
-{
-    return op->mem[i] ? ((prhs_cpu_buffer *)op->mem[i])->host : NULL;
-}
+static inline char *prhs_cpu_mem(const prhs_op *op, int i) { return op->mem[i] ? ((prhs_cpu_buffer *)op->mem[i])->host : NULL; }
 
 /* --- entries --- */
 
-static inline const prhs_seq *prhs_cpu_seq(const prhs_k_batch *batch, const char *seqs, size_t b)
-{
+static inline const prhs_seq *prhs_cpu_seq(const prhs_k_batch *batch, const char *seqs, size_t b) {
     return (const prhs_seq *)(const void *)(seqs + batch->seqs_off) + b;
 }
 
-static inline bool prhs_cpu_decodes(const prhs_seq *e)
-{
-    return !(e->flags & (PRHS_SEQ_PREFILL | PRHS_SEQ_SEED));
-}
+static inline bool prhs_cpu_decodes(const prhs_seq *e) { return !(e->flags & (PRHS_SEQ_PREFILL | PRHS_SEQ_SEED)); }
 
 /* The PRHS_FAULT_* bits of an entry that is not idle: what must not be followed into arrays. */
-static inline prhs_i32 prhs_cpu_faults(const prhs_k_batch *batch, const prhs_seq *e)
-{
+static inline prhs_i32 prhs_cpu_faults(const prhs_k_batch *batch, const prhs_seq *e) {
     prhs_i32 faults = 0;
     if (e->slot >= batch->max_slots)
         faults |= PRHS_FAULT_SLOT;
@@ -39,31 +31,26 @@ static inline prhs_i32 prhs_cpu_faults(const prhs_k_batch *batch, const prhs_seq
     return faults;
 }
 
-static inline bool prhs_cpu_idle(const prhs_k_batch *batch, const prhs_seq *e)
-{
+static inline bool prhs_cpu_idle(const prhs_k_batch *batch, const prhs_seq *e) {
     return e->slot < 0 || e->row_count <= 0 || prhs_cpu_faults(batch, e) != 0;
 }
 
 /* Rows that an entry brings to the decode path: its own, or the one that seeds, or none. */
-static inline int prhs_cpu_decode_rows(const prhs_seq *e)
-{
+static inline int prhs_cpu_decode_rows(const prhs_seq *e) {
     return e->flags & PRHS_SEQ_SEED ? 1 : e->flags & PRHS_SEQ_PREFILL ? 0 : e->row_count;
 }
 
 /* Decode row r of an entry: its index among the caller's rows and its position. A seed's only row is the entry's last. */
-static inline int prhs_cpu_row_index(const prhs_seq *e, int r)
-{
+static inline int prhs_cpu_row_index(const prhs_seq *e, int r) {
     return e->row_begin + (e->flags & PRHS_SEQ_SEED ? e->row_count - 1 : r);
 }
 
-static inline int prhs_cpu_row_pos(const prhs_seq *e, int r)
-{
+static inline int prhs_cpu_row_pos(const prhs_seq *e, int r) {
     return e->kv_len - e->row_count + (e->flags & PRHS_SEQ_SEED ? e->row_count - 1 : r);
 }
 
 /* The longest kv_len of the batch's good entries that have decode rows (or, with prompts, of all), 0: nothing to do. */
-static inline int prhs_cpu_longest(const prhs_k_batch *batch, const char *seqs, bool prompts, double *tokens)
-{
+static inline int prhs_cpu_longest(const prhs_k_batch *batch, const char *seqs, bool prompts, double *tokens) {
     int longest = 0;
     *tokens = 0.0;
     for (int b = 0; b < batch->max_seqs; b++) {
@@ -78,14 +65,12 @@ static inline int prhs_cpu_longest(const prhs_k_batch *batch, const char *seqs, 
 
 /* --- rows --- */
 
-static inline char *prhs_cpu_row(const prhs_k_rows *rows, char *base, int row, int head)
-{
+static inline char *prhs_cpu_row(const prhs_k_rows *rows, char *base, int row, int head) {
     return base + rows->off + (row * rows->row + head * rows->head) * prhs_cpu_size(rows->dtype);
 }
 
 /* `heads` heads from `head` on of a query row as padded floats. */
-static inline void prhs_cpu_load_q(const prhs_k_rows *q, char *base, int row, int head, int heads, int dim, float *out)
-{
+static inline void prhs_cpu_load_q(const prhs_k_rows *q, char *base, int row, int head, int heads, int dim, float *out) {
     int pad = PRHS_CPU_PAD(dim);
     for (int j = 0; j < heads; j++) {
         prhs_cpu_load(q->dtype, prhs_cpu_row(q, base, row, head + j), dim, out + j * pad);
@@ -101,40 +86,39 @@ typedef struct prhs_cpu_cache {
     prhs_i32 page_size, last_page;
 } prhs_cpu_cache;
 
-static inline prhs_cpu_cache prhs_cpu_keys(const prhs_k_kv *kv, const prhs_k_batch *batch, char *pages, char *k, size_t b, int head)
-{
+static inline prhs_cpu_cache prhs_cpu_keys(const prhs_k_kv *kv, const prhs_k_batch *batch, char *pages, char *k, size_t b,
+                                           int head) {
     int size = prhs_cpu_size(kv->dtype);
     const prhs_i32 *table = (const prhs_i32 *)(const void *)(pages + batch->pages_off) + (prhs_i64)b * batch->page_stride;
-    return (prhs_cpu_cache){ k + kv->k_off + head * kv->k_head * size, table, kv->k_page * size, kv->k_token * size, kv->page_size,
-                             kv->pages - 1 };
+    return (prhs_cpu_cache){
+        k + kv->k_off + head * kv->k_head * size, table, kv->k_page * size, kv->k_token * size, kv->page_size, kv->pages - 1
+    };
 }
 
-static inline prhs_cpu_cache prhs_cpu_values(const prhs_k_kv *kv, const prhs_k_batch *batch, char *pages, char *v, size_t b, int head)
-{
+static inline prhs_cpu_cache prhs_cpu_values(const prhs_k_kv *kv, const prhs_k_batch *batch, char *pages, char *v, size_t b,
+                                             int head) {
     int size = prhs_cpu_size(kv->dtype);
     const prhs_i32 *table = (const prhs_i32 *)(const void *)(pages + batch->pages_off) + (prhs_i64)b * batch->page_stride;
-    return (prhs_cpu_cache){ v + kv->v_off + head * kv->v_head * size, table, kv->v_page * size, kv->v_token * size, kv->page_size,
-                             kv->pages - 1 };
+    return (prhs_cpu_cache){
+        v + kv->v_off + head * kv->v_head * size, table, kv->v_page * size, kv->v_token * size, kv->page_size, kv->pages - 1
+    };
 }
 
-static inline char *prhs_cpu_cached(const prhs_cpu_cache *c, int j)
-{
+static inline char *prhs_cpu_cached(const prhs_cpu_cache *c, int j) {
     prhs_i32 page = c->pages[j / c->page_size];
     page = page < 0 ? 0 : page > c->last_page ? c->last_page : page;
     return c->base + page * c->page + j % c->page_size * c->token;
 }
 
 /* Completes a tile of n rows: vectors may look at rows past them. */
-static inline void prhs_cpu_close_tile(prhs_cpu_tile *t, int n)
-{
+static inline void prhs_cpu_close_tile(prhs_cpu_tile *t, int n) {
     t->n = n;
     for (int r = n; r < PRHS_CPU_TILE; r++)
         t->row[r] = t->row[n - 1];
 }
 
 /* Rows [begin, end) as a tile; at most TILE. */
-static inline void prhs_cpu_range(const prhs_cpu_cache *c, int begin, int end, prhs_cpu_tile *t)
-{
+static inline void prhs_cpu_range(const prhs_cpu_cache *c, int begin, int end, prhs_cpu_tile *t) {
     for (int j = begin; j < end; j++)
         t->row[j - begin] = prhs_cpu_cached(c, j);
     prhs_cpu_close_tile(t, end - begin);
@@ -142,74 +126,61 @@ static inline void prhs_cpu_range(const prhs_cpu_cache *c, int begin, int end, p
 
 /* --- chunks --- */
 
-static inline int prhs_cpu_chunk(int n, int min, int chunks)
-{
+static inline int prhs_cpu_chunk(int n, int min, int chunks) {
     int chunk = ((n + chunks - 1) / chunks + 15) & ~15;
     return chunk > min ? chunk : min;
 }
 
-static inline int prhs_cpu_chunk_count(int n, int min, int chunks)
-{
+static inline int prhs_cpu_chunk_count(int n, int min, int chunks) {
     int chunk = prhs_cpu_chunk(n, min, chunks);
     return (n + chunk - 1) / chunk;
 }
 
 /* --- state and workspace --- */
 
-static inline void *prhs_cpu_state(const prhs_k_state *st, char *state, int slot, prhs_i64 off)
-{
+static inline void *prhs_cpu_state(const prhs_k_state *st, char *state, int slot, prhs_i64 off) {
     return state + slot * st->slot_bytes + off;
 }
 
-static inline prhs_unit_state *prhs_cpu_unit(const prhs_k_state *st, char *state, int slot, int u)
-{
+static inline prhs_unit_state *prhs_cpu_unit(const prhs_k_state *st, char *state, int slot, int u) {
     return (prhs_unit_state *)prhs_cpu_state(st, state, slot, st->unit_off) + u;
 }
 
-static inline prhs_i32 *prhs_cpu_list(const prhs_k_state *st, char *state, int slot, int u)
-{
+static inline prhs_i32 *prhs_cpu_list(const prhs_k_state *st, char *state, int slot, int u) {
     return (prhs_i32 *)prhs_cpu_state(st, state, slot, st->list_off) + (prhs_i64)u * st->list_cap;
 }
 
-static inline prhs_head_ref *prhs_cpu_head(const prhs_k_state *st, char *state, int slot, int h)
-{
+static inline prhs_head_ref *prhs_cpu_head(const prhs_k_state *st, char *state, int slot, int h) {
     return (prhs_head_ref *)prhs_cpu_state(st, state, slot, st->head_off) + h;
 }
 
-static inline prhs_unit_stat *prhs_cpu_unit_stat(const prhs_k_state *st, char *state, int slot, int u)
-{
+static inline prhs_unit_stat *prhs_cpu_unit_stat(const prhs_k_state *st, char *state, int slot, int u) {
     return (prhs_unit_stat *)(void *)(state + slot * st->stat_slot_bytes + st->unit_stat_off) + u;
 }
 
-static inline prhs_head_stat *prhs_cpu_head_stat(const prhs_k_state *st, char *state, int slot, int h)
-{
+static inline prhs_head_stat *prhs_cpu_head_stat(const prhs_k_state *st, char *state, int slot, int h) {
     return (prhs_head_stat *)(void *)(state + slot * st->stat_slot_bytes + st->head_stat_off) + h;
 }
 
-static inline float *prhs_cpu_qref(const prhs_k_state *st, char *state, int slot, int h, int dim)
-{
+static inline float *prhs_cpu_qref(const prhs_k_state *st, char *state, int slot, int h, int dim) {
     return (float *)prhs_cpu_state(st, state, slot, st->qref_off) + h * dim;
 }
 
-static inline prhs_set *prhs_cpu_set(const prhs_k_work *w, const prhs_k_shape *shape, char *work, size_t b, int u)
-{
+static inline prhs_set *prhs_cpu_set(const prhs_k_work *w, const prhs_k_shape *shape, char *work, size_t b, int u) {
     return (prhs_set *)(void *)(work + w->set_off) + (prhs_i64)b * shape->units + u;
 }
 
 /* Work of row 0; that of row r is r * units further. */
-static inline prhs_i32 *prhs_cpu_work(const prhs_k_work *w, const prhs_k_batch *batch, const prhs_k_shape *shape, char *work, size_t b,
-                                      int u)
-{
+static inline prhs_i32 *prhs_cpu_work(const prhs_k_work *w, const prhs_k_batch *batch, const prhs_k_shape *shape, char *work,
+                                      size_t b, int u) {
     return (prhs_i32 *)(void *)(work + w->work_off) + (prhs_i64)b * batch->rows * shape->units + u;
 }
 
-static inline float *prhs_cpu_scores(const prhs_k_work *w, const prhs_k_shape *shape, char *work, size_t b, int h)
-{
+static inline float *prhs_cpu_scores(const prhs_k_work *w, const prhs_k_shape *shape, char *work, size_t b, int h) {
     return (float *)(void *)(work + w->score_off) + ((prhs_i64)b * shape->heads + h) * w->score_stride;
 }
 
-static inline float *prhs_cpu_norms(const prhs_k_work *w, const prhs_k_shape *shape, char *work, size_t b, int h)
-{
+static inline float *prhs_cpu_norms(const prhs_k_work *w, const prhs_k_shape *shape, char *work, size_t b, int h) {
     return (float *)(void *)(work + w->norm_off) + ((prhs_i64)b * shape->heads + h) * w->score_chunks * 4;
 }
 
@@ -223,18 +194,11 @@ typedef struct prhs_cpu_span {
     int limit;                /* no position at or past it */
 } prhs_cpu_span;
 
-static inline int prhs_cpu_min(int a, int b)
-{
-    return a < b ? a : b;
-}
+static inline int prhs_cpu_min(int a, int b) { return a < b ? a : b; }
 
-static inline int prhs_cpu_max(int a, int b)
-{
-    return a > b ? a : b;
-}
+static inline int prhs_cpu_max(int a, int b) { return a > b ? a : b; }
 
-static inline prhs_cpu_span prhs_cpu_span_of(const prhs_set *set, const prhs_i32 *list, int list_cap, int limit)
-{
+static inline prhs_cpu_span prhs_cpu_span_of(const prhs_set *set, const prhs_i32 *list, int list_cap, int limit) {
     prhs_cpu_span s = { .set = set, .list = list, .limit = limit };
     int end = prhs_cpu_min(set->end, limit);
     s.sinks = prhs_cpu_max(0, prhs_cpu_min(set->sink_end, end));
@@ -245,8 +209,7 @@ static inline prhs_cpu_span prhs_cpu_span_of(const prhs_set *set, const prhs_i32
 }
 
 /* The position at linear index i. */
-static inline int prhs_cpu_span_at(const prhs_cpu_span *s, int i)
-{
+static inline int prhs_cpu_span_at(const prhs_cpu_span *s, int i) {
     int j;
     if (i < s->sinks)
         return i;
@@ -263,13 +226,9 @@ static inline int prhs_cpu_span_at(const prhs_cpu_span *s, int i)
 
 /* --- arithmetic --- */
 
-static inline int prhs_cpu_psaw(prhs_u32 factor, int t)
-{
-    return (int)((uint64_t)factor * (uint64_t)t >> 32);
-}
+static inline int prhs_cpu_psaw(prhs_u32 factor, int t) { return (int)((uint64_t)factor * (uint64_t)t >> 32); }
 
-static inline float prhs_cpu_cosine(const float *a, const float *b, int dim)
-{
+static inline float prhs_cpu_cosine(const float *a, const float *b, int dim) {
     float ab = 0.0f, aa = 0.0f, bb = 0.0f;
     for (int d = 0; d < dim; d++) {
         ab += a[d] * b[d];
@@ -279,15 +238,11 @@ static inline float prhs_cpu_cosine(const float *a, const float *b, int dim)
     return aa == 0.0f || bb == 0.0f ? 0.0f : ab / (sqrtf(aa) * sqrtf(bb));
 }
 
-static inline float prhs_cpu_sigmoid(float x)
-{
-    return 1.0f / (1.0f + expf(-x));
-}
+static inline float prhs_cpu_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 /* Dropped mass of query q by the second cumulant of what the reference dropped: moments are its keys' mean and variance. */
-static inline float prhs_cpu_estimate(const float *q, const float *qref, const float *moments, int dim, float scale, float l_dropped,
-                                      float lse)
-{
+static inline float prhs_cpu_estimate(const float *q, const float *qref, const float *moments, int dim, float scale,
+                                      float l_dropped, float lse) {
     if (l_dropped == -INFINITY)
         return 0.0f;
     float mean = 0.0f, var = 0.0f;
@@ -301,8 +256,8 @@ static inline float prhs_cpu_estimate(const float *q, const float *qref, const f
 }
 
 /* Parts with their log-sum-exps, `step` and `lse_step` floats apart, into o and the result. Empty parts weigh nothing. */
-static inline float prhs_cpu_merge_parts(const float *part, prhs_i64 step, const float *lse, prhs_i64 lse_step, int n, int dim, float *o)
-{
+static inline float prhs_cpu_merge_parts(const float *part, prhs_i64 step, const float *lse, prhs_i64 lse_step, int n, int dim,
+                                         float *o) {
     float max = -INFINITY, sum = 0.0f;
     for (int d = 0; d < dim; d++)
         o[d] = 0.0f;
@@ -325,8 +280,7 @@ static inline float prhs_cpu_merge_parts(const float *part, prhs_i64 step, const
 }
 
 /* Sum of n <= 256 floats, 16 by 16. */
-static inline float prhs_cpu_sum(const float *x, int n)
-{
+static inline float prhs_cpu_sum(const float *x, int n) {
     float lane[16] = { 0 };
     int i = 0;
     for (; i + 16 <= n; i += 16)

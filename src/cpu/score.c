@@ -26,8 +26,7 @@ typedef struct task {
     int u, c, begin, end;
 } task;
 
-static bool find_task(const prhs_op *op, size_t item, task *t)
-{
+static bool find_task(const prhs_op *op, size_t item, task *t) {
     const prhs_k_score *a = &op->args.score;
     size_t units = (size_t)a->shape.units;
     t->u = (int)(item % units);
@@ -45,14 +44,15 @@ static bool find_task(const prhs_op *op, size_t item, task *t)
         return false;
     t->begin = (int)(t->c * chunk);
     t->end = t->begin + prhs_cpu_min((int)chunk, n - t->begin);
-    t->k = prhs_cpu_keys(&a->kv, &a->batch, prhs_cpu_mem(op, PAGES), prhs_cpu_mem(op, K), t->b, t->u * a->shape.unit_heads / a->shape.group);
+    t->k = prhs_cpu_keys(&a->kv, &a->batch, prhs_cpu_mem(op, PAGES), prhs_cpu_mem(op, K), t->b,
+                         t->u * a->shape.unit_heads / a->shape.group);
     return true;
 }
 
 /* Scores of rows [j, j + n) leave for the workspace; then they become weights: relative to the running maximum of `norm`, without
    NaN and +inf, which weigh 0 in the norm and NaN in the moments. */
-static void weigh(const prhs_op *op, const prhs_cpu_lanes *lanes, const task *t, int j, int n, bool moments, prhs_cpu_norm *norm, scratch *x)
-{
+static void weigh(const prhs_op *op, const prhs_cpu_lanes *lanes, const task *t, int j, int n, bool moments, prhs_cpu_norm *norm,
+                  scratch *x) {
     const prhs_k_score *a = &op->args.score;
     for (int h = 0; h < a->shape.unit_heads; h++) {
         float *s = x->s + h * PRHS_CPU_TILE;
@@ -70,8 +70,8 @@ static void weigh(const prhs_op *op, const prhs_cpu_lanes *lanes, const task *t,
     }
 }
 
-static void score_range(const prhs_op *op, const prhs_cpu_lanes *lanes, const task *t, int begin, int end, bool middle, scratch *x)
-{
+static void score_range(const prhs_op *op, const prhs_cpu_lanes *lanes, const task *t, int begin, int end, bool middle,
+                        scratch *x) {
     const prhs_k_score *a = &op->args.score;
     bool moments = middle && a->moments;
     for (int j = begin; j < end; j += PRHS_CPU_TILE) {
@@ -84,8 +84,7 @@ static void score_range(const prhs_op *op, const prhs_cpu_lanes *lanes, const ta
     }
 }
 
-static void put_chunk(const prhs_op *op, const task *t, const scratch *x)
-{
+static void put_chunk(const prhs_op *op, const task *t, const scratch *x) {
     const prhs_k_score *a = &op->args.score;
     char *work = prhs_cpu_mem(op, WORK);
     int dim = a->shape.dim, pad = PRHS_CPU_PAD(dim);
@@ -106,8 +105,7 @@ static void put_chunk(const prhs_op *op, const task *t, const scratch *x)
     }
 }
 
-static void score_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void score_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_score *a = &op->args.score;
     const prhs_cpu_lanes *lanes = worker->lanes;
     scratch *x = worker->scratch;
@@ -134,8 +132,7 @@ static void score_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t 
     put_chunk(op, &t, x);
 }
 
-void prhs_cpu_score(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_score(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_score *a = &op->args.score;
     double tokens;
     int longest = prhs_cpu_longest(&a->batch, prhs_cpu_mem(op, SEQS), false, &tokens);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * select: exact top-k of the middle by radix selection. A candidate (a token, or a run of tokens) has a 32-bit key that is
- * monotone in the order of docs/kernels.md; four passes over its bytes find the smallest key that is kept and how many of its equals.
+ * monotone in the order of docs/kernels.md; four passes over its bytes find the smallest key that is kept and how many of its
+ * equals.
  */
 #include "rows.h"
 
@@ -39,14 +40,12 @@ typedef struct forced {
 
 #define FAR (1 << 30)
 
-static forced force(const prhs_i32 *centre, int m, const prhs_k_policy *p)
-{
+static forced force(const prhs_i32 *centre, int m, const prhs_k_policy *p) {
     return (forced){ centre, m, 0, p->dilate_back, p->dilate_ahead, -FAR, m > 0 ? centre[0] : FAR };
 }
 
 /* For i in ascending order. A centre is read before the list, in whose end they are kept, can grow over it. */
-static bool is_forced(forced *f, int i)
-{
+static bool is_forced(forced *f, int i) {
     if (i == f->next) {
         f->last = i;
         f->next = ++f->at < f->m ? f->centre[f->at] : FAR;
@@ -56,8 +55,7 @@ static bool is_forced(forced *f, int i)
 }
 
 /* NaN and +inf first, then by value; both zeros are one. */
-static uint32_t key_of(float x)
-{
+static uint32_t key_of(float x) {
     if (!(x < INFINITY))
         return 0xffffffffu;
     uint32_t bits = prhs_cpu_bits(x + 0.0f);
@@ -65,8 +63,7 @@ static uint32_t key_of(float x)
 }
 
 /* Joint weights of n <= BLOCK tokens from position j on, into x->joint; NaN where a head's score is NaN or +inf. */
-static void join_tokens(const task *k, int j, int n)
-{
+static void join_tokens(const task *k, int j, int n) {
     const prhs_k_select *a = k->a;
     float *joint = k->x->joint, *w = k->x->weight;
     for (int h = 0; h < a->shape.unit_heads; h++) {
@@ -86,8 +83,7 @@ static void join_tokens(const task *k, int j, int n)
 }
 
 /* The sum of a run's tokens, ascending, across blocks. */
-static float join_run(const task *k, int j)
-{
+static float join_run(const task *k, int j) {
     float sum = 0.0f;
     for (int i = 0; i < k->run; i += BLOCK) {
         int n = prhs_cpu_min(BLOCK, k->run - i);
@@ -98,8 +94,7 @@ static float join_run(const task *k, int j)
     return sum;
 }
 
-static void fill_keys(const task *k, int i, int n, uint32_t *key)
-{
+static void fill_keys(const task *k, int i, int n, uint32_t *key) {
     const prhs_k_select *a = k->a;
     if (k->raw) {
         const float *s = prhs_cpu_scores(&a->work, &a->shape, k->work, k->b, k->u) + k->first + i;
@@ -119,8 +114,7 @@ static void fill_keys(const task *k, int i, int n, uint32_t *key)
 }
 
 /* Keys of candidates i ... i+n-1. */
-static const uint32_t *keys(const task *k, int i, int n)
-{
+static const uint32_t *keys(const task *k, int i, int n) {
     if (k->cached)
         return k->x->key + i;
     fill_keys(k, i, n, k->x->key);
@@ -128,8 +122,7 @@ static const uint32_t *keys(const task *k, int i, int n)
 }
 
 /* The threshold for the best `want` candidates that are not forced: all keys above it, and *equals of its own. */
-static uint32_t find_threshold(const task *k, int want, forced f0, int *equals)
-{
+static uint32_t find_threshold(const task *k, int want, forced f0, int *equals) {
     uint32_t prefix = 0, *count = k->x->count;
     for (int shift = 24; shift >= 0; shift -= 8) {
         forced f = f0;
@@ -151,8 +144,7 @@ static uint32_t find_threshold(const task *k, int want, forced f0, int *equals)
 }
 
 /* Writes the forced and the best `want` others, ascending, as candidate numbers; returns how many: at most `cap`. */
-static int emit(const task *k, int want, forced f, prhs_i32 *out, int cap)
-{
+static int emit(const task *k, int want, forced f, prhs_i32 *out, int cap) {
     int equals = 0, m = 0;
     uint32_t threshold = want > 0 ? find_threshold(k, want, f, &equals) : 0xffffffffu;
     for (int i = 0; i < k->n; i += BLOCK) {
@@ -169,8 +161,7 @@ static int emit(const task *k, int want, forced f, prhs_i32 *out, int cap)
     return m;
 }
 
-static int count_forced(const task *k, forced f)
-{
+static int count_forced(const task *k, forced f) {
     int n = 0;
     for (int i = 0; i < k->n; i++)
         n += is_forced(&f, i);
@@ -178,8 +169,7 @@ static int count_forced(const task *k, forced f)
 }
 
 /* The list as candidate numbers; the centres of the dilation wait at the list's end meanwhile. */
-static int choose(const task *k)
-{
+static int choose(const task *k) {
     const prhs_k_policy *p = &k->a->policy;
     int keep = prhs_cpu_min(p->k / k->run, k->a->state.list_cap);
     if (k->n <= keep) {
@@ -198,8 +188,7 @@ static int choose(const task *k)
 }
 
 /* Cuts the middle into runs: what is no whole run joins the edge or the window. */
-static void cut_runs(task *k)
-{
+static void cut_runs(task *k) {
     prhs_set *set = k->set;
     int low = prhs_cpu_max(0, set->mid_begin), high = prhs_cpu_min(set->mid_end, k->t + 1);
     int g = prhs_cpu_max(1, k->a->policy.run), first = (low + g - 1) / g * g, n = prhs_cpu_max(0, high / g - first / g);
@@ -217,8 +206,7 @@ static void cut_runs(task *k)
 }
 
 /* Log-sum-exps of the unit's heads over all scored tokens. */
-static void merge_norms(task *k)
-{
+static void merge_norms(task *k) {
     const prhs_k_work *w = &k->a->work;
     int chunks = prhs_cpu_chunk_count(k->t + 1, w->score_chunk_min, w->score_chunks);
     for (int h = 0; h < k->a->shape.unit_heads; h++) {
@@ -233,10 +221,10 @@ static void merge_norms(task *k)
 }
 
 /* L_D of a head: exp of each dropped candidate's scores, relative to the middle's maximum, block by block. */
-static float sum_dropped(const task *k, int h)
-{
+static float sum_dropped(const task *k, int h) {
     const prhs_k_work *w = &k->a->work;
-    const float *s = prhs_cpu_scores(w, &k->a->shape, k->work, k->b, h), *norm = prhs_cpu_norms(w, &k->a->shape, k->work, k->b, h);
+    const float *s = prhs_cpu_scores(w, &k->a->shape, k->work, k->b, h),
+                *norm = prhs_cpu_norms(w, &k->a->shape, k->work, k->b, h);
     int chunks = prhs_cpu_chunk_count(k->t + 1, w->score_chunk_min, w->score_chunks), at = 0;
     float max = PRHS_CPU_LOWEST, sum = 0.0f, *e = k->x->weight;
     for (int c = 0; c < chunks; c++)
@@ -256,8 +244,7 @@ static float sum_dropped(const task *k, int h)
     return sum == 0.0f ? -INFINITY : max + logf(sum);
 }
 
-static void remember(const prhs_op *op, const task *k)
-{
+static void remember(const prhs_op *op, const task *k) {
     const prhs_k_select *a = k->a;
     const prhs_k_state *st = &a->state;
     int heads = a->shape.unit_heads, dim = a->shape.dim;
@@ -276,10 +263,11 @@ static void remember(const prhs_op *op, const task *k)
     }
 }
 
-static void select_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item)
-{
+static void select_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_select *a = &op->args.select;
-    task k = { .a = a, .lanes = worker->lanes, .x = worker->scratch, .work = prhs_cpu_mem(op, WORK), .state = prhs_cpu_mem(op, STATE) };
+    task k = {
+        .a = a, .lanes = worker->lanes, .x = worker->scratch, .work = prhs_cpu_mem(op, WORK), .state = prhs_cpu_mem(op, STATE)
+    };
     k.b = item / (size_t)a->shape.units;
     k.u = (int)(item % (size_t)a->shape.units);
     k.e = prhs_cpu_seq(&a->batch, prhs_cpu_mem(op, SEQS), k.b);
@@ -303,8 +291,7 @@ static void select_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t
     remember(op, &k);
 }
 
-void prhs_cpu_select(prhs_queue *queue, const prhs_op *op)
-{
+void prhs_cpu_select(prhs_queue *queue, const prhs_op *op) {
     const prhs_k_select *a = &op->args.select;
     double tokens;
     prhs_cpu_longest(&a->batch, prhs_cpu_mem(op, SEQS), false, &tokens);
