@@ -19,9 +19,9 @@ static void gather(const prhs_cpu_span *span, const prhs_cpu_cache *k, const prh
                    prhs_cpu_tile *vt) {
     int n = prhs_cpu_min(end - i, PRHS_CPU_TILE);
     for (int r = 0; r < n; r++) {
-        int j = prhs_cpu_span_at(span, i + r);
-        kt->row[r] = prhs_cpu_cached(k, j);
-        vt->row[r] = prhs_cpu_cached(v, j);
+        prhs_cpu_place p = prhs_cpu_find(k, prhs_cpu_span_at(span, i + r));
+        kt->row[r] = prhs_cpu_at(k, p);
+        vt->row[r] = prhs_cpu_at(v, p);
     }
     prhs_cpu_close_tile(kt, n);
     prhs_cpu_close_tile(vt, n);

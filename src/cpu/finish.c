@@ -125,7 +125,7 @@ static void count_step(const task *k) {
     if (mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE)
         kept = k->set->sink_end + k->set->edge_end - k->set->edge_begin + count + st->set.end - st->set.win_begin;
     else if (mode == PRHS_MODE_STREAM)
-        kept = k->set->sink_end + p->local;
+        kept = k->set->sink_end + p->local_tokens;
     else if (mode == PRHS_MODE_WINDOW)
         kept = k->n;
     stat->steps++;

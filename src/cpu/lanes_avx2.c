@@ -11,13 +11,17 @@
 
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
+#define WIDEN(p) (vi) _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define HALVES(p) (vf) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define W 8
 #define LANES prhs_cpu_lanes_avx2
 #define LANES_NAME "avx2"

@@ -11,6 +11,8 @@
 
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
 #else
@@ -18,6 +20,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #endif
 
+#define WIDEN(p) (vi) _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#define HALVES(p) (vf) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
 #define W 16
 #define LANES prhs_cpu_lanes_avx512
 #define LANES_NAME "avx512"

@@ -19,7 +19,7 @@ const prhs_cpu_lanes *prhs_cpu_lanes_pick(void) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         return &prhs_cpu_lanes_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) /* all of these have F16C, which clang cannot ask for */
         return &prhs_cpu_lanes_avx2;
 #endif
     return &prhs_cpu_lanes_base;

@@ -40,31 +40,43 @@ INLINE vf splat(float x) { return x - (vf){ 0 }; }
 /* mask ? a : b, lane by lane. */
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
-/* Channels d ... d+W-1 of a row as floats. A half's exponent is rebiased by a multiplication, which also normalises subnormals.
- */
-INLINE vf load(int dtype, const char *row, int d) {
-    if (dtype == PRHS_K_F32)
-        return ld((const float *)(const void *)row + d);
+/* W signed 16-bit integers as 32-bit ones, and W halves as floats, where the instruction set has nothing of its own for them. */
+#ifndef WIDEN
+INLINE vi widen(const char *p) {
     vh h;
-    memcpy(&h, row + 2 * (size_t)d, sizeof h);
-    vi x = __builtin_convertvector(h, vi);
-    if (dtype == PRHS_K_BF16)
-        return (vf)(x << 16);
-    x = (x << 13) & (int32_t)0x8fffe000;
+    memcpy(&h, p, sizeof h);
+    return __builtin_convertvector(h, vi);
+}
+
+/* The exponent is rebiased by a multiplication, which also normalises subnormals. */
+INLINE vf halves(const char *p) {
+    vi x = (widen(p) << 13) & (int32_t)0x8fffe000;
     vi special = ((x & 0x0fffe000) > 0x0f7fffff) & 0x7f800000;
     return (vf)((vi)((vf)x * 0x1p112f) | special);
 }
+#define WIDEN widen
+#define HALVES halves
+#endif
 
-/* The same at the end of a row whose length W does not divide: zeros follow. */
-INLINE vf load_end(int dtype, const char *row, int d, int dim) {
+/* Channels d ... d+W-1 of a row as floats. */
+INLINE vf load(int dtype, const char *row, int d) {
+    if (dtype == PRHS_K_F32)
+        return ld((const float *)(const void *)row + d);
+    if (dtype == PRHS_K_BF16)
+        return (vf)(WIDEN(row + 2 * (size_t)d) << 16);
+    return HALVES(row + 2 * (size_t)d);
+}
+
+/* The same at the end of a row whose length W does not divide: its last 8, then zeros. */
+INLINE vf load_end(int dtype, const char *row, int d) {
     char tail[4 * W] = { 0 };
     size_t size = dtype == PRHS_K_F32 ? 4 : 2;
-    memcpy(tail, row + (size_t)d * size, (size_t)(dim - d) * size);
+    memcpy(tail, row + (size_t)d * size, 8 * size);
     return load(dtype, tail, 0);
 }
 
 INLINE vf load_any(int dtype, const char *row, int d, int dim) {
-    return W <= 8 || d + W <= dim ? load(dtype, row, d) : load_end(dtype, row, d, dim);
+    return W <= 8 || d + W <= dim ? load(dtype, row, d) : load_end(dtype, row, d);
 }
 
 /* e^x: x = n ln 2 + r, a polynomial in r, 2^n in two factors so that the result may be subnormal or overflow. NaN stays. */

@@ -11,7 +11,7 @@ typedef struct prhs_cpu_bounds {
 
 static inline prhs_cpu_bounds prhs_cpu_bounds_at(const prhs_k_policy *p, int t) {
     prhs_cpu_bounds x;
-    x.win = prhs_cpu_max(0, t + 1 - p->local);
+    x.win = prhs_cpu_max(0, t + 1 - p->local_tokens);
     x.start = prhs_cpu_psaw(p->psaw, t);
     x.low = prhs_cpu_max(p->sinks, x.start);
     return x;

@@ -104,11 +104,22 @@ static inline prhs_cpu_cache prhs_cpu_values(const prhs_k_kv *kv, const prhs_k_b
     };
 }
 
-static inline char *prhs_cpu_cached(const prhs_cpu_cache *c, int j) {
-    prhs_i32 page = c->pages[j / c->page_size];
+/* Where position j lies: its page, and its place in it. */
+typedef struct prhs_cpu_place {
+    prhs_i64 page, token;
+} prhs_cpu_place;
+
+static inline prhs_cpu_place prhs_cpu_find(const prhs_cpu_cache *c, int j) {
+    prhs_i32 i = j / c->page_size, page = c->pages[i];
     page = page < 0 ? 0 : page > c->last_page ? c->last_page : page;
-    return c->base + page * c->page + j % c->page_size * c->token;
+    return (prhs_cpu_place){ page, j - i * c->page_size };
 }
+
+static inline char *prhs_cpu_at(const prhs_cpu_cache *c, prhs_cpu_place p) {
+    return c->base + p.page * c->page + p.token * c->token;
+}
+
+static inline char *prhs_cpu_cached(const prhs_cpu_cache *c, int j) { return prhs_cpu_at(c, prhs_cpu_find(c, j)); }
 
 /* Completes a tile of n rows: vectors may look at rows past them. */
 static inline void prhs_cpu_close_tile(prhs_cpu_tile *t, int n) {

@@ -14,7 +14,7 @@ typedef struct scratch {
     float corr[PRHS_CPU_MAX_GROUP];
     float pivot[PRHS_CPU_MAX_DIM];
     prhs_cpu_norm other[PRHS_CPU_MAX_GROUP], middle[PRHS_CPU_MAX_GROUP]; /* scored tokens outside the middle, and in it */
-    prhs_cpu_tile k;
+    prhs_cpu_tile k[2];
 } scratch;
 _Static_assert(sizeof(scratch) <= PRHS_CPU_SCRATCH, "score's scratch");
 
@@ -74,13 +74,18 @@ static void score_range(const prhs_op *op, const prhs_cpu_lanes *lanes, const ta
                         scratch *x) {
     const prhs_k_score *a = &op->args.score;
     bool moments = middle && a->moments;
-    for (int j = begin; j < end; j += PRHS_CPU_TILE) {
-        int n = prhs_cpu_min(end - j, PRHS_CPU_TILE);
-        prhs_cpu_range(&t->k, j, j + n, &x->k);
-        lanes->dot(&x->k, x->q, a->shape.unit_heads, a->shape.scale, x->s, NULL);
-        weigh(op, lanes, t, j, n, moments, middle ? x->middle : x->other, x);
+    if (begin < end)
+        prhs_cpu_range(&t->k, begin, prhs_cpu_min(end, begin + PRHS_CPU_TILE), &x->k[0]);
+    for (int j = begin, now = 0; j < end; j += PRHS_CPU_TILE, now = 1 - now) {
+        const prhs_cpu_tile *k = &x->k[now], *ahead[2] = { NULL, NULL };
+        if (j + PRHS_CPU_TILE < end) {
+            prhs_cpu_range(&t->k, j + PRHS_CPU_TILE, prhs_cpu_min(end, j + 2 * PRHS_CPU_TILE), &x->k[1 - now]);
+            ahead[0] = &x->k[1 - now];
+        }
+        lanes->dot(k, x->q, a->shape.unit_heads, a->shape.scale, x->s, ahead);
+        weigh(op, lanes, t, j, k->n, moments, middle ? x->middle : x->other, x);
         if (moments)
-            lanes->moments(&x->k, x->s, a->shape.unit_heads, x->corr, x->pivot, x->mom);
+            lanes->moments(k, x->s, a->shape.unit_heads, x->corr, x->pivot, x->mom);
     }
 }
 
@@ -118,8 +123,10 @@ static void score_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t 
     prhs_cpu_load_q(&a->q, prhs_cpu_mem(op, Q), prhs_cpu_row_index(t.e, 0), t.u * heads, heads, dim, x->q);
     memset(x->mom, 0, (size_t)(heads * 2 * PRHS_CPU_PAD(dim)) * sizeof *x->mom);
     memset(x->pivot, 0, sizeof x->pivot);
-    x->k.dtype = a->kv.dtype;
-    x->k.dim = dim;
+    for (int i = 0; i < 2; i++) {
+        x->k[i].dtype = a->kv.dtype;
+        x->k[i].dim = dim;
+    }
     if (a->moments && set->mid_end > 0 && set->mid_end <= t.e->kv_len)
         prhs_cpu_load(a->kv.dtype, prhs_cpu_cached(&t.k, set->mid_end - 1), dim, x->pivot);
     for (int h = 0; h < heads; h++)
