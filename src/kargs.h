@@ -7,7 +7,7 @@
 #ifndef PRHS_KARGS_H
 #define PRHS_KARGS_H
 
-#ifdef __OPENCL_VERSION__
+#if defined(__OPENCL_VERSION__) || defined(__OPENCL_C_VERSION__)
 #include "device_types.h"
 #else
 #include <prhs/device_types.h>
@@ -149,7 +149,7 @@ typedef struct prhs_k_policy {
     prhs_i32 layer;                       /* for the staggered block number floor((t + layer)/block) */
     prhs_i32 dense;                       /* 1: this layer attends densely, and ignores PSAW */
     prhs_i32 k;                           /* tokens; 0: never retrieve (mode STREAM) */
-    prhs_i32 sinks, local;
+    prhs_i32 sinks, local_tokens;         /* c_sink, c_local */
     prhs_i32 min_sparse_n;
     prhs_i32 block;                       /* s */
     prhs_i32 gate;                        /* PRHS_K_GATE_* ; not NONE: w and P stay those of the retrieval */

@@ -29,7 +29,7 @@ static prhs_k_policy layer_policy(const prhs_session *s, uint32_t layer) {
         .dense = layer < p->dense_layers,
         .k = bounded(p->k, most),
         .sinks = bounded(p->sinks, most),
-        .local = bounded(p->local, most),
+        .local_tokens = bounded(p->local, most),
         .min_sparse_n = bounded(p->min_sparse_n, INT32_MAX),
         .block = (prhs_i32)p->block,
         .gate = (prhs_i32)p->gate,

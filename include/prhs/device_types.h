@@ -7,7 +7,7 @@
 #ifndef PRHS_DEVICE_TYPES_H
 #define PRHS_DEVICE_TYPES_H
 
-#if defined(__OPENCL_VERSION__)
+#if defined(__OPENCL_VERSION__) || defined(__OPENCL_C_VERSION__)
 typedef int prhs_i32;
 typedef uint prhs_u32;
 typedef long prhs_i64;

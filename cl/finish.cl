@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* finish: merges a unit's rows, judges shared lists (mass gate), applies the residual, writes outputs and counts. */
+#include "common.clh"
+
+typedef struct unit {
+    const prhs_k_finish *a;
+    entry e;
+    long b;
+    int u;
+    __global prhs_set *out_set;
+    prhs_set set;
+    __global int *work;               /* of row 0; rows are units apart */
+    __global prhs_unit_state *state;  /* not in a dense layer, like the next three */
+    __global prhs_head_ref *heads;    /* of the unit's first head */
+    __global prhs_unit_stat *stat;
+    __global prhs_head_stat *head_stats;
+    mem q, st, ws, out, lse;
+} unit;
+
+/* Merges head i of row r into o; returns its log-sum-exp, which is also kept for judging. */
+float merge_head(const unit *x, int r, int i, int work, vf *o)
+{
+    const prhs_k_work *w = &x->a->work;
+    int n = work_tokens(&x->set, work, x->e.pos0 + r), parts = n > 0 ? chunk_count(n, w->chunk_min, w->chunks) : 0;
+    long row = (x->b * x->a->batch.rows + r) * x->a->shape.heads + x->u * PRHS_UH + i, at = row * w->chunks;
+    float l = merge_parts(FLOATS(x->ws, w->part_off) + at * PRHS_D, PRHS_D, FLOATS(x->ws, w->part_lse_off) + at, 1, parts, o);
+    FLOATS(x->ws, w->lse_off)[row] = l;
+    return l;
+}
+
+/* The dropped mass predicted from the reference; *cos is the cosine with it. */
+float estimate(const unit *x, int r, int i, float lse, float *cos)
+{
+    const prhs_k_finish *a = x->a;
+    int h = x->u * PRHS_UH + i;
+    const __global uchar *row = row_at(&a->q, x->q, x->e.row0 + r, h);
+    const __global float *ref = SLOT_AT(x->st, &a->state, qref_off, x->e.slot, float) + (long)h * PRHS_D;
+    const __global float *m = SLOT_AT(x->st, &a->state, moment_off, x->e.slot, float) + (long)h * 2 * PRHS_D;
+    vf ab = 0.0f, aa = 0.0f, bb = 0.0f, linear = 0.0f, square = 0.0f;
+    for (int v = 0; v < NV; v++) {
+        vf p = load_vec(PRHS_Q, row, v), c = VLOAD(v, ref), d = p - c;
+        ab += p * c;
+        aa += p * p;
+        bb += c * c;
+        linear += d * VLOAD(v, m);
+        square += d * d * VLOAD(v, m + PRHS_D);
+    }
+    *cos = cosine_of(sum_lanes(ab), sum_lanes(aa), sum_lanes(bb));
+    if (x->heads[i].l_dropped == -INFINITY)
+        return 0.0f;
+    float scale = a->shape.scale;
+    return mass_of(x->heads[i].l_dropped + (scale * sum_lanes(linear) + 0.5f * scale * scale * sum_lanes(square)) - lse);
+}
+
+/* Judges row r; false where one of the unit's heads fails the mass gate. Leaves the row's log-sum-exps in the workspace. */
+bool gate_holds(const unit *x, int r, float *mass)
+{
+    bool holds = true;
+    for (int i = 0; i < PRHS_UH; i++) {
+        const prhs_k_work *w = &x->a->work;
+        int n = work_tokens(&x->set, PRHS_WORK_SET, x->e.pos0 + r), parts = n > 0 ? chunk_count(n, w->chunk_min, w->chunks) : 0;
+        long at = ((x->b * x->a->batch.rows + r) * x->a->shape.heads + x->u * PRHS_UH + i) * w->chunks;
+        float top, cos, l = merged_lse(FLOATS(x->ws, w->part_lse_off) + at, 1, parts, &top);
+        mass[i] = estimate(x, r, i, l, &cos);
+        holds = holds && mass[i] - x->heads[i].delta <= x->a->policy.eps && cos > x->a->policy.tau;
+    }
+    return holds;
+}
+
+/* Writes row r with the masses given. */
+void output(const unit *x, int r, int work, const float *mass)
+{
+    const prhs_k_finish *a = x->a;
+    for (int i = 0; i < PRHS_UH; i++) {
+        vf o[NV];
+        int h = x->u * PRHS_UH + i, hk = h / PRHS_G;
+        float l = merge_head(x, r, i, work, o), d = a->policy.residual ? mass[i] : 0.0f, scale = 0.0f;
+        const __global long *sum = 0;
+        if (d != 0.0f) {
+            const __global prhs_value_count *count = SLOT_AT(x->st, &a->state, vcount_off, x->e.slot, prhs_value_count) + hk;
+            sum = SLOT_AT(x->st, &a->state, vsum_off, x->e.slot, long) + (long)hk * PRHS_D;
+            scale = count->nonfinite > 0 ? NAN : 0x1p-24f / (float)count->rows;
+        }
+        for (int v = 0; v < NV; v++) {
+            vf y = o[v];
+            if (sum) {
+                float mean[VW];
+                for (int k = 0; k < VW; k++)
+                    mean[k] = (float)sum[v * VW + k] * scale;
+                y = (1.0f - d) * y + d * VLOAD(0, mean);
+            }
+            store_vec(PRHS_OUT, row_at(&a->out, x->out, x->e.row0 + r, h), v, y);
+        }
+        if (a->lse_off != PRHS_NONE)
+            FLOATS(x->lse, a->lse_off)[(long)(x->e.row0 + r) * a->shape.heads + h] = l;
+    }
+    x->work[(long)r * a->shape.units] = PRHS_WORK_NONE;
+}
+
+void add_mass(__global long *sum, __global long *count, __global long *nan, float mass)
+{
+    if (isnan(mass)) {
+        ++*nan;
+        return;
+    }
+    *sum += convert_long_rte(mass * PRHS_MASS_ONE);
+    ++*count;
+}
+
+void count_modes(const unit *x, int tokens)
+{
+    const prhs_set *s = &x->set;
+    __global prhs_unit_stat *st = x->stat;
+    int fixed = s->sink_end + (s->edge_end - s->edge_begin) + s->count * s->run;
+    st->steps++;
+    st->attended += tokens;
+    if (s->mode == PRHS_MODE_DENSE) {
+        st->dense++;
+    } else if (s->mode == PRHS_MODE_WINDOW) {
+        st->window++;
+        st->kept += tokens;
+    } else if (s->mode == PRHS_MODE_STREAM) {
+        st->stream++;
+        st->kept += fixed + (x->e.pos0 + 1 - s->win_begin);
+    } else {
+        if (s->mode == PRHS_MODE_SHARE)
+            st->share++;
+        else
+            st->retrieve++;
+        st->kept += fixed + x->state->set.end - x->state->set.win_begin;
+    }
+}
+
+/* Books row 0 of a sparse layer. */
+void book(const unit *x, int tokens, const float *mass)
+{
+    const int mode = x->set.mode;
+    if (x->e.kind == SEED)
+        x->stat->seed++;
+    else
+        count_modes(x, tokens);
+    x->state->set.mode = mode;
+    for (int i = 0; i < PRHS_UH; i++) {
+        __global prhs_head_stat *s = &x->head_stats[i];
+        x->heads[i].delta_last = mode == PRHS_MODE_DENSE ? 0.0f : mass[i];
+        if (x->e.kind == SEED)
+            continue;
+        if (mode == PRHS_MODE_RETRIEVE)
+            add_mass(&s->exact_sum, &s->exact_count, &s->nan_count, mass[i]);
+        else if (mode == PRHS_MODE_SHARE)
+            add_mass(&s->estimate_sum, &s->estimate_count, &s->nan_count, mass[i]);
+    }
+}
+
+void hand_on(const unit *x, int first, int work)
+{
+    for (int r = first; r < x->e.rows; r++)
+        x->work[(long)r * x->a->shape.units] = work;
+}
+
+/* Row 0 with the unit's set. false: the unit retrieves and attends again. */
+bool end_row0(unit *x, float *mass)
+{
+    const prhs_k_finish *a = x->a;
+    const bool judged = x->set.mode == PRHS_MODE_SHARE && a->policy.gate == PRHS_K_GATE_MASS;
+    for (int i = 0; i < PRHS_UH; i++)
+        mass[i] = NAN;
+    if (judged && !gate_holds(x, 0, mass)) {
+        x->set = fresh_set(&a->policy, x->e.pos0, x->e.kv_len);
+        *x->out_set = x->set;
+        x->stat->mass_failed++;
+        hand_on(x, 0, PRHS_WORK_SET);
+        return false;
+    }
+    for (int i = 0; i < PRHS_UH && x->set.mode == PRHS_MODE_RETRIEVE; i++) {
+        vf o[NV];
+        float l = merge_head(x, 0, i, PRHS_WORK_SET, o), dropped = x->heads[i].l_dropped;
+        mass[i] = x->heads[i].delta = dropped == -INFINITY ? 0.0f : mass_of(dropped - l);
+    }
+    for (int i = 0; i < PRHS_UH && x->set.mode == PRHS_MODE_SHARE && !judged; i++)
+        mass[i] = x->heads[i].delta;
+    if (!a->policy.dense)
+        book(x, set_tokens(&x->set, x->e.pos0 + 1), mass);
+    if (x->e.kind == SEED) {
+        x->work[0] = PRHS_WORK_NONE;
+        return true;
+    }
+    if (x->set.mode != PRHS_MODE_RETRIEVE && x->set.mode != PRHS_MODE_SHARE)
+        for (int i = 0; i < PRHS_UH; i++)
+            mass[i] = 0.0f;
+    output(x, 0, PRHS_WORK_SET, mass);
+    if (judged)
+        hand_on(x, 1, PRHS_WORK_SET);
+    return true;
+}
+
+void end_rows(unit *x)
+{
+    const prhs_k_finish *a = x->a;
+    float mass[PRHS_UH];
+    for (int r = 0; r < x->e.rows; r++) {
+        const int work = x->work[(long)r * a->shape.units], mode = x->set.mode;
+        if (work == PRHS_WORK_NONE) {
+            if (r == 0 && a->verify && mode == PRHS_MODE_RETRIEVE) {
+                hand_on(x, 0, PRHS_WORK_SET);
+                return;
+            }
+            continue;
+        }
+        if (r == 0 && work == PRHS_WORK_SET) {
+            /* Rows that a verdict has just handed on wait for the next pass. */
+            if (!end_row0(x, mass) || (mode == PRHS_MODE_SHARE && a->policy.gate == PRHS_K_GATE_MASS))
+                return;
+            continue;
+        }
+        for (int i = 0; i < PRHS_UH; i++)
+            mass[i] = 0.0f;
+        if (work == PRHS_WORK_SET && (mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE) && a->policy.gate == PRHS_K_GATE_MASS &&
+            !gate_holds(x, r, mass)) {
+            x->work[(long)r * a->shape.units] = PRHS_WORK_ALL;
+            x->stat->rows_dense++;
+            continue;
+        }
+        if (r == 0 && !a->policy.dense)
+            book(x, x->e.pos0 + 1, mass);
+        output(x, r, work, mass);
+    }
+}
+
+__kernel void prhs_finish(mem seqs, mem q, mem state, mem ws, mem out, mem lse, const prhs_k_finish args)
+{
+    prhs_k_finish a = args;
+    long items = (long)a.batch.max_seqs * a.shape.units;
+    for (long item = get_global_id(0); item < items; item += get_global_size(0)) {
+        unit x;
+        x.a = &a;
+        x.b = item / a.shape.units;
+        x.u = (int)(item % a.shape.units);
+        x.e = entry_of(&a.batch, seqs, x.b);
+        x.out_set = set_at(ws, &a.work, &a.shape, x.b, x.u);
+        x.set = *x.out_set;
+        if (x.e.kind == IDLE || x.set.mode == PRHS_MODE_IDLE)
+            continue;
+        x.work = INTS(ws, a.work.work_off) + x.b * a.batch.rows * a.shape.units + x.u;
+        x.q = q;
+        x.st = state;
+        x.ws = ws;
+        x.out = out;
+        x.lse = lse;
+        x.state = SLOT_AT(state, &a.state, unit_off, x.e.slot, prhs_unit_state) + x.u;
+        x.heads = SLOT_AT(state, &a.state, head_off, x.e.slot, prhs_head_ref) + x.u * PRHS_UH;
+        x.stat = STAT_AT(state, &a.state, unit_stat_off, x.e.slot, prhs_unit_stat) + x.u;
+        x.head_stats = STAT_AT(state, &a.state, head_stat_off, x.e.slot, prhs_head_stat) + x.u * PRHS_UH;
+        end_rows(&x);
+    }
+}

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* gate: cosine and estimated dropped mass of queries against references, by themselves. */
+#include "common.clh"
+
+__kernel void prhs_gate(mem q, mem queries, mem moments, mem dropped, mem lse, mem cosine, mem delta, const prhs_k_gate args)
+{
+    prhs_k_gate a = args;
+    long items = (long)a.rows * a.shape.heads;
+    for (long item = get_global_id(0); item < items; item += get_global_size(0)) {
+        const __global uchar *row = row_at(&a.q, q, item / a.shape.heads, (int)(item % a.shape.heads));
+        const __global float *ref = FLOATS(queries, a.qref_off) + item * PRHS_D, *m = FLOATS(moments, a.moment_off) + item * 2 * PRHS_D;
+        float l_dropped = FLOATS(dropped, a.dropped_off)[item], scale = a.shape.scale;
+        vf ab = 0.0f, aa = 0.0f, bb = 0.0f, linear = 0.0f, square = 0.0f;
+        for (int v = 0; v < NV; v++) {
+            vf p = load_vec(PRHS_Q, row, v), c = VLOAD(v, ref), d = p - c;
+            ab += p * c;
+            aa += p * p;
+            bb += c * c;
+            linear += d * VLOAD(v, m);
+            square += d * d * VLOAD(v, m + PRHS_D);
+        }
+        float x = scale * sum_lanes(linear) + 0.5f * scale * scale * sum_lanes(square);
+        FLOATS(cosine, a.cosine_off)[item] = cosine_of(sum_lanes(ab), sum_lanes(aa), sum_lanes(bb));
+        FLOATS(delta, a.delta_off)[item] = l_dropped == -INFINITY ? 0.0f : mass_of(l_dropped + x - FLOATS(lse, a.lse_off)[item]);
+    }
+}

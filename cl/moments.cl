@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* moments: mean and variance of the dropped keys of one head: those of the whole middle, minus the attended rows. */
+#include "common.clh"
+
+typedef struct job {
+    const prhs_k_moments *a;
+    const __global int *pages;
+    const __global float *scores;
+    int head;
+    float top;
+    vf pivot[NV], m1[NV], m2[NV];
+} job;
+
+/* Takes the rows [first, last) out. */
+void take_out(job *j, int first, int last, mem k_mem)
+{
+    for (int p = first; p < last; p++) {
+        float s = j->scores[p], w = bad_score(s) ? NAN : exp(s - j->top);
+        if (w == 0.0f)
+            continue;
+        const __global uchar *row = k_row(&j->a->kv, k_mem, j->pages, p, j->head);
+        for (int v = 0; v < NV; v++) {
+            vf x = load_vec(PRHS_KV, row, v) - j->pivot[v];
+            j->m1[v] -= w * x;
+            j->m2[v] -= w * (x * x);
+        }
+    }
+}
+
+/* Merges the chunks' moments and weights; returns the middle's weight. */
+float merge(job *j, long slot, int chunks, mem ws)
+{
+    const __global float *norm = FLOATS(ws, j->a->work.norm_off) + slot * 4;
+    float total = 0.0f;
+    j->top = LOWEST;
+    for (int i = 0; i < chunks; i++)
+        j->top = fmax(j->top, norm[i * 4 + 2]);
+    for (int v = 0; v < NV; v++)
+        j->m1[v] = j->m2[v] = 0.0f;
+    for (int i = 0; i < chunks; i++) {
+        const __global float *m = FLOATS(ws, j->a->work.mom_off) + (slot + i) * 2 * PRHS_D;
+        float scale = exp(norm[i * 4 + 2] - j->top);
+        total += norm[i * 4 + 3] * scale;
+        for (int v = 0; v < NV; v++) {
+            j->m1[v] += VLOAD(v, m) * scale;
+            j->m2[v] += VLOAD(v, m + PRHS_D) * scale;
+        }
+    }
+    return total;
+}
+
+void moments_item(const prhs_k_moments *a, long item, mem seqs, mem pages, mem k_mem, mem state, mem ws)
+{
+    const prhs_k_shape *s = &a->shape;
+    long b = item / s->heads;
+    int h = (int)(item % s->heads), u = h / PRHS_UH;
+    entry e = entry_of(&a->batch, seqs, b);
+    const prhs_set set = *set_at(ws, &a->work, s, b, u);
+    if (e.kind == IDLE || set.mode != PRHS_MODE_RETRIEVE)
+        return;
+    __global float *out = SLOT_AT(state, &a->state, moment_off, e.slot, float) + (long)h * 2 * PRHS_D;
+    float dropped = SLOT_AT(state, &a->state, head_off, e.slot, prhs_head_ref)[h].l_dropped;
+    if (dropped == -INFINITY) {
+        for (int v = 0; v < 2 * NV; v++)
+            VSTORE((vf)(0.0f), v, out);
+        return;
+    }
+    job j;
+    j.a = a;
+    j.pages = pages_of(&a->batch, pages, b);
+    j.head = h / PRHS_G;
+    j.scores = FLOATS(ws, a->work.score_off) + (b * s->heads + h) * a->work.score_stride;
+    const __global uchar *last = k_row(&a->kv, k_mem, j.pages, set.mid_end - 1, j.head);
+    for (int v = 0; v < NV; v++)
+        j.pivot[v] = load_vec(PRHS_KV, last, v);
+    int chunks = chunk_count(e.pos0 + 1, a->work.score_chunk_min, a->work.score_chunks);
+    float total = merge(&j, (b * s->heads + h) * a->work.score_chunks, chunks, ws);
+    const __global int *list = SLOT_AT(state, &a->state, list_off, e.slot, int) + (long)u * a->state.list_cap;
+    take_out(&j, set.edge_begin, set.edge_end, k_mem);
+    for (int i = 0; i < set.count; i++)
+        take_out(&j, list[i], list[i] + set.run, k_mem);
+    take_out(&j, set.win_begin, set.mid_end, k_mem);
+    float z = exp(dropped - j.top), least = total * 0x1p-12f;
+    z = z < least ? least : z;
+    for (int v = 0; v < NV; v++) {
+        vf mean = j.m1[v] / z, var = j.m2[v] / z - mean * mean;
+        VSTORE(j.pivot[v] + mean, v, out);
+        VSTORE(select(var, (vf)(0.0f), var < 0.0f), v, out + PRHS_D);
+    }
+}
+
+__kernel void prhs_moments(mem seqs, mem pages, mem k_mem, mem state, mem ws, const prhs_k_moments args)
+{
+    prhs_k_moments a = args;
+    long items = (long)a.batch.max_seqs * a.shape.heads;
+    for (long item = get_global_id(0); item < items; item += get_global_size(0))
+        moments_item(&a, item, seqs, pages, k_mem, state, ws);
+}

@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * select: exact top-k by a radix search for the threshold, key by key recomputed from the scores, so that no scratch is needed.
+ * Dilation forces the neighbours of the best m in: what is taken is forced + best of the others.
+ */
+#include "common.clh"
+
+typedef struct job {
+    const prhs_k_select *a;
+    entry e;
+    long b;
+    int u, first, count;          /* runs: positions first, first + run, ... */
+    const __global float *scores; /* of the unit's first head; heads are score_stride apart */
+    float lse[PRHS_UH];
+} job;
+
+/* Larger keys come first: NaN and +inf, then by value; -0 is +0. */
+uint order_key(float x)
+{
+    if (bad_score(x))
+        return UINT_MAX;
+    uint b = as_uint(x == 0.0f ? 0.0f : x);
+    return b & 0x80000000u ? ~b : b | 0x80000000u;
+}
+
+/* Joint weights of 16 tokens from position pos on; reading past the candidates stays inside the padded score row. */
+float16 joint_weights(const job *j, int pos)
+{
+    float16 joint = 0.0f;
+    int16 bad = 0;
+    for (int h = 0; h < PRHS_UH; h++) {
+        float16 s = vload16(0, j->scores + h * j->a->work.score_stride + pos), w = exp(s - j->lse[h]);
+        bad |= !(s < INFINITY) ? -1 : 0;
+        joint = j->a->policy.join == PRHS_K_JOIN_MAX ? fmax(joint, w) : joint + w;
+    }
+    return select(joint, (float16)(NAN), bad);
+}
+
+float token_weight(const job *j, int pos)
+{
+    float joint = 0.0f;
+    for (int h = 0; h < PRHS_UH; h++) {
+        float s = j->scores[h * j->a->work.score_stride + pos];
+        if (bad_score(s))
+            return NAN;
+        float w = exp(s - j->lse[h]);
+        joint = j->a->policy.join == PRHS_K_JOIN_MAX ? fmax(joint, w) : joint + w;
+    }
+    return joint;
+}
+
+/* Keys of runs [r, r + 16); those past the last run are garbage. */
+void run_keys(const job *j, int r, uint *keys)
+{
+    const int run = j->a->policy.run, pos = j->first + r * run, n = min(16, j->count - r);
+    if (run > 1 || n < 16) {
+        for (int i = 0; i < n; i++) {
+            float sum = 0.0f;
+            if (PRHS_UH == 1 && run == 1)
+                sum = j->scores[pos + i];
+            else
+                for (int t = 0; t < run; t++)
+                    sum += token_weight(j, pos + i * run + t);
+            keys[i] = order_key(sum);
+        }
+        return;
+    }
+    float x[16];
+    vstore16(PRHS_UH == 1 ? vload16(0, j->scores + pos) : joint_weights(j, pos), 0, x);
+    for (int i = 0; i < 16; i++)
+        keys[i] = order_key(x[i]);
+}
+
+/*
+ * Dilation: the best m runs, ascending, lie at the end of the list's own memory while the list grows from its start. They never meet
+ * before they are used up: what is taken so far and the best runs to come are at most k together.
+ */
+typedef struct walk {
+    const __global int *best;
+    int m, next, last; /* best[0, next) are at or before the run last asked for; the last of them, or far below */
+} walk;
+
+walk walk_from(const __global int *best, int m)
+{
+    walk w = { best, m, 0, INT_MIN / 2 };
+    return w;
+}
+
+/* Runs are asked in ascending order. */
+bool is_forced(const job *j, walk *w, int r)
+{
+    while (w->next < w->m && w->best[w->next] <= r)
+        w->last = w->best[w->next++];
+    return r - w->last <= j->a->policy.dilate_ahead || (w->next < w->m && w->best[w->next] - r <= j->a->policy.dilate_back);
+}
+
+/* The key of the k-th best run that is not forced, and how many runs with exactly that key belong to the best k. */
+uint threshold(const job *j, int k, walk forced, int *ties)
+{
+    uint prefix = 0;
+    int left = k;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        int histogram[256];
+        walk w = forced;
+        for (int i = 0; i < 256; i++)
+            histogram[i] = 0;
+        for (int r = 0; r < j->count; r += 16) {
+            uint keys[16];
+            run_keys(j, r, keys);
+            for (int i = 0; i < min(16, j->count - r); i++)
+                if ((w.m == 0 || !is_forced(j, &w, r + i)) && (shift == 24 || keys[i] >> (shift + 8) == prefix >> (shift + 8)))
+                    histogram[keys[i] >> shift & 255]++;
+        }
+        int digit = 255;
+        while (digit > 0 && histogram[digit] < left)
+            left -= histogram[digit--];
+        prefix |= (uint)digit << shift;
+    }
+    *ties = left;
+    return prefix;
+}
+
+/* Writes the runs of the best k that `out` takes; positions are run indices times `step` plus `first`. Returns their number. */
+int take(const job *j, int k, walk w, int first, int step, __global int *out)
+{
+    int forced = 0, ties = 0, n = 0;
+    walk counter = w;
+    for (int r = 0; w.m > 0 && r < j->count; r++)
+        forced += is_forced(j, &counter, r);
+    const int places = k - forced;
+    const uint limit = places > 0 ? threshold(j, places, w, &ties) : 0;
+    for (int r = 0; r < j->count; r += 16) {
+        uint keys[16];
+        run_keys(j, r, keys);
+        for (int i = 0; i < min(16, j->count - r); i++) {
+            bool in = w.m > 0 && is_forced(j, &w, r + i);
+            if (!in && places > 0)
+                in = keys[i] > limit || (keys[i] == limit && ties-- > 0);
+            if (in)
+                out[n++] = first + (r + i) * step;
+        }
+    }
+    return n;
+}
+
+int fill_list(const job *j, int k, __global int *list)
+{
+    const prhs_k_policy *p = &j->a->policy;
+    const int m = min(p->dilate_m, k);
+    __global int *best = list + j->a->state.list_cap - m;
+    if (m > 0)
+        take(j, m, walk_from(0, 0), 0, 1, best);
+    return take(j, k, walk_from(best, m), j->first, p->run, list);
+}
+
+/* L_D: log-sum-exp of one head's scores over the middle's positions that no list entry, edge or window covers. */
+float dropped_lse(const job *j, int h, const prhs_set *set, const __global int *list)
+{
+    const __global float *s = j->scores + h * j->a->work.score_stride;
+    const int end = min(set->win_begin, set->mid_end), first = set->edge_end > set->edge_begin ? set->edge_end : set->mid_begin;
+    float top = -INFINITY, total = 0.0f;
+    for (int pass = 0; pass < 2; pass++) {
+        int next = 0;
+        for (int block = first; block < end; block += 256) {
+            float sum = 0.0f;
+            for (int p = block; p < min(end, block + 256); p++) {
+                while (next < set->count && list[next] + set->run <= p)
+                    next++;
+                if (next < set->count && list[next] <= p)
+                    continue;
+                if (pass == 0) {
+                    if (bad_score(s[p]))
+                        return NAN;
+                    top = fmax(top, s[p]);
+                } else {
+                    sum += exp(s[p] - top);
+                }
+            }
+            total += sum;
+        }
+        if (top == -INFINITY)
+            return top;
+    }
+    return top + log(total);
+}
+
+void merge_norms(job *j, mem ws)
+{
+    const prhs_k_work *w = &j->a->work;
+    int chunks = chunk_count(j->e.pos0 + 1, w->score_chunk_min, w->score_chunks);
+    for (int h = 0; h < PRHS_UH; h++) {
+        const __global float *norm = FLOATS(ws, w->norm_off) + (j->b * j->a->shape.heads + j->u * PRHS_UH + h) * (long)w->score_chunks * 4;
+        float top = LOWEST, sum = 0.0f;
+        for (int i = 0; i < chunks; i++)
+            top = fmax(top, norm[i * 4]);
+        for (int i = 0; i < chunks; i++)
+            sum += norm[i * 4 + 1] * exp(norm[i * 4] - top);
+        j->lse[h] = top + log(sum);
+    }
+}
+
+/* What later steps need: the set, its position, the queries, and what was dropped. */
+void store_reference(const job *j, const prhs_set *set, const __global int *list, mem q, mem state)
+{
+    const prhs_k_state *st = &j->a->state;
+    if (st->unit_off != PRHS_NONE) {
+        __global prhs_unit_state *unit = SLOT_AT(state, st, unit_off, j->e.slot, prhs_unit_state) + j->u;
+        unit->set = *set;
+        unit->set.end = j->e.pos0 + 1;
+        unit->ref_pos = j->e.pos0;
+    }
+    for (int i = 0; i < PRHS_UH; i++) {
+        int h = j->u * PRHS_UH + i;
+        if (st->qref_off != PRHS_NONE)
+            for (int v = 0; v < NV; v++)
+                VSTORE(load_vec(PRHS_Q, row_at(&j->a->q, q, j->e.row0, h), v), v,
+                       SLOT_AT(state, st, qref_off, j->e.slot, float) + (long)h * PRHS_D);
+        if (st->head_off != PRHS_NONE)
+            SLOT_AT(state, st, head_off, j->e.slot, prhs_head_ref)[h].l_dropped = dropped_lse(j, i, set, list);
+    }
+}
+
+void select_item(const prhs_k_select *a, long item, mem seqs, mem q, mem state, mem ws)
+{
+    job j;
+    j.a = a;
+    j.b = item / a->shape.units;
+    j.u = (int)(item % a->shape.units);
+    j.e = entry_of(&a->batch, seqs, j.b);
+    __global prhs_set *out = set_at(ws, &a->work, &a->shape, j.b, j.u);
+    prhs_set set = *out;
+    if (j.e.kind == IDLE || set.mode != PRHS_MODE_RETRIEVE)
+        return;
+    j.scores = FLOATS(ws, a->work.score_off) + (j.b * a->shape.heads + j.u * PRHS_UH) * a->work.score_stride;
+    merge_norms(&j, ws);
+    const int run = a->policy.run, lo = set.mid_begin;
+    j.first = (lo + run - 1) / run * run;
+    j.count = max(0, (set.mid_end / run * run - j.first) / run);
+    set.run = run;
+    set.edge_begin = lo;
+    set.edge_end = j.count ? j.first : lo;
+    set.win_begin = j.count ? j.first + j.count * run : lo;
+    __global int *list = SLOT_AT(state, &a->state, list_off, j.e.slot, int) + (long)j.u * a->state.list_cap;
+    set.count = fill_list(&j, min(min(a->policy.k / run, a->state.list_cap), j.count), list);
+    *out = set;
+    store_reference(&j, &set, list, q, state);
+}
+
+__kernel void prhs_select(mem seqs, mem q, mem state, mem ws, const prhs_k_select args)
+{
+    prhs_k_select a = args;
+    long items = (long)a.batch.max_seqs * a.shape.units;
+    for (long item = get_global_id(0); item < items; item += get_global_size(0))
+        select_item(&a, item, seqs, q, state, ws);
+}

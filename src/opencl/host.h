@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The opencl backend's own types: what its files share. */
+#ifndef PRHS_OPENCL_HOST_H
+#define PRHS_OPENCL_HOST_H
+
+#ifndef CL_TARGET_OPENCL_VERSION
+#define CL_TARGET_OPENCL_VERSION 120
+#endif
+#include <CL/cl.h>
+#include <pthread.h>
+
+#include "../backend.h"
+#include "loader.h"
+
+/* Embedded kernels: one self-contained source a family (made by tools/embed.py from cl/); ends with name NULL. */
+struct prhs_cl_source {
+    const char *name;
+    const char *text;
+    size_t size;
+};
+extern const struct prhs_cl_source prhs_cl_sources[];
+
+#define PRHS_CL_OPTIONS_MAX 320
+#define PRHS_CL_LOCAL 64  /* work-items a group of the generic kernels */
+
+typedef enum prhs_cl_flavour { PRHS_CL_GENERIC, PRHS_CL_WIDE } prhs_cl_flavour;
+
+/* A compiled variant of an op. Entries are only ever added while the device lives, so readers need no lock. */
+typedef struct prhs_cl_variant {
+    struct prhs_cl_variant *next;
+    prhs_op_key key;
+    prhs_cl_flavour flavour;
+    char options[PRHS_CL_OPTIONS_MAX];
+    cl_program program;
+    cl_kernel kernel;
+    pthread_mutex_t lock;  /* clSetKernelArg and the enqueue after it must not interleave on one cl_kernel */
+} prhs_cl_variant;
+
+typedef struct prhs_cl_device {
+    prhs_device head;
+    cl_platform_id platform;
+    cl_device_id id;
+    cl_context context;
+    cl_command_queue prepare_queue;  /* first launches of new variants, so that op_enqueue never compiles */
+    cl_mem dummy;                    /* stands where an array is absent */
+    size_t max_local;
+    char *cache_dir;                 /* NULL: no cache */
+    char *identity;                  /* device, driver, platform: part of the cache's key */
+    pthread_mutex_t prepare_lock;
+    _Atomic(prhs_cl_variant *) variants;
+} prhs_cl_device;
+
+typedef struct prhs_cl_buffer {
+    prhs_buffer head;
+    cl_mem mem;
+} prhs_cl_buffer;
+
+typedef struct prhs_cl_queue {
+    prhs_queue head;
+    cl_command_queue queue;
+} prhs_cl_queue;
+
+typedef struct prhs_cl_event {
+    prhs_event head;
+    cl_event event;  /* NULL: never recorded */
+} prhs_cl_event;
+
+static inline prhs_cl_device *prhs_cl_device_of(const prhs_device *dev) { return (prhs_cl_device *)(uintptr_t)dev; }
+static inline cl_mem prhs_cl_mem_of(const prhs_buffer *buffer) { return ((const prhs_cl_buffer *)buffer)->mem; }
+static inline cl_command_queue prhs_cl_queue_of(const prhs_queue *queue) { return ((const prhs_cl_queue *)queue)->queue; }
+
+/* errors.c: the name of a CL error, and the sentence "what: NAME (code)" with the status that the error maps to. */
+const char *prhs_cl_error_name(cl_int error);
+prhs_status prhs_cl_fail(const prhs_log *log, const char *call, cl_int error);
+
+/* device.c */
+size_t prhs_cl_enumerate(prhs_device_info *infos, size_t cap, const prhs_log *log);
+prhs_status prhs_cl_open(const prhs_device_params *params, const prhs_log *log, prhs_device **dev);
+void prhs_cl_close(prhs_device *dev);
+/* Opens a given device; `context` NULL: a new one. `index` is what the info tells. */
+prhs_status prhs_cl_open_device(cl_platform_id platform, cl_device_id id, uint32_t index, cl_context context,
+                                const prhs_device_params *params, const prhs_log *log, prhs_device **dev);
+/* The index at which enumeration lists `id`, with its platform, or UINT32_MAX. */
+uint32_t prhs_cl_find(cl_device_id id);
+
+/* buffer.c */
+prhs_status prhs_cl_buffer_create(prhs_device *dev, size_t size, prhs_buffer **buf);
+void prhs_cl_buffer_destroy(prhs_buffer *buf);
+
+/* queue.c */
+prhs_status prhs_cl_queue_create(prhs_device *dev, prhs_queue **queue);
+void prhs_cl_queue_destroy(prhs_queue *queue);
+prhs_status prhs_cl_queue_finish(prhs_queue *queue);
+prhs_status prhs_cl_write(prhs_queue *queue, prhs_buffer *dst, size_t off, const void *src, size_t size);
+prhs_status prhs_cl_read(prhs_queue *queue, void *dst, const prhs_buffer *src, size_t off, size_t size);
+prhs_status prhs_cl_copy(prhs_queue *queue, prhs_buffer *dst, size_t dst_off, const prhs_buffer *src, size_t src_off, size_t size);
+prhs_status prhs_cl_fill(prhs_queue *queue, prhs_buffer *dst, size_t off, uint32_t word, size_t size);
+
+/* event.c */
+prhs_status prhs_cl_event_create(prhs_device *dev, prhs_event **event);
+void prhs_cl_event_destroy(prhs_event *event);
+prhs_status prhs_cl_event_record(prhs_queue *queue, prhs_event *event);
+prhs_status prhs_cl_event_query(prhs_event *event);
+prhs_status prhs_cl_event_elapsed(prhs_event *begin, prhs_event *end, double *seconds);
+
+/* table.c: which flavour, file and options serve a key, and how many groups a launch takes. All pure. */
+const char *prhs_cl_flavour_name(prhs_cl_flavour flavour);
+bool prhs_cl_choose(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_flavour *flavour, const char **why);
+const struct prhs_cl_source *prhs_cl_source_of(prhs_op_kind kind);
+void prhs_cl_options(const prhs_op_key *key, prhs_cl_flavour flavour, char options[PRHS_CL_OPTIONS_MAX]);
+size_t prhs_cl_local(prhs_cl_flavour flavour);
+size_t prhs_cl_groups(const prhs_cl_device *dev, prhs_cl_flavour flavour, const prhs_op *op);
+
+/* program.c: a program from the cache or from source; *cached says which. */
+prhs_status prhs_cl_program_create(prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options, cl_program *program,
+                                   bool *cached);
+/* Saves a program in the cache, if there is one; failures are only logged. */
+void prhs_cl_program_save(prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options, cl_program program);
+
+/* cache.c: files of bytes under a 128-bit key. */
+typedef struct prhs_cl_cache_key {
+    unsigned char bytes[16];
+} prhs_cl_cache_key;
+char *prhs_cl_cache_dir(const char *wanted);
+prhs_cl_cache_key prhs_cl_cache_key_of(const char *identity, const char *options, const char *text, size_t size);
+/* malloc()ed payload, or NULL: not there, or bad (then a warning was logged). */
+void *prhs_cl_cache_load(const char *dir, const prhs_cl_cache_key *key, const prhs_log *log, size_t *size);
+void prhs_cl_cache_store(const char *dir, const prhs_cl_cache_key *key, const void *data, size_t size, const prhs_log *log);
+
+/* enqueue.c */
+prhs_chunking prhs_cl_chunking(const prhs_device *dev, const prhs_op_key *key);
+const char *prhs_cl_op_supported(const prhs_device *dev, const prhs_op_key *key, const char **why);
+prhs_status prhs_cl_op_prepare(prhs_device *dev, const prhs_op_key *key);
+prhs_status prhs_cl_op_enqueue(prhs_queue *queue, const prhs_op *op);
+void prhs_cl_variants_free(prhs_cl_device *dev);
+
+#endif

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which file, flavour and compile-time constants serve an op, and how wide it is launched. Data; nothing here calls OpenCL. */
+#include "host.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define D 1
+#define G 2
+#define UH 4
+#define KV 8
+#define Q 16
+#define OUT 32
+#define MOM 64
+
+/* cl/<file>.cl has the kernel prhs_<op>; `uses` are the constants it is compiled with. */
+static const struct {
+    const char *file;
+    unsigned uses;
+} ops[PRHS_OP_COUNT] = {
+    [PRHS_OP_APPEND] = { "append", D | KV | Q },
+    [PRHS_OP_RANGE_SUM] = { "append", D | KV },
+    [PRHS_OP_TRUNCATE] = { "append", 0 },
+    [PRHS_OP_PLAN] = { "plan", D | UH | Q },
+    [PRHS_OP_SCORE] = { "score", D | G | UH | KV | Q | MOM },
+    [PRHS_OP_SELECT] = { "select", D | UH | Q },
+    [PRHS_OP_MOMENTS] = { "moments", D | G | UH | KV },
+    [PRHS_OP_ATTEND] = { "attend", D | G | UH | KV | Q },
+    [PRHS_OP_FINISH] = { "finish", D | G | UH | Q | OUT },
+    [PRHS_OP_AUDIT] = { "audit", UH },
+    [PRHS_OP_PREFILL] = { "prefill", D | G | KV | Q | OUT },
+    [PRHS_OP_COMBINE] = { "merge", D | UH | OUT },
+    [PRHS_OP_MERGE] = { "merge", D | OUT },
+    [PRHS_OP_GATE] = { "gate", D | Q },
+};
+
+const char *prhs_cl_flavour_name(prhs_cl_flavour flavour) { return flavour == PRHS_CL_WIDE ? "wide" : "generic"; }
+
+size_t prhs_cl_local(prhs_cl_flavour flavour) { return flavour == PRHS_CL_WIDE ? 1 : PRHS_CL_LOCAL; }
+
+bool prhs_cl_choose(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_flavour *flavour, const char **why) {
+    /* The wide kernels hold a head in whole float16 vectors. */
+    *flavour = (dev->head.info.caps & PRHS_CAP_WIDE) && key->dim % 16 == 0 ? PRHS_CL_WIDE : PRHS_CL_GENERIC;
+    if (dev->max_local < prhs_cl_local(*flavour)) {
+        *why = "the device has no work-groups of 64";
+        return false;
+    }
+    if (!prhs_cl_source_of(key->kind)) {
+        *why = "this build has no OpenCL kernel for it";
+        return false;
+    }
+    return true;
+}
+
+const struct prhs_cl_source *prhs_cl_source_of(prhs_op_kind kind) {
+    for (const struct prhs_cl_source *s = prhs_cl_sources; s->name; s++)
+        if (strcmp(s->name, ops[kind].file) == 0)
+            return s;
+    return NULL;
+}
+
+static size_t add(char *options, size_t at, const char *name, prhs_i32 value) {
+    int n = at < PRHS_CL_OPTIONS_MAX ? snprintf(options + at, PRHS_CL_OPTIONS_MAX - at, " -D%s=%d", name, (int)value) : 0;
+    return at + (n > 0 ? (size_t)n : 0);
+}
+
+void prhs_cl_options(const prhs_op_key *key, prhs_cl_flavour flavour, char options[PRHS_CL_OPTIONS_MAX]) {
+    char only[48];
+    const struct {
+        unsigned use;
+        const char *name;
+        prhs_i32 value;
+    } constants[] = {
+        { D, "PRHS_D", key->dim },          { G, "PRHS_G", key->group },      { UH, "PRHS_UH", key->unit_heads },
+        { KV, "PRHS_KV", key->kv_dtype },   { Q, "PRHS_Q", key->q_dtype },    { OUT, "PRHS_OUT", key->out_dtype },
+        { MOM, "PRHS_MOMENTS", key->moments },
+    };
+    size_t at = (size_t)snprintf(options, PRHS_CL_OPTIONS_MAX, "-cl-std=CL1.2");
+    at = add(options, at, "PRHS_WIDE", flavour == PRHS_CL_WIDE);
+    at = add(options, at, "PRHS_LOCAL", (prhs_i32)prhs_cl_local(flavour));
+    /* Files with several kernels compile only this one. */
+    snprintf(only, sizeof only, "PRHS_ONLY_%s", prhs_op_name(key->kind));
+    at = add(options, at, only, 1);
+    for (size_t i = 0; i < sizeof constants / sizeof constants[0]; i++)
+        if (ops[key->kind].uses & constants[i].use)
+            at = add(options, at, constants[i].name, constants[i].value);
+}
+
+/* Work items by capacity, as docs/kernels.md cuts them. */
+static uint64_t items_of(const prhs_op *op) {
+#define PRODUCT(a, b, c, d) ((uint64_t)(a) * (uint64_t)(b) * (uint64_t)(c) * (uint64_t)(d))
+    switch (op->kind) {
+    case PRHS_OP_APPEND: return PRODUCT(op->args.append.batch.max_seqs, op->args.append.shape.kv_heads, 1, 1);
+    case PRHS_OP_RANGE_SUM: return PRODUCT(op->args.range_sum.batch.max_seqs, op->args.range_sum.shape.kv_heads, 1, 1);
+    case PRHS_OP_TRUNCATE: return PRODUCT(op->args.truncate.batch.max_seqs, op->args.truncate.shape.units, 1, 1);
+    case PRHS_OP_PLAN: return PRODUCT(op->args.plan.batch.max_seqs, op->args.plan.shape.units, 1, 1);
+    case PRHS_OP_SCORE:
+        return PRODUCT(op->args.score.batch.max_seqs, op->args.score.shape.units, op->args.score.work.score_chunks, 1);
+    case PRHS_OP_SELECT: return PRODUCT(op->args.select.batch.max_seqs, op->args.select.shape.units, 1, 1);
+    case PRHS_OP_MOMENTS: return PRODUCT(op->args.moments.batch.max_seqs, op->args.moments.shape.heads, 1, 1);
+    case PRHS_OP_ATTEND:
+        return PRODUCT(op->args.attend.batch.max_seqs, op->args.attend.batch.rows, op->args.attend.shape.units,
+                       op->args.attend.work.chunks);
+    case PRHS_OP_FINISH: return PRODUCT(op->args.finish.batch.max_seqs, op->args.finish.shape.units, 1, 1);
+    case PRHS_OP_AUDIT: return PRODUCT(op->args.audit.batch.max_seqs, op->args.audit.shape.units, 1, 1);
+    case PRHS_OP_PREFILL: /* tiles of every sequence's rows: at most one a row */
+        return PRODUCT(op->args.prefill.batch.max_rows, op->args.prefill.shape.kv_heads, 1, 1);
+    case PRHS_OP_COMBINE:
+        return PRODUCT(op->args.combine.batch.max_seqs, op->args.combine.batch.rows, op->args.combine.shape.heads, 1);
+    case PRHS_OP_MERGE: return PRODUCT(op->args.merge.rows, op->args.merge.shape.heads, 1, 1);
+    case PRHS_OP_GATE: return PRODUCT(op->args.gate.rows, op->args.gate.shape.heads, 1, 1);
+    case PRHS_OP_COUNT: break;
+    }
+#undef PRODUCT
+    return 1;
+}
+
+size_t prhs_cl_groups(const prhs_cl_device *dev, prhs_cl_flavour flavour, const prhs_op *op) {
+    /* A persistent grid whose groups stride over the items: its size follows the device, not the capacity. */
+    uint64_t grid = (uint64_t)dev->head.info.compute_units * (flavour == PRHS_CL_WIDE ? 4 : 8);
+    uint64_t items = items_of(op);
+    uint64_t groups = items < grid ? items : grid;
+    return groups ? (size_t)groups : 1;
+}

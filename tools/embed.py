@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Embeds OpenCL C sources in a C file: embed.py OUT.c INCLUDE_DIR... -- SOURCE.cl...
+
+Lines `#include "x"` are replaced by the file, once a program, so that each program is one self-contained text. The result defines
+prhs_cl_sources[]: name (without .cl), text, size; the last entry has name NULL.
+"""
+import os
+import re
+import sys
+
+INCLUDE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]')
+
+
+def find(name, folders):
+    for folder in folders:
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            return path
+    sys.exit(f"embed.py: {name} is in none of {', '.join(folders)}")
+
+
+def text_of(path, folders, seen):
+    out = []
+    with open(path, encoding="utf-8") as f:
+        for line in f:
+            m = INCLUDE.match(line)
+            if not m or m.group(1) == "stdint.h":
+                out.append(line)
+                continue
+            name = os.path.basename(m.group(1))
+            if name not in seen:
+                seen.add(name)
+                out.append(text_of(find(m.group(1), folders + [os.path.join(f, "prhs") for f in folders]), folders, seen))
+    return "".join(out)
+
+
+def literal(text):
+    data = text.encode("utf-8")
+    rows = []
+    for i in range(0, len(data), 24):
+        rows.append("    " + "".join(f"{b}," for b in data[i : i + 24]))
+    return "\n".join(rows)
+
+
+def main():
+    out, rest = sys.argv[1], sys.argv[2:]
+    cut = rest.index("--")
+    folders, sources = rest[:cut], rest[cut + 1 :]
+    parts = ["/* Made by tools/embed.py. */\n", '#include "opencl/host.h"\n']
+    table = []
+    for path in sources:
+        name = os.path.splitext(os.path.basename(path))[0]
+        text = text_of(path, folders + [os.path.dirname(path)], set())
+        parts.append(f"static const unsigned char text_{name}[] = {{\n{literal(text)}\n    0\n}};\n")
+        table.append(f'    {{ "{name}", (const char *)text_{name}, sizeof text_{name} - 1 }},\n')
+    parts.append("const struct prhs_cl_source prhs_cl_sources[] = {\n" + "".join(table) + "    { 0, 0, 0 },\n};\n")
+    with open(out, "w", encoding="utf-8") as f:
+        f.write("\n".join(parts))
+
+
+main()
