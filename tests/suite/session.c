@@ -19,6 +19,7 @@ typedef struct s_row {
     prhs_join join;
     uint32_t audit;
     void (*tune)(prhs_policy *p);
+    int32_t times; /* lengths of the prompts: so many times as usual; 0: once */
 } s_row;
 
 static void minimum(prhs_policy *p) { p->min_sparse_n = 90; }
@@ -102,34 +103,37 @@ static void mass_plain(prhs_policy *p) {
     { 256, 1, 0, 0 }
 
 static const s_row rows[] = {
-    { "cis-mass", "cis-mass", S_G3_D64, NHD, 3, 1, SUM, 0, NULL },
-    { "dense", "dense", S_G1_D32, NHD, 2, 1, SUM, 0, NULL },
-    { "streaming audited", "streaming", S_G1_D32, HND, 2, 1, SUM, 1, NULL },
-    { "topk audited", "topk", S_G1_D32, NHD, 2, 1, SUM, 1, NULL },
-    { "cis", "cis", S_G3_D64, HND, 3, 1, SUM, 0, NULL },
-    { "cpe audited", "cpe", S_G1_D32, NHD, 2, 1, SUM, 1, NULL },
-    { "cis-mass audited", "cis-mass", S_G1_D32, ONE, 1, 1, SUM, 1, all_sparse },
-    { "cis-mass runs of 4", "cis-mass", S_G4_D128, ONE, 2, 4, SUM, 1, NULL },
-    { "cis-mass per head", "cis-mass", S_G2_D64, P1, 3, 1, EACH, 0, NULL },
-    { "cis-mass page 1 MQA", "cis-mass", S_MQA_D80, P1, 2, 1, MAX, 0, loose },
-    { "cis-mass G16", "cis-mass", S_G16_D40, P256, 1, 1, SUM, 1, loose },
-    { "cis-mass D96 bf16", "cis-mass", S_G3_D96, HND, 2, 16, SUM, 0, NULL },
-    { "cis-mass D256", "cis-mass", S_G4_D256, NHD, 2, 1, SUM, 0, NULL },
-    { "cis-mass D128 bf16", "cis-mass", S_G1_D128, P256, 4, 1, SUM, 0, loose },
-    { "cis-mass with N*", "cis-mass", S_G1_D32, NHD, 2, 1, SUM, 0, minimum },
-    { "cis-mass without residual", "cis-mass", S_G3_D64, NHD, 2, 1, SUM, 0, mass_plain },
-    { "no gate", "cis", S_G1_D32, NHD, 2, 1, SUM, 1, no_gate },
-    { "no gate, runs", "cis", S_G1_D32, HND, 2, 8, SUM, 0, no_gate_runs },
-    { "PSAW alone", "dense", S_G1_D32, NHD, 2, 1, SUM, 1, psaw_alone },
-    { "PSAW topk", "topk", S_G3_D64, NHD, 2, 1, SUM, 1, psaw_topk },
-    { "PSAW cis-mass", "cis-mass", S_G1_D32, NHD, 2, 1, SUM, 1, psaw_mass },
-    { "PSAW streaming", "streaming", S_G1_D32, NHD, 1, 1, SUM, 1, psaw_stream },
-    { "topk with mean", "topk", S_G3_D64, HND, 2, 1, MAX, 0, mean_topk },
-    { "topk with mean, dilated runs", "topk", S_G1_D32, NHD, 2, 4, SUM, 1, mean_runs },
-    { "all layers dense", "cis-mass", S_G1_D32, NHD, 2, 1, SUM, 0, all_dense },
-    { "no sinks, one local", "cis-mass", S_G1_D32, P1, 2, 1, SUM, 1, no_sinks },
-    { "cis with a low threshold", "cis", S_G1_D32, NHD, 3, 1, SUM, 0, tau_low },
-    { "cpe runs per head", "cpe", S_G2_D64, HND, 2, 4, EACH, 0, one_best },
+    { "cis-mass", "cis-mass", S_G3_D64, NHD, 3, 1, SUM, 0, NULL, 0 },
+    { "dense", "dense", S_G1_D32, NHD, 2, 1, SUM, 0, NULL, 0 },
+    { "streaming audited", "streaming", S_G1_D32, HND, 2, 1, SUM, 1, NULL, 0 },
+    { "topk audited", "topk", S_G1_D32, NHD, 2, 1, SUM, 1, NULL, 0 },
+    { "cis", "cis", S_G3_D64, HND, 3, 1, SUM, 0, NULL, 0 },
+    { "cpe audited", "cpe", S_G1_D32, NHD, 2, 1, SUM, 1, NULL, 0 },
+    { "cis-mass audited", "cis-mass", S_G1_D32, ONE, 1, 1, SUM, 1, all_sparse, 0 },
+    { "cis-mass runs of 4", "cis-mass", S_G4_D128, ONE, 2, 4, SUM, 1, NULL, 0 },
+    { "cis-mass per head", "cis-mass", S_G2_D64, P1, 3, 1, EACH, 0, NULL, 0 },
+    { "cis-mass page 1 MQA", "cis-mass", S_MQA_D80, P1, 2, 1, MAX, 0, loose, 0 },
+    { "cis-mass G16", "cis-mass", S_G16_D40, P256, 1, 1, SUM, 1, loose, 0 },
+    { "cis-mass D96 bf16", "cis-mass", S_G3_D96, HND, 2, 16, SUM, 0, NULL, 0 },
+    { "cis-mass D256", "cis-mass", S_G4_D256, NHD, 2, 1, SUM, 0, NULL, 0 },
+    { "cis-mass D128 bf16", "cis-mass", S_G1_D128, P256, 4, 1, SUM, 0, loose, 0 },
+    { "cis-mass with N*", "cis-mass", S_G1_D32, NHD, 2, 1, SUM, 0, minimum, 0 },
+    { "cis-mass without residual", "cis-mass", S_G3_D64, NHD, 2, 1, SUM, 0, mass_plain, 0 },
+    { "no gate", "cis", S_G1_D32, NHD, 2, 1, SUM, 1, no_gate, 0 },
+    { "no gate, runs", "cis", S_G1_D32, HND, 2, 8, SUM, 0, no_gate_runs, 0 },
+    { "PSAW alone", "dense", S_G1_D32, NHD, 2, 1, SUM, 1, psaw_alone, 0 },
+    { "PSAW topk", "topk", S_G3_D64, NHD, 2, 1, SUM, 1, psaw_topk, 0 },
+    { "PSAW cis-mass", "cis-mass", S_G1_D32, NHD, 2, 1, SUM, 1, psaw_mass, 0 },
+    { "PSAW streaming", "streaming", S_G1_D32, NHD, 1, 1, SUM, 1, psaw_stream, 0 },
+    { "topk with mean", "topk", S_G3_D64, HND, 2, 1, MAX, 0, mean_topk, 0 },
+    { "topk with mean, dilated runs", "topk", S_G1_D32, NHD, 2, 4, SUM, 1, mean_runs, 0 },
+    { "all layers dense", "cis-mass", S_G1_D32, NHD, 2, 1, SUM, 0, all_dense, 0 },
+    { "no sinks, one local", "cis-mass", S_G1_D32, P1, 2, 1, SUM, 1, no_sinks, 0 },
+    { "cis with a low threshold", "cis", S_G1_D32, NHD, 3, 1, SUM, 0, tau_low, 0 },
+    { "cpe runs per head", "cpe", S_G2_D64, HND, 2, 4, EACH, 0, one_best, 0 },
+    { "long cis-mass", "cis-mass", S_G3_D64, NHD, 2, 1, SUM, 1, loose, 14 },
+    { "long cpe", "cpe", S_G1_D32, HND, 1, 1, SUM, 1, NULL, 20 },
+    { "long dense", "dense", S_G2_D64, P256, 2, 1, SUM, 0, NULL, 14 },
 };
 
 #define LIVE 6
@@ -138,6 +142,7 @@ typedef struct crowd {
     f_follow f;
     f_seq *seqs[LIVE];
     uint8_t used[8];
+    int32_t times;
     uint64_t next;
     f_counts sum;
 } crowd;
@@ -172,7 +177,7 @@ static void join(crowd *c, int i) {
     c->seqs[i] = s;
     switch (t_below(t, 4)) {
     case 0: break;
-    case 1: f_prompt(f, s, 20 + (int32_t)t_below(t, 70), 17 + (int32_t)t_below(t, 40)); break;
+    case 1: f_prompt(f, s, c->times * (20 + (int32_t)t_below(t, 70)), 17 + (int32_t)t_below(t, 40)); break;
     case 2: f_one(f, s, 50, PRHS_SEQ_PREFILL); break;
     default: {
         f_part p = { s, { s->seq, 60, PRHS_SEQ_PREFILL, 60, NULL, 0, 0 } };
@@ -257,9 +262,9 @@ static t_setup setup_of(t_ctx *t, const s_row *row) {
     s.decode_rows = row->rows;
     s.audit = row->audit;
     s.pad = row->layout.pad;
-    s.max_kv_len = 200;
+    s.max_kv_len = row->times ? 90 * (uint32_t)row->times + 110 : 200;
     s.max_rows = 160;
-    s.pages = 9 * (200 / row->layout.page + 2);
+    s.pages = 9 * (s.max_kv_len / row->layout.page + 2);
     if (row->tune)
         row->tune(&s.policy);
     return s;
@@ -270,17 +275,18 @@ static const char *row_name(int row) { return rows[row].name; }
 static void run(t_ctx *t, int row) {
     crowd *c = t_alloc(t, sizeof *c);
     t_setup s = setup_of(t, &rows[row]);
+    c->times = rows[row].times ? rows[row].times : 1;
     f_make(t, &c->f, &s);
     for (int step = 0; step < 60; step++) {
         int i = (int)t_below(t, LIVE);
         if (!c->seqs[i])
             join(c, i);
-        else if (c->seqs[i]->seq->len > 180)
+        else if (c->seqs[i]->seq->len > (int32_t)s.max_kv_len - 20)
             leave(c, i);
         else if (t_below(t, 5) == 0)
             slot_operation(c, i);
         for (int k = 0; k < LIVE; k++)
-            if (c->seqs[k] && c->seqs[k]->seq->len > 190)
+            if (c->seqs[k] && c->seqs[k]->seq->len > (int32_t)s.max_kv_len - 10)
                 leave(c, k);
         decode(c, step);
     }
