@@ -44,6 +44,7 @@ const t_case t_cases[] = {
     { "NaN scores in runs", S_G1_D32, SUM, D_NAN, HND, 1, 4, 24, 4, 8, 0, 0, 0, { 300, 44, 43, 36, 0, 129, 64 } },
     { "infinite G16", S_G16_D40, SUM, D_INF, NHD, 1, 1, 24, 4, 8, 0, 0, 0, { 300, 40, 37, 36, 0, 129, 64 } },
     { "local beyond the sequence", S_G1_D32, SUM, D_NORMAL, NHD, 1, 1, 24, 4, 4000, 0, 0, 0, { 300, 40, 37, 36, 0, 129, 64 } },
+    { "zeros of both signs", S_G1_D32, SUM, D_ZERO, NHD, 1, 1, 24, 4, 8, 0, 0, 0, { 300, 40, 37, 36, 0, 129, 64 } },
     { "runs of 24", S_G1_D32, SUM, D_NORMAL, ONE, 1, 24, 72, 4, 8, 0, 0, 0, { 300, 60, 59, 58, 0, 129, 64 } },
 };
 const int t_case_count = sizeof t_cases / sizeof *t_cases, t_case_quick = 10;
@@ -68,6 +69,9 @@ static void plant(const t_case *c, const t_shape *sh, int32_t j, int32_t len, fl
             k[0] = j % 2 ? INFINITY : -INFINITY;
         if (c->data == D_NAN && len > 100 && (j == 57 || j == 90))
             k[3] = NAN;
+        if (c->data == D_ZERO && j % 7) /* products underflow to zeros of both signs */
+            for (uint32_t d = 0; d < sh->dim; d++)
+                k[d] *= 1e-30f;
         if (c->data == D_TINY)
             for (uint32_t d = 0; d < sh->dim; d++)
                 k[d] *= 1e-3f;
@@ -80,6 +84,7 @@ static float sharpness(const t_case *c) {
     case D_HUGE: return 3000.0f;
     case D_TINY: return 1e-3f;
     case D_INF: return 0.5f;
+    case D_ZERO: return 1e-30f;
     default: return 1.0f;
     }
 }

@@ -59,6 +59,28 @@ static void check_rows(t_bench *b, int seq, const prhs_policy *policy, const str
     }
 }
 
+static prhs_policy policy_of(t_ctx *t, const struct window *w) {
+    prhs_policy policy;
+    T_OK(t, prhs_policy_preset("cpe", LAYERS, &policy));
+    policy.psaw = (uint32_t)w->psaw;
+    policy.etf = (uint32_t)w->etf;
+    policy.sinks = w->sinks;
+    return policy;
+}
+
+static void check_window(t_bench *b, const struct window *w, const prhs_policy *policy) {
+    t_ctx *t = b->t;
+    t_poison(t, b->out.buf);
+    t_poison(t, b->lse);
+    T_OK(t,
+         prhs_op_prefill(b->ops, t->queue, &b->batch.b, &b->cache.kv, &b->q.r, policy, LAYERS, w->layer, &b->out.r, b->lse.mem));
+    float *out = t_rows_get(t, &b->out), *lse = t_fetch(t, b->lse.mem, b->lse.size);
+    for (int i = 0; i < C_SEQS - 1; i++)
+        check_rows(b, i, policy, w, out, lse);
+    T_CHECK(t, t_rows_untouched(t, &b->out, (uint32_t)b->batch.seqs[6].row_begin), "%s: a decode row was written", w->name);
+    T_CHECK(t, t_rows_untouched(t, &b->out, 0), "%s: a row that belongs to nobody was written", w->name);
+}
+
 static void run(t_ctx *t, int row) {
     t_bench *b = t_alloc(t, sizeof *b);
     t_bench_make(t, b, &t_cases[row], 33);
@@ -69,23 +91,17 @@ static void run(t_ctx *t, int row) {
     b->batch.seqs[6].flags = 0; /* a decode entry is none of prefill's business */
     t_batch_upload(t, &b->batch);
     for (size_t k = 0; k < sizeof windows / sizeof *windows; k++) {
-        const struct window *w = &windows[k];
-        prhs_policy policy;
-        T_OK(t, prhs_policy_preset("cpe", LAYERS, &policy));
-        policy.psaw = (uint32_t)w->psaw;
-        policy.etf = (uint32_t)w->etf;
-        policy.sinks = w->sinks;
-        t_poison(t, b->out.buf);
-        t_poison(t, b->lse);
-        T_OK(t, prhs_op_prefill(b->ops, t->queue, &b->batch.b, &b->cache.kv, &b->q.r, k ? &policy : NULL, LAYERS, w->layer,
-                                &b->out.r, b->lse.mem));
-        float *out = t_rows_get(t, &b->out), *lse = t_fetch(t, b->lse.mem, b->lse.size);
-        for (int i = 0; i < C_SEQS - 1; i++)
-            check_rows(b, i, k ? &policy : NULL, w, out, lse);
-        T_CHECK(t, t_rows_untouched(t, &b->out, (uint32_t)b->batch.seqs[6].row_begin), "%s: a decode row was written", w->name);
-        T_CHECK(t, t_rows_untouched(t, &b->out, 0), "%s: a row that belongs to nobody was written", w->name);
+        prhs_policy policy = policy_of(t, &windows[k]);
+        check_window(b, &windows[k], k ? &policy : NULL);
+    }
+    for (int k = 0; row == 0 && k < 100; k++) { /* the window's start at every place of a block */
+        struct window w = { "any window", 1, k % 2, 11, t_below(t, 70) };
+        prhs_policy policy = policy_of(t, &w);
+        policy.psaw_phi = 0.05f + 0.9f * (float)t_uniform(t);
+        policy.etf_psi = 0.05f + 0.9f * (float)t_uniform(t);
+        check_window(b, &w, &policy);
     }
     t_cache_check(t, &b->cache, "prefill");
 }
 
-const t_group t_group_prefill = { "prefill", 24, 10, t_case_name, run };
+const t_group t_group_prefill = { "prefill", 25, 10, t_case_name, run };

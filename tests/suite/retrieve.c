@@ -56,6 +56,32 @@ static void check_scores(t_bench *b, int seq, uint32_t unit, const prhs_set *set
     }
 }
 
+/* Where a score is a token's key, the total order holds on the library's own scores: NaN (and +inf) first, then the higher one,
+ * zeros of both signs alike, then the lower position. */
+static void check_order(t_bench *b, int seq, uint32_t unit, const prhs_set *set, const int32_t *list) {
+    t_ctx *t = b->t;
+    int32_t n = decision(b, seq) + 1, last_in = -1, first_out = -1;
+    uint64_t head = (uint64_t)seq * b->sh->heads + unit;
+    if (b->unit_heads != 1 || set->run != 1 || b->c->dilate_m)
+        return;
+    float *s = t_fetch(t, t_at(b->ws.mem, b->layout.scores + head * b->layout.score_stride * 4), (size_t)n * 4);
+    for (int32_t j = set->mid_begin, i = 0; j < set->mid_end; j++) {
+        int in = i < set->count && list[i] == j;
+        int32_t *worst = in ? &last_in : &first_out;
+        float key = s[j] < INFINITY ? s[j] : NAN, other = *worst < 0 || s[*worst] < INFINITY ? s[*worst < 0 ? j : *worst] : NAN;
+        int higher = isnan(key) ? !isnan(other) : key > other;
+        i += in;
+        if (*worst < 0 || (in ? !higher : higher)) /* the last of those within in order, the first of those without */
+            *worst = j;
+    }
+    if (last_in < 0 || first_out < 0)
+        return;
+    float in = s[last_in] < INFINITY ? s[last_in] : NAN, out = s[first_out] < INFINITY ? s[first_out] : NAN;
+    int right = isnan(in) ? !isnan(out) || last_in < first_out : !isnan(out) && (in > out || (in == out && last_in < first_out));
+    T_CHECK(t, right, "sequence %d unit %u: position %d with score %g is listed before %d with %g", seq, unit, last_in,
+            (double)in, first_out, (double)out);
+}
+
 static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *set, const int32_t *list, const t_selection *ref) {
     t_ctx *t = b->t;
     uint64_t slot = (uint64_t)b->batch.seqs[seq].slot * b->layout.slot_bytes;
@@ -102,6 +128,7 @@ static void check_unit(t_bench *b, int seq, uint32_t unit, const prhs_set *befor
     T_CHECK(t, set->win_begin == ref.win_begin, "sequence %d unit %u: window from %d instead of %d", seq, unit, set->win_begin,
             ref.win_begin);
     T_CHECK(t, t_same_list(&ref, list, set->count, why, sizeof why), "sequence %d unit %u: %s", seq, unit, why);
+    check_order(b, seq, unit, set, list);
     check_moments(b, seq, unit, set, list, &ref);
     t_release_to(t, mark);
 }
@@ -138,4 +165,4 @@ static void run(t_ctx *t, int row) {
     t_cache_check(t, &b->cache, "retrieval");
 }
 
-const t_group t_group_retrieve = { "retrieve", 24, 10, t_case_name, run };
+const t_group t_group_retrieve = { "retrieve", 25, 10, t_case_name, run };

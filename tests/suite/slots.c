@@ -44,6 +44,15 @@ static void same_step(t_ctx *t, pair *p, const char *when) {
     same_state(t, p, when);
 }
 
+/* The other world follows alone: same bits and state. */
+static void same_step_of_b(t_ctx *t, pair *p) {
+    size_t n = p->a.s.shape->heads * p->a.s.shape->dim * sizeof(float);
+    t_world_one(&p->b, p->sb, 1, 0);
+    for (uint32_t l = 0; l < p->a.s.layers; l++)
+        T_CHECK(t, !memcmp(p->a.outs[l], p->b.outs[l], n), "layer %u has other output bits", l);
+    same_state(t, p, "run again");
+}
+
 /* A step of R rows of which c are committed leaves the state of the same step with c rows. */
 static void commit(t_ctx *t) {
     pair *p = make(t);
@@ -200,13 +209,32 @@ static void own_rows(t_ctx *t) {
     same_step(t, p, "after rows of the engine's own");
 }
 
+/* A step that is run again at the same position (an engine that retries) retrieves where it retrieved: its own list is no earlier
+ * one. */
+static void repeated(t_ctx *t) {
+    pair *p = make(t);
+    int retrieved = 0;
+    for (int i = 0; i < 30; i++) {
+        t_world_one(&p->a, p->sa, 1, 0);
+        void *blob = t_world_export(&p->a, 0);
+        int32_t mode = t_world_view(&p->a, blob, 1, 0).set.mode;
+        t_entry again = { p->sa, 1, 0, 0, NULL, 1, 0 };
+        t_world_step(&p->a, &again, 1);
+        int32_t second = t_world_view(&p->a, t_world_export(&p->a, 0), 1, 0).set.mode;
+        T_CHECK(t, mode == second, "step %d has mode %d, and %d when it is run again", i, mode, second);
+        retrieved += mode == PRHS_MODE_RETRIEVE;
+        same_step_of_b(t, p);
+    }
+    T_CHECK(t, retrieved > 0, "no step retrieved");
+}
+
 static const struct l_row {
     const char *name;
     void (*run)(t_ctx *t);
 } rows[] = {
     { "commit", commit },     { "rejected rows", rejected },    { "truncate", truncate }, { "fork", fork },
     { "move", move },         { "export and import", preempt }, { "attach", attach },     { "reset", reset },
-    { "own rows", own_rows },
+    { "own rows", own_rows }, { "repeated step", repeated },
 };
 
 static const char *row_name(int row) { return rows[row].name; }
