@@ -61,7 +61,7 @@ const float *t_bench_q(const t_bench *b, int seq, int32_t row) {
 }
 
 /* One row of K: what the case is about. Channel 0 carries the planted scores. */
-static void plant(const t_case *c, const t_shape *sh, int32_t j, int32_t len, float *k) {
+static void plant(const t_case *c, const t_shape *sh, int32_t j, int32_t len, float *k, float *v) {
     for (uint32_t h = 0; h < sh->kv_heads; h++, k += sh->dim) {
         if (c->data == D_TIES)
             t_normals(k, sh->dim, (uint64_t)(j / 3 % 5)); /* five different keys, again and again */
@@ -69,9 +69,11 @@ static void plant(const t_case *c, const t_shape *sh, int32_t j, int32_t len, fl
             k[0] = j % 2 ? INFINITY : -INFINITY;
         if (c->data == D_NAN && len > 100 && (j == 57 || j == 90))
             k[3] = NAN;
-        if (c->data == D_ZERO && j % 7) /* products underflow to zeros of both signs */
+        if (c->data == D_ZERO && j % 7) /* with positive queries: products that underflow to zeros of one sign */
             for (uint32_t d = 0; d < sh->dim; d++)
-                k[d] *= 1e-30f;
+                k[d] = copysignf(1e-30f * k[d], j % 2 ? 1.0f : -1.0f);
+        if (c->data == D_NAN && (j == 4 || j == 33))
+            v[h * sh->dim + 1] = NAN;
         if (c->data == D_TINY)
             for (uint32_t d = 0; d < sh->dim; d++)
                 k[d] *= 1e-3f;
@@ -103,7 +105,7 @@ static void fill_cache(t_ctx *t, t_bench *b, t_pool *pool) {
                 pages[j / ps] = t_pool_take(t, pool);
             t_normals(k, n, t_rand(t));
             t_normals(v, n, t_rand(t));
-            plant(c, b->sh, j, c->len[i], k);
+            plant(c, b->sh, j, c->len[i], k, v);
             t_cache_row(&b->cache, pages[j / ps], (uint32_t)(j % ps), k, v);
             for (size_t d = 0; d < n; d++) {
                 b->K[i][(size_t)j * n + d] = t_round(b->sh->kv, k[d]);
@@ -124,6 +126,8 @@ static void fill_queries(t_ctx *t, t_bench *b) {
     if (b->c->data == D_INF) /* -inf or +inf scores: heads of one sign each */
         for (size_t i = 0; i < n; i += b->sh->dim)
             b->Q[i] = fabsf(b->Q[i]) + 0.5f;
+    for (size_t i = 0; b->c->data == D_ZERO && i < n; i++)
+        b->Q[i] = fabsf(b->Q[i]);
     b->q = t_rows_new(t, b->sh->q, b->max_rows, b->sh->heads, b->sh->dim, b->c->layout.pad);
     t_rows_put(t, &b->q, b->Q);
 }

@@ -103,6 +103,10 @@ static void fork(t_ctx *t) {
     prhs_stats stats;
     for (int i = 0; i < 5; i++)
         same_step(t, p, "before the fork");
+    t_wseq *former = t_world_seq(&p->a, 50, 3); /* the slot had another sequence before, whose statistics must go */
+    t_world_prompt(&p->a, former, 60, 64);
+    t_world_one(&p->a, former, 1, 0);
+    t_world_cut(&p->a, former, 0);
     T_OK(t, prhs_session_fork(p->a.session, t->queue, 3, 0));
     t_wseq *child = t_world_share(&p->a, p->sa, 3), *parent = p->sa;
     p->sa = child;
