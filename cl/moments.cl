@@ -80,7 +80,7 @@ void moments_item(const prhs_k_moments *a, long item, mem seqs, mem pages, mem k
     for (int i = 0; i < set.count; i++)
         take_out(&j, list[i], list[i] + set.run, k_mem);
     take_out(&j, set.win_begin, set.mid_end, k_mem);
-    float z = exp(dropped - j.top), least = total * 0x1p-12f;
+    float z = exp(dropped - j.top), least = total * 0x1p-20f;
     z = z < least ? least : z;
     for (int v = 0; v < NV; v++) {
         vf mean = j.m1[v] / z, var = j.m2[v] / z - mean * mean;

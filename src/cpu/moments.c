@@ -77,7 +77,7 @@ static void moments_head(const prhs_op *op, const prhs_cpu_worker *worker, const
     prhs_cpu_load(a->kv.dtype, prhs_cpu_cached(&k, prhs_cpu_max(0, prhs_cpu_min(set->mid_end, n) - 1)), dim, x->pivot);
     float sum = merge_chunks(a, work, b, h, n, x->mom, &max);
     sum_attended(worker->lanes, &span, &k, prhs_cpu_scores(&a->work, &a->shape, work, b, h), max, x);
-    float z = expf(l_dropped - max), least = sum * 0x1p-12f;
+    float z = expf(l_dropped - max), least = sum * 0x1p-20f;
     z = z < least ? least : z;
     for (int d = 0; d < dim; d++) {
         float mean = (x->mom[d] - x->gone[d]) / z, var = (x->mom[pad + d] - x->gone[pad + d]) / z - mean * mean;

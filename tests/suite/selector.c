@@ -217,7 +217,7 @@ void t_drop_moments(t_ctx *t, const t_selection *s, uint32_t head, const prhs_se
     dropped_mass(s, x, kept, top, out);
     if (out->l == -(double)INFINITY)
         return;
-    double zf = fmax(exp(out->l - top), zm * 0x1p-12), eps = 4 * s->bar;
+    double zf = fmax(exp(out->l - top), zm * 0x1p-20), eps = 4 * s->bar;
     for (uint32_t d = 0; d < s->u.dim; d++) {
         double m1 = 0, m2 = 0, a1 = 0, a2 = 0;
         for (int32_t j = s->mid_begin; j < s->mid_end; j++) {
