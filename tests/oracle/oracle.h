@@ -76,12 +76,16 @@ typedef struct oracle_selection {
 void oracle_joint_weights(const double *s, int heads, int N, int sink_end, int mid_begin, int join, double *lse, double *w);
 /* The total order of n weights: NaN first, higher, +0 == -0, lower index. order[0] is the best. */
 void oracle_order(const double *w, int n, int *order);
+/* Whole runs of g within [mid_begin, mid_end): their count, the first one's position, the end of the last (none: mid_begin, twice). */
+int oracle_runs(int mid_begin, int mid_end, int g, int *first, int *end);
 /* Marks the chosen of n ordered candidates, `want` of them, with dilation; returns their count, -1 for bad arguments. */
 int oracle_pick(const int *order, int n, int want, int m, int back, int ahead, unsigned char *chosen);
 /* A unit's retrieval: q[heads][D], scored [0, sink_end) + [mid_begin, N), candidates in [mid_begin, mid_end). NULL: bad rule. */
 oracle_selection *oracle_select(const double *q, int heads, const double *K, int N, int D, double scale, int sink_end,
                                 int mid_begin, int mid_end, const oracle_rule *rule);
 void oracle_selection_free(oracle_selection *s);
+/* 1 if the list is ascending and names candidates only. */
+int oracle_list_valid(const oracle_selection *s, const int *list, int n);
 /*
  * F9: 1 if `list` is the selection's list but for swaps of candidates whose weights differ by less than 1e-5 relative or are both
  * below 1e-37. With dilation the m best may be swapped likewise, and then their neighbours follow. *swaps (or NULL): how many.
@@ -234,7 +238,8 @@ void oracle_move(oracle_session *s, int dst, int src);
 void oracle_truncate(oracle_session *s, int layer, int slot, int length);
 /* The first c rows of the layer's last step stay; -1: there was no step, or c is outside 1 .. R. */
 int oracle_commit(oracle_session *s, int layer, int slot, int c);
-/* Rows K, V [rows][H_kv][D] replace the layer's cache (K NULL: it stays); references are forgotten. */
+/* Rows K, V [rows][H_kv][D] replace the layer's cache (K NULL: it stays); references are forgotten. Layer -1: K, V are
+ * [L][rows][H_kv][D]. */
 void oracle_attach(oracle_session *s, int layer, int slot, int rows, const double *K, const double *V);
 
 #endif

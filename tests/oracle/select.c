@@ -97,14 +97,19 @@ int oracle_pick(const int *order, int n, int want, int m, int back, int ahead, u
     return count;
 }
 
+int oracle_runs(int mid_begin, int mid_end, int g, int *first, int *end) {
+    int low = (mid_begin + g - 1) / g, high = mid_end / g;
+    int count = high > low ? high - low : 0;
+    *first = count ? low * g : mid_begin;
+    *end = count ? high * g : mid_begin;
+    return count;
+}
+
 /* Candidates, and the partial runs around them. Without one whole run the entire middle is attended. */
 static void lay_out(oracle_selection *s, int mid_begin, int mid_end) {
-    int g = s->run, low = (mid_begin + g - 1) / g, high = mid_end / g;
-    s->count = high > low ? high - low : 0;
-    s->first = s->count ? low * g : mid_begin;
-    s->edge_begin = s->count ? mid_begin : 0;
-    s->edge_end = s->count ? s->first : 0;
-    s->win_begin = s->count ? high * g : mid_begin;
+    s->count = oracle_runs(mid_begin, mid_end, s->run, &s->first, &s->win_begin);
+    s->edge_begin = mid_begin;
+    s->edge_end = s->first;
 }
 
 static void write_list(oracle_selection *s, const unsigned char *chosen) {
@@ -268,6 +273,13 @@ static int swapped_best(choice *c) {
     }
     memcpy(c->trial, c->order, (size_t)s->count * sizeof *c->trial);
     return try_best(c, c->certain, 0);
+}
+
+int oracle_list_valid(const oracle_selection *s, const int *list, int n) {
+    unsigned char *got = oracle_alloc((size_t)s->count, 1);
+    int ok = read_list(s, list, n, got);
+    free(got);
+    return ok;
 }
 
 int oracle_list_equivalent(const oracle_selection *s, const int *list, int n, int *swaps) {

@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: Apache-2.0
+/* One layer of one step of a reference session: bounds, verdicts, retrieval, outputs; and how it follows the library. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "state.h"
+
+/* A unit in a step. Row 0 (in a seed the only row) is the decision row, at position t. */
+typedef struct work {
+    oracle_session *s;
+    oracle_cache *c;
+    int layer, unit, t, R;
+    const double *q;            /* [R][H][D] */
+    const oracle_follow *follow; /* this unit's, or NULL */
+    oracle_result *r;
+} work;
+
+static const double *query(const work *w, int row, int g) {
+    size_t head = (size_t)(w->unit * w->s->unit_heads + g);
+    return w->q + ((size_t)row * (size_t)w->s->p.H + head) * (size_t)w->s->p.D;
+}
+
+static int kv_head(const work *w) { return w->unit * w->s->unit_heads / w->s->group; }
+
+static const double *keys(const work *w) { return w->c->K[kv_head(w)]; }
+
+static oracle_ref *reference(const work *w) { return &w->c->ref[w->unit]; }
+
+static oracle_unit *result(const work *w) { return &w->r->unit[w->unit]; }
+
+static oracle_head *head(const work *w, int row, int g) {
+    return &w->r->head[(size_t)row * (size_t)w->s->p.H + (size_t)(w->unit * w->s->unit_heads + g)];
+}
+
+/* Attention of a row's head over a set up to the row's own position; o may be NULL. */
+static double attend(const work *w, int row, int g, const oracle_set *set, const int *list, int n_list, double *o) {
+    int pos = w->t + row, D = w->s->p.D;
+    int *at = oracle_alloc((size_t)pos + 1, sizeof *at);
+    double *scratch = oracle_alloc((size_t)D, sizeof *scratch), lse;
+    int n = oracle_set_positions(set, list, n_list, pos, at);
+    oracle_attend(query(w, row, g), keys(w), w->c->V[kv_head(w)], D, w->s->p.scale, at, n, o ? o : scratch, &lse);
+    free(at);
+    free(scratch);
+    return lse;
+}
+
+/*
+ * The bounds of a step at position t and what they alone decide; mode RETRIEVE stands for "sparse". Rules taken: below min_sparse_n
+ * PSAW is ignored, the sequence attends densely; with P > c_sink and a middle of at most k the set is [0, c_sink) + [P, N), so where
+ * P exceeds N - c_local PSAW's own text wins over the local window's; further rows take row 0's set, cut at their own position.
+ */
+static oracle_set fresh_set(const oracle_params *p, int layer, int t) {
+    oracle_set set = { .mode = ORACLE_RETRIEVE, .N = t + 1, .run = p->granularity, .psaw = oracle_psaw(p, layer, t) };
+    int k = p->never_retrieve ? 0 : p->k;
+    set.w = set.N > p->c_local ? set.N - p->c_local : 0;
+    set.mid_begin = p->c_sink > set.psaw ? p->c_sink : set.psaw;
+    set.mid_end = set.w;
+    set.sink_end = p->c_sink;
+    set.win_begin = set.w;
+    int fits = set.w - set.mid_begin <= k;
+    if (layer < p->dense_layers || set.N < p->min_sparse_n || (fits && set.psaw <= p->c_sink)) {
+        set.mode = ORACLE_DENSE;
+        set.sink_end = set.win_begin = 0;
+    } else if (fits) {
+        set.mode = ORACLE_WINDOW;
+        set.win_begin = set.psaw;
+    } else if (k == 0) {
+        set.mode = ORACLE_STREAM; /* granularity has no meaning without a list: no partial runs */
+    }
+    return set;
+}
+
+/*
+ * The set of a shared step. With a gate everything stays as retrieved, and the window grows. Without one the bounds are fresh, and
+ * (rules taken) so are the partial runs, being defined by the middle, while the list stays whole, even where P has moved past it.
+ */
+static oracle_set shared_set(const work *w, const oracle_set *fresh) {
+    oracle_set set = reference(w)->set;
+    if (w->s->p.gate == ORACLE_GATE_NONE) {
+        int first;
+        set = *fresh;
+        oracle_runs(set.mid_begin, set.mid_end, set.run, &first, &set.win_begin);
+        set.edge_begin = set.mid_begin;
+        set.edge_end = first;
+    }
+    set.mode = ORACLE_SHARE;
+    set.N = w->t + 1;
+    return set;
+}
+
+static double estimate(const work *w, int row, int g, double L_C) {
+    const oracle_ref *ref = reference(w);
+    int D = w->s->p.D;
+    oracle_moments m = oracle_ref_moments(ref, g, D);
+    return oracle_estimate(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, L_C, NULL);
+}
+
+static double cosine(const work *w, int row, int g) {
+    return oracle_cosine(query(w, row, g), reference(w)->q + (size_t)g * (size_t)w->s->p.D, w->s->p.D);
+}
+
+typedef struct verdict {
+    int holds, cause;
+    double margin;
+} verdict;
+
+/* One head's share in a verdict. A NaN retrieves, and nothing about it is borderline. */
+static void judge(const work *w, int g, double cos, double hat, verdict *v) {
+    const oracle_params *p = &w->s->p;
+    double by_cos = cos - p->tau, by_mass = p->eps - (hat - reference(w)->delta[g]);
+    if (p->gate == ORACLE_GATE_NONE)
+        return;
+    if (!(cos > p->tau)) {
+        v->holds = 0;
+        v->cause = ORACLE_CAUSE_COSINE;
+    }
+    v->margin = isnan(by_cos) ? -(double)INFINITY : fmin(v->margin, by_cos);
+    if (p->gate != ORACLE_GATE_MASS)
+        return;
+    if (!(hat - reference(w)->delta[g] <= p->eps)) {
+        v->holds = 0;
+        v->cause = v->cause == ORACLE_CAUSE_COSINE ? v->cause : ORACLE_CAUSE_MASS;
+    }
+    v->margin = isnan(by_mass) ? -(double)INFINITY : fmin(v->margin, by_mass);
+}
+
+/* Row 0's gate, against the reference before the verdict. */
+static verdict decide(const work *w, const oracle_set *shared) {
+    const oracle_ref *ref = reference(w);
+    int block = w->s->p.block;
+    verdict v = { 1, ORACLE_CAUSE_NONE, INFINITY };
+    if (ref->pos < 0 || ref->pos >= w->t)
+        return (verdict){ 0, ORACLE_CAUSE_NO_REFERENCE, -INFINITY };
+    if ((ref->pos + w->layer) / block != (w->t + w->layer) / block)
+        return (verdict){ 0, ORACLE_CAUSE_BLOCK, -INFINITY };
+    for (int g = 0; g < w->s->unit_heads; g++) {
+        oracle_head *h = head(w, 0, g);
+        h->gate_cos = cosine(w, 0, g);
+        h->gate_hat = estimate(w, 0, g, attend(w, 0, g, shared, ref->list, ref->n_list, NULL));
+        h->gate_ref = ref->delta[g];
+        judge(w, g, h->gate_cos, h->gate_hat, &v);
+    }
+    return v;
+}
+
+/* Takes the followed list over if it names distinct candidates, else the own. */
+static void set_list(const work *w, const oracle_selection *own) {
+    oracle_ref *ref = reference(w);
+    oracle_unit *u = result(w);
+    const int *list = own->list;
+    int n = own->n_list;
+    u->list_ok = 1;
+    if (w->follow && w->follow->mode == ORACLE_RETRIEVE && w->follow->list) {
+        u->list_ok = oracle_list_equivalent(own, w->follow->list, w->follow->n_list, &u->swaps);
+        if (oracle_list_valid(own, w->follow->list, w->follow->n_list)) {
+            list = w->follow->list;
+            n = w->follow->n_list;
+        }
+    }
+    oracle_ref_clear(ref);
+    ref->list = oracle_alloc((size_t)n, sizeof *ref->list);
+    if (n > 0)
+        memcpy(ref->list, list, (size_t)n * sizeof *list);
+    ref->n_list = n;
+}
+
+/* Row 0 retrieves: its query becomes the reference, with the list, the bounds, the moments and the exact mass. */
+static void retrieve(const work *w, const oracle_set *fresh) {
+    const oracle_params *p = &w->s->p;
+    oracle_ref *ref = reference(w);
+    int heads = w->s->unit_heads, D = p->D;
+    oracle_rule rule = { p->k, p->m, p->back, p->ahead, p->granularity, p->join };
+    oracle_selection *own =
+        oracle_select(query(w, 0, 0), heads, keys(w), w->t + 1, D, p->scale, fresh->sink_end, fresh->mid_begin, fresh->mid_end, &rule);
+    if (!own)
+        abort(); /* oracle_session_new() has checked the rule */
+    result(w)->own = own;
+    set_list(w, own);
+    ref->pos = w->t;
+    ref->set = *fresh;
+    ref->set.mode = ORACLE_RETRIEVE;
+    ref->set.edge_begin = own->edge_begin;
+    ref->set.edge_end = own->edge_end;
+    ref->set.win_begin = own->win_begin;
+    memcpy(ref->q, query(w, 0, 0), (size_t)heads * (size_t)D * sizeof *ref->q);
+    for (int g = 0; g < heads; g++) {
+        oracle_moments m = oracle_ref_moments(ref, g, D);
+        oracle_moments_make(query(w, 0, g), keys(w), D, p->scale, &ref->set, ref->list, ref->n_list, p->floor, &m);
+        ref->L_D[g] = m.L_D;
+        ref->top[g] = m.top;
+        ref->Z_middle[g] = m.Z_middle;
+        ref->Z_f[g] = m.Z_f;
+        ref->delta[g] = oracle_mass(m.L_D, attend(w, 0, g, &ref->set, ref->list, ref->n_list, NULL));
+    }
+}
+
+/* The mean over [0, row 0], summed afresh: the sum is an exact integer, so that any way to it is the same. */
+static void value_mean(const work *w, double *mean) {
+    int D = w->s->p.D;
+    int64_t *sum = oracle_alloc((size_t)D, sizeof *sum), nonfinite = 0;
+    oracle_value_sum(w->c->V[kv_head(w)], w->t + 1, D, 1, sum, &nonfinite);
+    oracle_value_mean(sum, w->t + 1, nonfinite, D, mean);
+    free(sum);
+}
+
+static double *output(const work *w, int row, int g) {
+    size_t at = (size_t)row * (size_t)w->s->p.H + (size_t)(w->unit * w->s->unit_heads + g);
+    return w->r->out + at * (size_t)w->s->p.D;
+}
+
+static int has_list(int mode) { return mode == ORACLE_SHARE || mode == ORACLE_RETRIEVE; }
+
+/* Attention of one head of a row over the unit's set, with its figures. */
+static void row_head(const work *w, int row, int g) {
+    const oracle_unit *u = result(w);
+    const oracle_ref *ref = reference(w);
+    oracle_head *h = head(w, row, g);
+    h->lse = attend(w, row, g, &u->set, u->list, u->n_list, output(w, row, g));
+    h->delta_full =
+        oracle_dropped(query(w, row, g), keys(w), w->s->p.D, w->s->p.scale, &u->set, u->list, u->n_list, w->t + row, NULL);
+    h->weight = 0;
+    if (u->mode == ORACLE_DENSE)
+        h->delta = 0;
+    if (!has_list(u->mode))
+        return;
+    h->delta_hat = estimate(w, row, g, h->lse);
+    h->cos = cosine(w, row, g);
+    h->delta_ref = ref->delta[g];
+    h->L_D = ref->L_D[g];
+    h->delta = u->mode == ORACLE_RETRIEVE && row == 0 ? ref->delta[g] : h->delta_hat;
+    if (row > 0) {
+        h->gate_cos = h->cos;
+        h->gate_hat = h->delta_hat;
+        h->gate_ref = h->delta_ref;
+    }
+    if (w->s->p.residual == ORACLE_RESIDUAL_MEAN)
+        h->weight = h->delta;
+}
+
+/* Rule taken: "attends densely" is everything up to the row's own position, PSAW or not; nothing is dropped then. */
+static void row_dense(const work *w, int row) {
+    oracle_set all = { .mode = ORACLE_DENSE, .N = w->t + row + 1, .run = 1 };
+    for (int g = 0; g < w->s->unit_heads; g++) {
+        oracle_head *h = head(w, row, g);
+        h->lse = attend(w, row, g, &all, NULL, 0, output(w, row, g));
+        h->delta = h->delta_full = h->weight = 0;
+    }
+}
+
+/* A row of the unit: the set, its own gate if it is a further row, the residual. */
+static void serve_row(const work *w, int row, const double *mean) {
+    size_t at = (size_t)row * (size_t)w->s->units + (size_t)w->unit;
+    const oracle_unit *u = result(w);
+    verdict v = { 1, ORACLE_CAUSE_NONE, INFINITY };
+    for (int g = 0; g < w->s->unit_heads; g++) {
+        row_head(w, row, g);
+        if (row > 0 && has_list(u->mode))
+            judge(w, g, head(w, row, g)->cos, head(w, row, g)->delta_hat, &v);
+    }
+    w->r->margin[at] = row > 0 ? v.margin : u->margin;
+    w->r->own_dense[at] = (unsigned char)!v.holds;
+    w->r->dense[at] = (unsigned char)!v.holds;
+    int gated = row > 0 && has_list(u->mode) && w->s->p.gate != ORACLE_GATE_NONE;
+    if (gated && w->follow && w->follow->rows && w->follow->rows[row] >= 0)
+        w->r->dense[at] = (unsigned char)(w->follow->rows[row] > 0);
+    if (w->r->dense[at])
+        row_dense(w, row);
+    for (int g = 0; g < w->s->unit_heads; g++)
+        oracle_mix(output(w, row, g), mean, head(w, row, g)->weight, w->s->p.D);
+}
+
+static void clear_unit(oracle_unit *u) {
+    oracle_selection_free(u->own);
+    *u = (oracle_unit){ .ref_pos = -1, .margin = -INFINITY, .list_ok = 1 };
+}
+
+static void clear_rows(const work *w) {
+    double x = NAN;
+    for (int row = 0; row < w->R; row++)
+        for (int g = 0; g < w->s->unit_heads; g++)
+            *head(w, row, g) = (oracle_head){ x, x, x, x, x, x, x, x, x, x, x };
+}
+
+/* Row 0's verdict, the library's where it is followed, and what it brings about. */
+static void settle(const work *w, const oracle_set *fresh) {
+    oracle_unit *u = result(w);
+    oracle_ref *ref = reference(w);
+    oracle_set shared = shared_set(w, fresh);
+    verdict v = decide(w, &shared);
+    u->own_mode = v.holds ? ORACLE_SHARE : ORACLE_RETRIEVE;
+    u->cause = v.cause;
+    u->margin = v.margin;
+    u->mode = u->own_mode;
+    /* Sharing needs something to share: a reference of an earlier position. */
+    if (w->follow && (w->follow->mode == ORACLE_RETRIEVE || (w->follow->mode == ORACLE_SHARE && ref->pos >= 0 && ref->pos < w->t)))
+        u->mode = w->follow->mode;
+    if (u->mode == ORACLE_RETRIEVE)
+        retrieve(w, fresh);
+    u->set = u->mode == ORACLE_RETRIEVE ? ref->set : shared;
+    u->list = ref->list;
+    u->n_list = ref->n_list;
+    if (u->mode == ORACLE_SHARE && w->follow && w->follow->list)
+        u->list_ok = w->follow->n_list == ref->n_list &&
+                     (ref->n_list == 0 || !memcmp(ref->list, w->follow->list, (size_t)ref->n_list * sizeof *ref->list));
+}
+
+static void serve(const work *w) {
+    const oracle_params *p = &w->s->p;
+    oracle_unit *u = result(w);
+    oracle_set fresh = fresh_set(p, w->layer, w->t);
+    clear_unit(u);
+    clear_rows(w);
+    u->mode = u->own_mode = fresh.mode;
+    u->set = fresh;
+    if (fresh.mode == ORACLE_RETRIEVE)
+        settle(w, &fresh);
+    u->ref_pos = reference(w)->pos;
+    double *mean = oracle_alloc((size_t)p->D, sizeof *mean);
+    if (p->residual == ORACLE_RESIDUAL_MEAN && has_list(u->mode))
+        value_mean(w, mean);
+    for (int row = 0; row < w->R; row++)
+        serve_row(w, row, mean);
+    free(mean);
+}
+
+int oracle_step(oracle_session *s, int layer, int slot, int R, const double *q, const oracle_follow *follow, oracle_result *r) {
+    oracle_cache *c = oracle_cache_at(s, layer, slot);
+    if (!c || R < 1 || R > r->max_rows || c->n < R)
+        return -1;
+    for (int u = 0; u < s->units; u++) {
+        work w = { s, c, layer, u, c->n - R, R, q, follow ? &follow[u] : NULL, r };
+        serve(&w);
+    }
+    c->row0 = c->n - R;
+    c->rows = R;
+    return 0;
+}
+
+/* Rule taken: the decision row is the prompt's last, t = its position, N = t + 1; what would not be sparse there seeds nothing. */
+int oracle_seed(oracle_session *s, int layer, int slot, const double *q, const oracle_follow *follow, oracle_result *r) {
+    oracle_cache *c = oracle_cache_at(s, layer, slot);
+    if (!c || c->n < 1)
+        return -1;
+    for (int i = 0; i < s->units; i++) {
+        work w = { s, c, layer, i, c->n - 1, 1, q, follow ? &follow[i] : NULL, r };
+        oracle_unit *u = result(&w);
+        oracle_set fresh = fresh_set(&s->p, layer, w.t);
+        clear_unit(u);
+        clear_rows(&w);
+        u->set = fresh;
+        if (fresh.mode == ORACLE_RETRIEVE) {
+            const oracle_ref *ref = reference(&w);
+            retrieve(&w, &fresh);
+            u->mode = u->own_mode = ORACLE_RETRIEVE;
+            u->set = ref->set;
+            u->list = ref->list;
+            u->n_list = ref->n_list;
+            for (int g = 0; g < s->unit_heads; g++) {
+                oracle_head *h = head(&w, 0, g);
+                h->delta = h->delta_ref = ref->delta[g];
+                h->L_D = ref->L_D[g];
+                h->lse = attend(&w, 0, g, &ref->set, ref->list, ref->n_list, NULL);
+            }
+        }
+        u->ref_pos = reference(&w)->pos;
+    }
+    return 0;
+}
+
+int oracle_prefill(oracle_session *s, int layer, int slot, int n, const double *q, int prompt_len, double *out, double *lse) {
+    const oracle_params *p = &s->p;
+    oracle_cache *c = oracle_cache_at(s, layer, slot);
+    if (!c || n < 1 || c->n < n || (p->etf && prompt_len < 1))
+        return -1;
+    uint64_t a = p->psaw && layer >= p->dense_layers ? oracle_factor(p->L, layer, p->psaw_layer, p->phi, p->alpha) : 0;
+    int first = c->n - n, frozen = oracle_frozen(p, layer, prompt_len);
+    for (int i = 0; i < n; i++)
+        for (int h = 0; h < p->H; h++) {
+            size_t row = (size_t)i * (size_t)p->H + (size_t)h, at = row * (size_t)p->D;
+            oracle_causal(q + at, c->K[h / s->group], c->V[h / s->group], p->D, p->scale, first + i, 1, p->c_sink, a, frozen,
+                          out + at, lse + row);
+        }
+    return 0;
+}
+
+oracle_result *oracle_result_new(const oracle_session *s, int max_rows) {
+    oracle_result *r = oracle_alloc(1, sizeof *r);
+    size_t rows = (size_t)max_rows, heads = rows * (size_t)s->p.H, units = (size_t)s->units;
+    r->max_rows = max_rows;
+    r->units = s->units;
+    r->H = s->p.H;
+    r->D = s->p.D;
+    r->unit = oracle_alloc(units, sizeof *r->unit);
+    r->head = oracle_alloc(heads, sizeof *r->head);
+    r->out = oracle_alloc(heads * (size_t)s->p.D, sizeof *r->out);
+    r->dense = oracle_alloc(rows * units, sizeof *r->dense);
+    r->own_dense = oracle_alloc(rows * units, sizeof *r->own_dense);
+    r->margin = oracle_alloc(rows * units, sizeof *r->margin);
+    return r;
+}
+
+void oracle_result_free(oracle_result *r) {
+    if (!r)
+        return;
+    for (int u = 0; u < r->units; u++)
+        oracle_selection_free(r->unit[u].own);
+    free(r->unit);
+    free(r->head);
+    free(r->out);
+    free(r->dense);
+    free(r->own_dense);
+    free(r->margin);
+    free(r);
+}
