@@ -5,11 +5,7 @@
 
 #include <prhs/prhs.h>
 
-#define OK(call) \
-    do { \
-        if ((call) != PRHS_OK) \
-            exit(1); \
-    } while (0)
+#define OK(call) ((call) == PRHS_OK ? (void)0 : exit(1))
 
 enum { HEADS = 8, KV_HEADS = 2, DIM = 64, PAGE = 16, PROMPT = 2048, STEPS = 64, TOKENS = PROMPT + STEPS };
 
@@ -18,10 +14,12 @@ static void on_message(void *user, prhs_log_level level, const char *text) {
     fprintf(stderr, "%s\n", text);
 }
 
+static prhs_buffer *buffers[16];
+static int count;
+
 static prhs_mem buffer(prhs_device *dev, size_t size) {
-    prhs_mem mem = { NULL, 0 };
-    OK(prhs_buffer_create(dev, size, &mem.buffer));
-    return mem;
+    OK(prhs_buffer_create(dev, size, &buffers[count]));
+    return (prhs_mem){ buffers[count++], 0 };
 }
 
 static void write_random(prhs_queue *queue, prhs_mem mem, size_t floats) {
@@ -89,5 +87,12 @@ int main(void) {
     OK(prhs_stats_request_get(request, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, &stats));
     printf("kept %.0f of %d tokens, rho %.3f, dropped mass: %.3f exact on retrievals, %.3f estimated on shared steps\n", stats.kept,
            TOKENS, stats.rho, stats.retrieved.mean, stats.shared.mean);
+
+    prhs_stats_request_destroy(request);
+    prhs_session_destroy(session);
+    while (count > 0)
+        prhs_buffer_destroy(buffers[--count]);
+    prhs_queue_destroy(queue);
+    OK(prhs_device_close(dev));
     return 0;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /**
  * @file opencl.h
- * Interop: the engine's own OpenCL context, queues and buffers, used as they are. Needs the OpenCL headers; libprhs itself opens
- * libOpenCL.so.1 at run time, the same one that the engine is linked to.
+ * Interop: libprhs on the engine's own OpenCL objects. Not part of prhs.h, because it needs the OpenCL headers. The library does not
+ * link with OpenCL: it opens libOpenCL.so.1 at run time, so the engine's objects must come from that same library (the ICD loader).
  */
 #ifndef PRHS_OPENCL_H
 #define PRHS_OPENCL_H
@@ -16,38 +16,51 @@
 
 PRHS_EXTERN_C_BEGIN
 
-/** Start from PRHS_OPENCL_PARAMS_INIT. */
+/** How to open a device that the engine holds already. Start from PRHS_OPENCL_PARAMS_INIT. */
 typedef struct prhs_opencl_params {
-    size_t size;             /**< sizeof(prhs_opencl_params) */
-    cl_platform_id platform;
+    size_t size;              /**< sizeof(prhs_opencl_params) */
+    cl_platform_id platform;  /**< NULL: the device's own */
     cl_device_id device;
-    cl_context context;      /**< that holds `device`; retained while the device lives. NULL: libprhs makes one */
-    uint32_t caps_mask;      /**< as prhs_device_params.caps_mask */
-    const char *cache_dir;   /**< as prhs_device_params.cache_dir */
+    cl_context context;       /**< must contain `device`; retained while the prhs_device lives. NULL: a new context */
+    uint32_t caps_mask;       /**< capabilities that may be used; PRHS_CAPS_ALL. PRHS_CAPS in the environment takes away more */
+    const char *cache_dir;    /**< as in prhs_device_params */
 } prhs_opencl_params;
 #define PRHS_OPENCL_PARAMS_INIT { sizeof(prhs_opencl_params), NULL, NULL, NULL, PRHS_CAPS_ALL, NULL }
 
 /**
- * Opens a device on the engine's context; close it with prhs_device_close(). Thread-safe. PRHS_ERR_ARGUMENT: NULL or params->size.
- * PRHS_ERR_NO_DEVICE: no libOpenCL. PRHS_ERR_UNSUPPORTED: the device lacks what libprhs needs. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY.
+ * Opens the engine's device; close it with prhs_device_close(). `log` is copied, NULL is silence. Thread-safe.
+ * PRHS_ERR_ARGUMENT: params, params->device or device NULL, params->size unknown, the context does not contain the device, the
+ * platform is not the device's. PRHS_ERR_NO_DEVICE: this machine has no libOpenCL.so.1. PRHS_ERR_UNSUPPORTED: built without
+ * OpenCL, or the device lacks what libprhs needs. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY: as named.
  */
 PRHS_API prhs_status prhs_opencl_device_open(const prhs_opencl_params *params, const prhs_log *log, prhs_device **device);
 
 /**
- * Makes a queue of the engine's in-order command queue, retained until prhs_queue_destroy(). Event times need a queue made with
- * CL_QUEUE_PROFILING_ENABLE, else they read 0. PRHS_ERR_ARGUMENT: NULL. PRHS_ERR_UNSUPPORTED: an out-of-order queue, or a device of
- * another backend. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY.
+ * Makes a prhs_queue of the engine's command queue, which is retained until prhs_queue_destroy() (that waits for the queue's work,
+ * as for any queue). Calls of the engine and of libprhs on it run in the order in which they were made. Event times need a queue
+ * with CL_QUEUE_PROFILING_ENABLE, otherwise prhs_event_elapsed() gives 0. Thread-safe.
+ * PRHS_ERR_ARGUMENT: NULL, a device of another backend, a queue of another context or device. PRHS_ERR_UNSUPPORTED: the queue runs
+ * out of order. PRHS_ERR_DRIVER: it is no command queue. PRHS_ERR_MEMORY.
  */
-PRHS_API prhs_status prhs_opencl_queue_wrap(prhs_device *device, cl_command_queue object, prhs_queue **queue);
+PRHS_API prhs_status prhs_opencl_queue_wrap(prhs_device *device, cl_command_queue cl_queue, prhs_queue **queue);
 
-/** Makes a buffer of the engine's cl_mem, retained until prhs_buffer_destroy(). Errors as above. */
-PRHS_API prhs_status prhs_opencl_buffer_wrap(prhs_device *device, cl_mem object, prhs_buffer **buffer);
+/**
+ * Makes a prhs_buffer of the engine's buffer or sub-buffer, which is retained until prhs_buffer_destroy(); content and size stay.
+ * Offsets of prhs_mem count from its beginning. Thread-safe.
+ * PRHS_ERR_ARGUMENT: NULL, a device of another backend, an image, or a buffer of another context. PRHS_ERR_DRIVER: it is no memory
+ * object. PRHS_ERR_MEMORY.
+ */
+PRHS_API prhs_status prhs_opencl_buffer_wrap(prhs_device *device, cl_mem cl_buffer, prhs_buffer **buffer);
 
-/** The cl_mem of a buffer; NULL for another backend's. Not retained. Thread-safe. */
-PRHS_API cl_mem prhs_opencl_buffer_object(const prhs_buffer *buffer);
-
-/** The cl_context of a device; NULL for another backend's. Not retained. Thread-safe. */
-PRHS_API cl_context prhs_opencl_device_context(const prhs_device *device);
+/**
+ * The objects behind a handle, also of handles that libprhs made itself; not retained: they live as long as the handle. NULL for
+ * NULL and for handles of another backend. Thread-safe.
+ */
+PRHS_API cl_platform_id prhs_opencl_platform(const prhs_device *device);
+PRHS_API cl_device_id prhs_opencl_device(const prhs_device *device);
+PRHS_API cl_context prhs_opencl_context(const prhs_device *device);
+PRHS_API cl_command_queue prhs_opencl_queue(const prhs_queue *queue);
+PRHS_API cl_mem prhs_opencl_buffer(const prhs_buffer *buffer);
 
 PRHS_EXTERN_C_END
 

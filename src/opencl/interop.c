@@ -1,84 +1,162 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The engine's own OpenCL objects, used as they are. */
-#include <prhs/opencl.h>
+/* The public calls of opencl.h: the only ones that a backend validates itself. */
+#include "host.h"
 
 #include <stdlib.h>
 
-#include "host.h"
+#include <prhs/opencl.h>
+
+/* As the front end does for prhs_device_open(). */
+static uint32_t caps_mask(uint32_t wanted) {
+    const char *text = getenv("PRHS_CAPS");
+    return text && *text ? wanted & (uint32_t)strtoul(text, NULL, 16) : wanted;
+}
+
+/* Whether a context contains a device; false also where the driver does not say. */
+static bool contains(cl_context context, cl_device_id id) {
+    cl_device_id ids[64];
+    size_t size = 0;
+    if (prhs_cl.GetContextInfo(context, CL_CONTEXT_DEVICES, sizeof ids, ids, &size) != CL_SUCCESS)
+        return false;
+    for (size_t i = 0; i < size / sizeof ids[0]; i++)
+        if (ids[i] == id)
+            return true;
+    return false;
+}
 
 prhs_status prhs_opencl_device_open(const prhs_opencl_params *params, const prhs_log *log, prhs_device **device) {
-    if (!params || !device || params->size != sizeof *params || !params->platform || !params->device)
-        return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_opencl_device_open: a NULL argument, or params->size is not this library's");
-    *device = NULL;
+    if (device)
+        *device = NULL;
+    if (!params || !device)
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_opencl_device_open: %s is NULL", params ? "device" : "params");
+    if (params->size != sizeof *params)
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_opencl_device_open: params->size is %zu, this library knows %zu", params->size,
+                         sizeof *params);
+    if (!params->device)
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_opencl_device_open: params->device is NULL");
     if (!prhs_cl_load(log))
-        return prhs_fail(log, PRHS_ERR_NO_DEVICE, "prhs_opencl_device_open: there is no usable libOpenCL.so.1");
+        return prhs_fail(log, PRHS_ERR_NO_DEVICE, "prhs_opencl_device_open: there is no usable libOpenCL.so.1 on this machine");
+    cl_platform_id platform = NULL;
+    cl_int error = prhs_cl.GetDeviceInfo(params->device, CL_DEVICE_PLATFORM, sizeof platform, &platform, NULL);
+    if (error != CL_SUCCESS)
+        return prhs_cl_fail(log, "clGetDeviceInfo", error);
+    if (params->platform && params->platform != platform)
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_opencl_device_open: the device is not of this platform");
+    if (params->context && !contains(params->context, params->device))
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_opencl_device_open: the context does not contain the device");
     prhs_device_params p = PRHS_DEVICE_PARAMS_INIT;
     p.backend = PRHS_BACKEND_OPENCL;
-    p.caps_mask = params->caps_mask;
+    p.index = prhs_cl_find(params->device);
+    p.caps_mask = caps_mask(params->caps_mask);
     p.cache_dir = params->cache_dir;
-    return prhs_cl_open_device(params->platform, params->device, prhs_cl_find(params->device), params->context, &p, log, device);
+    return prhs_cl_open_device(platform, params->device, p.index, params->context, &p, log, device);
 }
 
-static prhs_status check(prhs_device *device, const void *object, const void *out, const char *call) {
-    if (!device || !object || !out)
-        return prhs_fail(device ? &device->log : NULL, PRHS_ERR_ARGUMENT, "%s: NULL argument", call);
+static prhs_status check_device(const prhs_device *device, const char *call) {
+    if (!device)
+        return PRHS_ERR_ARGUMENT;
     if (device->backend != &prhs_backend_opencl)
-        return prhs_fail(&device->log, PRHS_ERR_UNSUPPORTED, "%s: this is a device of the %s backend", call, device->backend->name);
+        return prhs_fail(&device->log, PRHS_ERR_ARGUMENT, "%s: the device is of the %s backend", call, device->backend->name);
     return PRHS_OK;
 }
 
-prhs_status prhs_opencl_queue_wrap(prhs_device *device, cl_command_queue object, prhs_queue **queue) {
-    prhs_status status = check(device, object, queue, "prhs_opencl_queue_wrap");
+static prhs_status check_queue(const prhs_cl_device *dev, cl_command_queue queue) {
+    const prhs_log *log = &dev->head.log;
+    cl_context context = NULL;
+    cl_device_id id = NULL;
+    cl_command_queue_properties properties = 0;
+    cl_int error = prhs_cl.GetCommandQueueInfo(queue, CL_QUEUE_CONTEXT, sizeof context, &context, NULL);
+    if (error == CL_SUCCESS)
+        error = prhs_cl.GetCommandQueueInfo(queue, CL_QUEUE_DEVICE, sizeof id, &id, NULL);
+    if (error == CL_SUCCESS)
+        error = prhs_cl.GetCommandQueueInfo(queue, CL_QUEUE_PROPERTIES, sizeof properties, &properties, NULL);
+    if (error != CL_SUCCESS)
+        return prhs_cl_fail(log, "clGetCommandQueueInfo", error);
+    if (context != dev->context || id != dev->id)
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_opencl_queue_wrap: the queue is of another %s",
+                         context != dev->context ? "context" : "device");
+    if (properties & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE)
+        return prhs_fail(log, PRHS_ERR_UNSUPPORTED, "prhs_opencl_queue_wrap: the queue runs out of order");
+    return PRHS_OK;
+}
+
+prhs_status prhs_opencl_queue_wrap(prhs_device *device, cl_command_queue cl_queue, prhs_queue **out) {
+    if (out)
+        *out = NULL;
+    prhs_status status = check_device(device, "prhs_opencl_queue_wrap");
     if (status != PRHS_OK)
         return status;
-    *queue = NULL;
-    cl_command_queue_properties properties = 0;
-    cl_int error = prhs_cl.GetCommandQueueInfo(object, CL_QUEUE_PROPERTIES, sizeof properties, &properties, NULL);
-    if (error != CL_SUCCESS)
-        return prhs_cl_fail(&device->log, "clGetCommandQueueInfo", error);
-    if (properties & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE)
-        return prhs_fail(&device->log, PRHS_ERR_UNSUPPORTED, "prhs_opencl_queue_wrap: the queue runs out of order; make one in order");
-    prhs_cl_queue *q = calloc(1, sizeof *q);
-    if (!q)
+    if (!cl_queue || !out)
+        return prhs_fail(&device->log, PRHS_ERR_ARGUMENT, "prhs_opencl_queue_wrap: NULL argument");
+    if ((status = check_queue(prhs_cl_device_of(device), cl_queue)) != PRHS_OK)
+        return status;
+    prhs_cl_queue *queue = calloc(1, sizeof *queue);
+    if (!queue)
         return prhs_fail(&device->log, PRHS_ERR_MEMORY, "prhs_opencl_queue_wrap: no host memory");
-    if ((error = prhs_cl.RetainCommandQueue(object)) != CL_SUCCESS) {
-        free(q);
+    cl_int error = prhs_cl.RetainCommandQueue(cl_queue);
+    if (error != CL_SUCCESS) {
+        free(queue);
         return prhs_cl_fail(&device->log, "clRetainCommandQueue", error);
     }
-    q->head.dev = device;
-    q->queue = object;
+    queue->head.dev = device;
+    queue->queue = cl_queue;
+    prhs_count(&device->counters.allocations);
     prhs_device_retain(device);
-    *queue = &q->head;
+    *out = &queue->head;
     return PRHS_OK;
 }
 
-prhs_status prhs_opencl_buffer_wrap(prhs_device *device, cl_mem object, prhs_buffer **buffer) {
-    prhs_status status = check(device, object, buffer, "prhs_opencl_buffer_wrap");
+static prhs_status check_buffer(const prhs_cl_device *dev, cl_mem mem, size_t *size) {
+    const prhs_log *log = &dev->head.log;
+    cl_context context = NULL;
+    cl_mem_object_type type = 0;
+    cl_int error = prhs_cl.GetMemObjectInfo(mem, CL_MEM_CONTEXT, sizeof context, &context, NULL);
+    if (error == CL_SUCCESS)
+        error = prhs_cl.GetMemObjectInfo(mem, CL_MEM_TYPE, sizeof type, &type, NULL);
+    if (error == CL_SUCCESS)
+        error = prhs_cl.GetMemObjectInfo(mem, CL_MEM_SIZE, sizeof *size, size, NULL);
+    if (error != CL_SUCCESS)
+        return prhs_cl_fail(log, "clGetMemObjectInfo", error);
+    if (type != CL_MEM_OBJECT_BUFFER)
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_opencl_buffer_wrap: the memory object is no buffer");
+    if (context != dev->context)
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_opencl_buffer_wrap: the buffer is of another context");
+    return PRHS_OK;
+}
+
+prhs_status prhs_opencl_buffer_wrap(prhs_device *device, cl_mem cl_buffer, prhs_buffer **out) {
+    if (out)
+        *out = NULL;
+    prhs_status status = check_device(device, "prhs_opencl_buffer_wrap");
+    size_t size = 0;
     if (status != PRHS_OK)
         return status;
-    *buffer = NULL;
-    size_t size = 0;
-    cl_int error = prhs_cl.GetMemObjectInfo(object, CL_MEM_SIZE, sizeof size, &size, NULL);
-    if (error != CL_SUCCESS)
-        return prhs_cl_fail(&device->log, "clGetMemObjectInfo", error);
-    prhs_cl_buffer *b = calloc(1, sizeof *b);
-    if (!b)
+    if (!cl_buffer || !out)
+        return prhs_fail(&device->log, PRHS_ERR_ARGUMENT, "prhs_opencl_buffer_wrap: NULL argument");
+    if ((status = check_buffer(prhs_cl_device_of(device), cl_buffer, &size)) != PRHS_OK)
+        return status;
+    prhs_cl_buffer *buffer = calloc(1, sizeof *buffer);
+    if (!buffer)
         return prhs_fail(&device->log, PRHS_ERR_MEMORY, "prhs_opencl_buffer_wrap: no host memory");
-    if ((error = prhs_cl.RetainMemObject(object)) != CL_SUCCESS) {
-        free(b);
+    cl_int error = prhs_cl.RetainMemObject(cl_buffer);
+    if (error != CL_SUCCESS) {
+        free(buffer);
         return prhs_cl_fail(&device->log, "clRetainMemObject", error);
     }
-    b->head = (prhs_buffer){ device, size };
-    b->mem = object;
+    buffer->head = (prhs_buffer){ device, size };
+    buffer->mem = cl_buffer;
+    prhs_count(&device->counters.allocations);
     prhs_device_retain(device);
-    *buffer = &b->head;
+    *out = &buffer->head;
     return PRHS_OK;
 }
 
-cl_mem prhs_opencl_buffer_object(const prhs_buffer *buffer) {
-    return buffer && buffer->dev->backend == &prhs_backend_opencl ? prhs_cl_mem_of(buffer) : NULL;
+static const prhs_cl_device *ours(const prhs_device *device) {
+    return device && device->backend == &prhs_backend_opencl ? prhs_cl_device_of(device) : NULL;
 }
 
-cl_context prhs_opencl_device_context(const prhs_device *device) {
-    return device && device->backend == &prhs_backend_opencl ? prhs_cl_device_of(device)->context : NULL;
-}
+cl_platform_id prhs_opencl_platform(const prhs_device *device) { return ours(device) ? ours(device)->platform : NULL; }
+cl_device_id prhs_opencl_device(const prhs_device *device) { return ours(device) ? ours(device)->id : NULL; }
+cl_context prhs_opencl_context(const prhs_device *device) { return ours(device) ? ours(device)->context : NULL; }
+cl_command_queue prhs_opencl_queue(const prhs_queue *queue) { return queue && ours(queue->dev) ? prhs_cl_queue_of(queue) : NULL; }
+cl_mem prhs_opencl_buffer(const prhs_buffer *buffer) { return buffer && ours(buffer->dev) ? prhs_cl_mem_of(buffer) : NULL; }

@@ -107,7 +107,7 @@ typedef struct oracle_moments {
     double *mu, *var;      /* [D], the caller's */
 } oracle_moments;
 
-#define ORACLE_FLOOR (1.0 / 4096) /* of Z_f, in units of Z_middle */
+#define ORACLE_FLOOR (1.0 / 1048576) /* of Z_f, in units of Z_middle */
 
 /* Moments of the middle's tokens that the set does not attend (at the decision row's N). Nothing dropped: mu = var = 0. */
 void oracle_moments_make(const double *q, const double *K, int D, double scale, const oracle_set *set, const int *list, int n_list,
