@@ -101,7 +101,7 @@ struct prhs_backend {
 
     /* Pure: how ops are cut on this device, for this head size and dtype. */
     prhs_chunking (*chunking)(const prhs_device *dev, const prhs_op_key *key);
-    /* Pure. Which path an op with this key takes ("cpu", "wide", "generic"), or NULL with *why where it cannot run. */
+    /* Pure. Which path an op with this key takes ("cpu", "wide", "generic"), NULL where it cannot run; *why: what decided it. */
     const char *(*op_supported)(const prhs_device *dev, const prhs_op_key *key, const char **why);
     /* The only slow call: compiles and loads what op_enqueue will use for this key. */
     prhs_status (*op_prepare)(prhs_device *dev, const prhs_op_key *key);

@@ -68,20 +68,14 @@ prhs_status prhs_ops_get_layout(prhs_device *device, const prhs_ops_params *para
     return PRHS_OK;
 }
 
-static prhs_status prepare_one(const prhs_ops *o, const prhs_op *op) {
-    prhs_op_key key = prhs_op_key_of(op);
-    const char *why = NULL;
-    if (!o->dev->backend->op_supported(o->dev, &key, &why))
-        return prhs_fail(&o->dev->log, PRHS_ERR_UNSUPPORTED, "prhs_ops_create: %s: %s", prhs_op_name(op->kind), why);
-    return o->dev->backend->op_prepare(o->dev, &key);
-}
-
 /* Every op that a call below may enqueue, with just the members that its key reads. */
-static prhs_status prepare(const prhs_ops *o) {
+enum { VARIANTS = 11 };
+
+static void variants(const prhs_ops *o, prhs_op_key keys[VARIANTS]) {
     const prhs_k_shape shape = o->limits.shape;
     const prhs_k_kv kv = { .dtype = (prhs_i32)o->limits.kv_dtype };
     const prhs_k_rows q = { .dtype = (prhs_i32)o->limits.q_dtype }, out = { .dtype = (prhs_i32)o->limits.out_dtype };
-    const prhs_op ops[] = {
+    const prhs_op ops[VARIANTS] = {
         { .kind = PRHS_OP_APPEND, .args.append = { .shape = shape, .kv = kv, .k = q, .v = q } },
         { .kind = PRHS_OP_RANGE_SUM, .args.range_sum = { .shape = shape, .kv = kv } },
         { .kind = PRHS_OP_SCORE, .args.score = { .shape = shape, .kv = kv, .q = q, .moments = 0 } },
@@ -94,8 +88,37 @@ static prhs_status prepare(const prhs_ops *o) {
         { .kind = PRHS_OP_PREFILL, .args.prefill = { .shape = shape, .kv = kv, .q = q, .out = out } },
         { .kind = PRHS_OP_MERGE, .args.merge = { .shape = shape, .out = out } },
     };
-    for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
-        prhs_status status = prepare_one(o, &ops[i]);
+    for (int i = 0; i < VARIANTS; i++)
+        keys[i] = prhs_op_key_of(&ops[i]);
+}
+
+prhs_status prhs_ops_get_paths(prhs_device *device, const prhs_ops_params *params, prhs_op_path *paths, size_t *count) {
+    if (!device || !params || !count || (!paths && *count > 0))
+        return prhs_fail(device ? &device->log : NULL, PRHS_ERR_ARGUMENT, "prhs_ops_get_paths: NULL argument");
+    prhs_ops o;
+    prhs_status status = resolve(device, params, "prhs_ops_get_paths", &o);
+    if (status != PRHS_OK)
+        return status;
+    prhs_op_key keys[VARIANTS];
+    variants(&o, keys);
+    for (size_t i = 0; i < VARIANTS && i < *count; i++) {
+        paths[i].op = prhs_op_name(keys[i].kind);
+        if (keys[i].moments)
+            paths[i].op = "score+moments";
+        paths[i].path = device->backend->op_supported(device, &keys[i], &paths[i].why);
+    }
+    *count = VARIANTS;
+    return PRHS_OK;
+}
+
+static prhs_status prepare(const prhs_ops *o) {
+    prhs_op_key keys[VARIANTS];
+    variants(o, keys);
+    for (int i = 0; i < VARIANTS; i++) {
+        const char *why = NULL;
+        if (!o->dev->backend->op_supported(o->dev, &keys[i], &why))
+            return prhs_fail(&o->dev->log, PRHS_ERR_UNSUPPORTED, "prhs_ops_create: %s: %s", prhs_op_name(keys[i].kind), why);
+        prhs_status status = o->dev->backend->op_prepare(o->dev, &keys[i]);
         if (status != PRHS_OK)
             return status;
     }

@@ -51,6 +51,7 @@ VALUES = {
     "prhs_session_fork.dst": "e->slot2", "prhs_session_fork.src": "e->slot",
     "prhs_session_move.dst": "e->slot2", "prhs_session_move.src": "e->slot",
     "prhs_ops_get_layout.params": "&e->ops_params", "prhs_ops_create.params": "&e->ops_params",
+    "prhs_ops_get_paths.params": "&e->ops_params", "prhs_ops_get_paths.paths": "e->paths", "prhs_ops_get_paths.count": "&e->count",
     "prhs_op_select.params": "&e->select", "prhs_op_gate.params": "&e->gate", "prhs_op_merge.params": "&e->merge",
     "prhs_session_get_sizes.params": "&e->session_params", "prhs_session_create.params": "&e->session_params",
     "prhs_policy_preset.policy": "&e->policy", "prhs_policy_check.policy": "&e->policy",

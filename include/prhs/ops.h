@@ -53,6 +53,19 @@ typedef struct prhs_ops_layout {
 /** Computes the layout; pure. PRHS_ERR_ARGUMENT: NULL or a bad parameter. PRHS_ERR_UNSUPPORTED: no such path on this device. */
 PRHS_API prhs_status prhs_ops_get_layout(prhs_device *device, const prhs_ops_params *params, prhs_ops_layout *layout);
 
+/** The kernels that an op takes on a device. Strings are static. */
+typedef struct prhs_op_path {
+    const char *op;    /**< its name in docs/kernels.md */
+    const char *path;  /**< "cpu", "wide" or "generic"; NULL: none, this shape cannot run there */
+    const char *why;   /**< what decided it */
+} prhs_op_path;
+
+/**
+ * Lists the path of every op for these parameters. Writes at most *count and sets *count to how many there are; paths may be NULL when
+ * *count is 0. Pure: nothing is compiled. Thread-safe. PRHS_ERR_ARGUMENT: NULL, paths NULL with *count > 0, a bad parameter.
+ */
+PRHS_API prhs_status prhs_ops_get_paths(prhs_device *device, const prhs_ops_params *params, prhs_op_path *paths, size_t *count);
+
 /** Creates the ops, compiling or loading their kernels. Errors: as prhs_ops_get_layout(); PRHS_ERR_MEMORY, _COMPILE, _DRIVER. */
 PRHS_API prhs_status prhs_ops_create(prhs_device *device, const prhs_ops_params *params, prhs_ops **ops);
 /** Destroys the ops; NULL is allowed. */

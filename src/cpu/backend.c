@@ -209,13 +209,14 @@ static bool dtype_known(prhs_i32 dtype) { return dtype == PRHS_K_F32 || dtype ==
 static const char *cpu_op_supported(const prhs_device *dev, const prhs_op_key *key, const char **why) {
     const char *reason = NULL;
     (void)dev;
+    *why = "host threads serve every legal shape";
     if (key->dim && (key->dim < 32 || key->dim > PRHS_CPU_MAX_DIM || key->dim % 8 != 0))
         reason = "the head dimension is no multiple of 8 from 32 to 256";
     else if (key->group < 0 || key->group > PRHS_CPU_MAX_GROUP || key->unit_heads < 0 || key->unit_heads > PRHS_CPU_MAX_GROUP)
         reason = "more than 64 query heads share a K/V head";
     else if (!dtype_known(key->kv_dtype) || !dtype_known(key->q_dtype) || !dtype_known(key->out_dtype))
         reason = "an element type is none of float32, float16, bfloat16";
-    if (reason && why)
+    if (reason)
         *why = reason;
     return reason ? NULL : "cpu";
 }

@@ -40,7 +40,11 @@ size_t prhs_cl_local(prhs_cl_flavour flavour) { return flavour == PRHS_CL_WIDE ?
 
 bool prhs_cl_choose(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_flavour *flavour, const char **why) {
     /* The wide kernels hold a head in whole float16 vectors. */
-    *flavour = (dev->head.info.caps & PRHS_CAP_WIDE) && key->dim % 16 == 0 ? PRHS_CL_WIDE : PRHS_CL_GENERIC;
+    bool wide = dev->head.info.caps & PRHS_CAP_WIDE;
+    *flavour = wide && key->dim % 16 == 0 ? PRHS_CL_WIDE : PRHS_CL_GENERIC;
+    *why = *flavour == PRHS_CL_WIDE ? "a CPU-type device: work-groups of one, vectors of 16"
+           : wide                   ? "the head dimension is no multiple of 16, as the wide kernels need it"
+                                    : "no CPU-type device, or its wide kernels are masked";
     if (dev->max_local < prhs_cl_local(*flavour)) {
         *why = "the device has no work-groups of 64";
         return false;

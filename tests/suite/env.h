@@ -57,6 +57,7 @@ typedef struct t_env {
     /* where calls put what they make */
     prhs_device_info info;
     prhs_device_info infos[8];
+    prhs_op_path paths[8];
     size_t count;
     prhs_counters counters;
     prhs_device *new_dev;

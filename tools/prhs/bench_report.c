@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The table on standard output, and the JSON document. */
+#include <cjson/cJSON.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench.h"
+
+typedef struct report {
+    cJSON *root, *rows;
+    FILE *table; /* standard error when the document goes to standard output */
+    bench_shape shape;
+    const char *section;
+} report;
+
+void bench_report_begin(bench *b) {
+    report *r = bench_alloc(1, sizeof *r);
+    b->report = r;
+    r->table = b->o->json && strcmp(b->o->json, "-") == 0 ? stderr : stdout;
+    r->root = cJSON_CreateObject();
+    cJSON_AddStringToObject(r->root, "backend", prhs_backend_name(b->info.backend));
+    cJSON_AddStringToObject(r->root, "device", b->info.name);
+    cJSON_AddStringToObject(r->root, "platform", b->info.platform);
+    cJSON_AddStringToObject(r->root, "driver", b->info.driver);
+    cJSON_AddNumberToObject(r->root, "compute_units", b->info.compute_units);
+    cJSON_AddNumberToObject(r->root, "read_bytes_per_second", b->read_rate);
+    cJSON_AddNumberToObject(r->root, "copy_bytes_per_second", b->copy_rate);
+    cJSON_AddNumberToObject(r->root, "page_size", b->o->page_size);
+    cJSON_AddNumberToObject(r->root, "kept_part", b->o->kept_part);
+    r->rows = cJSON_AddArrayToObject(r->root, "rows");
+    fprintf(r->table, "%s: %s (%s), %u compute units\nmemory: ", prhs_backend_name(b->info.backend), b->info.name, b->info.platform,
+            b->info.compute_units);
+    if (b->read_rate > 0)
+        fprintf(r->table, "read %.1f GB/s, ", b->read_rate * 1e-9);
+    fprintf(r->table, "copy %.1f GB/s (read + write)\n", b->copy_rate * 1e-9);
+}
+
+static void heading(report *r, const bench_row *row) {
+    if (r->section && strcmp(r->section, row->section) == 0 && memcmp(&r->shape, &row->shape, sizeof r->shape) == 0)
+        return;
+    r->section = row->section;
+    r->shape = row->shape;
+    fprintf(r->table, "\n%s: %u x %u tokens, %u query heads, %u KV heads of %u\n", row->section, row->shape.batch, row->shape.n,
+            row->shape.heads, row->shape.kv_heads, row->shape.dim);
+    fprintf(r->table, "  %-40s %10s %10s %10s %10s %9s %8s %8s %9s %8s\n", "", "median us", "min", "max", "mean", "MB", "GB/s", "of read",
+            "x dense", "worst");
+}
+
+static void cell(FILE *f, double value, int width, int digits) {
+    if (value > 0)
+        fprintf(f, " %*.*f", width, digits, value);
+    else
+        fprintf(f, " %*s", width, "-");
+}
+
+void bench_report_row(bench *b, const bench_row *row) {
+    report *r = b->report;
+    double rate = row->bytes > 0 && row->median > 0 ? row->bytes / row->median : 0;
+    double speedup = row->dense > 0 && row->mean > 0 ? row->dense / row->mean : 0;
+    double of_read = b->read_rate > 0 ? rate / b->read_rate : 0;
+    heading(r, row);
+    fprintf(r->table, "  %-40s", row->name);
+    cell(r->table, row->median * 1e6, 10, 1);
+    cell(r->table, row->min * 1e6, 10, 1);
+    cell(r->table, row->max * 1e6, 10, 1);
+    cell(r->table, row->mean * 1e6, 10, 1);
+    cell(r->table, row->bytes * 1e-6, 9, 2);
+    cell(r->table, rate * 1e-9, 8, 2);
+    cell(r->table, of_read, 8, 3);
+    cell(r->table, speedup, 9, 2);
+    cell(r->table, row->worst_of_median, 8, 2);
+    fputc('\n', r->table);
+    fflush(r->table);
+    cJSON *j = cJSON_CreateObject();
+    cJSON_AddStringToObject(j, "section", row->section);
+    cJSON_AddStringToObject(j, "name", row->name);
+    const double shape[] = { row->shape.batch, row->shape.n, row->shape.heads, row->shape.kv_heads, row->shape.dim };
+    cJSON_AddItemToObject(j, "shape", cJSON_CreateDoubleArray(shape, 5));
+    const struct {
+        const char *key;
+        double value;
+    } numbers[] = {
+        { "calls", row->calls },     { "median_s", row->median }, { "min_s", row->min },   { "max_s", row->max },
+        { "mean_s", row->mean },     { "bytes", row->bytes },     { "bytes_per_s", rate }, { "of_read", of_read },
+        { "times_dense", speedup },  { "worst_of_median", row->worst_of_median },
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        if (numbers[i].value > 0)
+            cJSON_AddNumberToObject(j, numbers[i].key, numbers[i].value);
+    cJSON_AddItemToArray(r->rows, j);
+}
+
+void bench_report_note(bench *b, const char *key, double value, const char *text) {
+    report *r = b->report;
+    fprintf(r->table, "  %s\n", text);
+    cJSON_AddNumberToObject(r->root, key, value);
+}
+
+bool bench_report_end(bench *b) {
+    report *r = b->report;
+    bool good = true;
+    if (b->o->json) {
+        char *text = cJSON_Print(r->root);
+        FILE *f = strcmp(b->o->json, "-") == 0 ? stdout : fopen(b->o->json, "w");
+        good = text && f && fprintf(f, "%s\n", text) > 0;
+        if (f && f != stdout)
+            good = fclose(f) == 0 && good;
+        if (!good)
+            fprintf(stderr, "prhs bench: could not write %s\n", b->o->json);
+        cJSON_free(text);
+    }
+    cJSON_Delete(r->root);
+    free(r);
+    return good;
+}
