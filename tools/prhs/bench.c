@@ -17,6 +17,7 @@ static const char help[] =
     "  --kept PART       sparse steps keep N / PART tokens (8)\n"
     "  --dtype TYPE      f16 (default), bf16 or f32 K/V\n"
     "  --page N          tokens a page (16)\n"
+    "  --layout ORDER    of a page: hnd (default: a head's tokens lie together) or nhd\n"
     "  --repeat N        timed calls an op (20)\n"
     "  --rotate MIB      K/V that a rotation goes through (1024)\n"
     "  --only PART       ops, steps or start\n"
@@ -77,6 +78,12 @@ static int take(int c, const char *value, bench_options *o, bool *child) {
     case 'k': good = parse_number("--kept", value, 2, 64, &o->kept_part); break;
     case 'T': good = parse_dtype(value, o); break;
     case 'p': good = parse_number("--page", value, 1, 256, &o->page_size); break;
+    case 'L':
+        o->nhd = strcmp(value, "nhd") == 0;
+        good = o->nhd || strcmp(value, "hnd") == 0;
+        if (!good)
+            fprintf(stderr, "prhs: --layout takes hnd or nhd, not '%s'\n", value);
+        break;
     case 'r': good = parse_number("--repeat", value, 1, 10000, &o->repeat); break;
     case 'R':
         good = parse_number("--rotate", value, 1, 1 << 20, &mib);
@@ -116,7 +123,7 @@ static int run(const bench_options *o, const char *program) {
 int tool_bench(int argc, char **argv) {
     static const struct option options[] = {
         TOOL_DEVICE_OPTIONS,      { "shape", 1, 0, 'S' },  { "kept", 1, 0, 'k' }, { "dtype", 1, 0, 'T' }, { "page", 1, 0, 'p' },
-        { "repeat", 1, 0, 'r' },  { "rotate", 1, 0, 'R' }, { "only", 1, 0, 'o' }, { "json", 1, 0, 'j' },  { "start-child", 0, 0, 'X' },
+        { "layout", 1, 0, 'L' },  { "repeat", 1, 0, 'r' },  { "rotate", 1, 0, 'R' }, { "only", 1, 0, 'o' }, { "json", 1, 0, 'j' },  { "start-child", 0, 0, 'X' },
         { "help", 0, 0, 'h' },    { 0, 0, 0, 0 },
     };
     bench_options o = { .device = PRHS_DEVICE_PARAMS_INIT, .kept_part = 8, .page_size = 16, .repeat = 20, .dtype = PRHS_F16,

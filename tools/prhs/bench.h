@@ -23,6 +23,7 @@ typedef struct bench_options {
     uint32_t repeat;       /* timed calls an op */
     uint64_t rotate_bytes; /* K/V that a rotation goes through */
     prhs_dtype dtype;
+    bool nhd;              /* page layout [token][head][channel], else [head][token][channel] */
     bool ops, steps, start;
     const char *json;      /* NULL: no document; "-": standard output */
 } bench_options;

@@ -126,6 +126,6 @@ void bench_cache_make(bench *b, const bench_shape *s, uint32_t extra, bench_cach
         *kv = (prhs_kv){ .dtype = o->dtype, .page_size = o->page_size, .pages = pages };
         kv->k = bench_normals(b, o->dtype, elements);
         kv->v = bench_normals(b, o->dtype, elements);
-        prhs_kv_strides_nhd(kv, s->kv_heads, s->dim);
+        (o->nhd ? prhs_kv_strides_nhd : prhs_kv_strides_hnd)(kv, s->kv_heads, s->dim);
     }
 }

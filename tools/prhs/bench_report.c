@@ -27,6 +27,7 @@ void bench_report_begin(bench *b) {
     cJSON_AddNumberToObject(r->root, "read_bytes_per_second", b->read_rate);
     cJSON_AddNumberToObject(r->root, "copy_bytes_per_second", b->copy_rate);
     cJSON_AddNumberToObject(r->root, "page_size", b->o->page_size);
+    cJSON_AddStringToObject(r->root, "layout", b->o->nhd ? "nhd" : "hnd");
     cJSON_AddNumberToObject(r->root, "kept_part", b->o->kept_part);
     r->rows = cJSON_AddArrayToObject(r->root, "rows");
     fprintf(r->table, "%s: %s (%s), %u compute units\nmemory: ", prhs_backend_name(b->info.backend), b->info.name, b->info.platform,

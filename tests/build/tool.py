@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The program `prhs` from outside: tool.py PRHS CACHE-DIR
+
+Its device list against clinfo's, its exit statuses, what it says to wrong usage, and that bench writes a document with every part in it.
+"""
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+bad = 0
+
+
+def check(good, what):
+    global bad
+    bad += not good
+    print(f"{'ok  ' if good else 'FAIL'} {what}")
+
+
+def run(*command):
+    return subprocess.run(command, text=True, capture_output=True, check=False)
+
+
+def devices_of_clinfo():
+    """Device names by platform, in clinfo's order; None where there is no clinfo."""
+    if not shutil.which("clinfo"):
+        return None
+    names = []
+    for line in run("clinfo", "--raw").stdout.splitlines():
+        match = re.match(r"\[\S+/\S+\]\s+CL_DEVICE_NAME\s+(.*)", line)
+        if match:
+            names.append(match.group(1).strip())
+    return names
+
+
+def main():
+    prhs, cache = sys.argv[1:]
+    brief = run(prhs, "info", "--brief")
+    rows = [line.split("\t") for line in brief.stdout.splitlines()]
+    check(brief.returncode == 0 and rows and all(len(r) == 4 for r in rows), "info --brief lists devices")
+    check([r[0] for r in rows].count("cpu") == 1, "the cpu backend is there once")
+    clinfo = devices_of_clinfo()
+    if clinfo is None:
+        print("     no clinfo here: the list is not compared")
+    elif any(r[0] == "opencl" for r in rows):
+        check([r[3].strip() for r in rows if r[0] == "opencl"] == clinfo, f"OpenCL devices as clinfo lists them: {clinfo}")
+    full = run(prhs, "info", "--shape", "9,3,64")
+    check(full.returncode == 0 and full.stdout.count("attend ") == len(rows), "info shows a path for every op of every device")
+
+    for words, status, text in [
+            ([], 2, "usage: prhs COMMAND"), (["--help"], 0, "usage: prhs COMMAND"), (["nonsense"], 2, "no command 'nonsense'"),
+            (["info", "--help"], 0, "usage: prhs info"), (["info", "--shape", "x"], 2, "three numbers"),
+            (["verify", "--help"], 0, "usage: prhs verify"), (["verify", "--backend", "abacus"], 2, "no backend 'abacus'"),
+            (["verify", "--backend", "cpu", "--device", "7"], 77, "'prhs info' lists"),
+            (["verify", "--seed", "-1"], 2, "--seed takes a number"), (["bench", "--help"], 0, "usage: prhs bench"),
+            (["bench", "--shape", "1,2"], 2, "--shape takes"), (["bench", "--only", "lunch"], 2, "--only takes"),
+            (["bench", "--unknown"], 2, "prhs bench --help"), (["bench", "--backend", "cpu", "--device", "7"], 77, "'prhs info' lists")]:
+        done = run(prhs, *words)
+        check(done.returncode == status and text in done.stdout + done.stderr, f"prhs {' '.join(words)}: {done.returncode}, {text}")
+
+    done = run(prhs, "verify", "--backend", "cpu", "--filter", "merge/", "--quick", "--seed", "7")
+    check(done.returncode == 0 and re.search(r"^seed 7$\n^[1-9]\d* passed, 0 failed, 0 skipped$", done.stdout, re.M), "verify runs a group")
+
+    done = run(prhs, "bench", "--backend", "cpu", "--cache-dir", cache, "--shape", "2,1024,4,2,32", "--rotate", "1", "--repeat", "2",
+               "--json", "-")
+    check(done.returncode == 0, "bench runs" + done.stderr[-200:] * (done.returncode != 0))
+    document = json.loads(done.stdout) if done.returncode == 0 else {"rows": []}
+    names = {(row["section"], row["name"]) for row in document["rows"]}
+    for name in [("ops", "attend all (own dense)"), ("ops", "attend list, runs of 16"), ("ops", "select"),
+                 ("decode steps, by layer", "cis, rho 1/16, single tokens")]:
+        check(name in names, f"bench reports {name[1]}")
+    check(all(row["median_s"] > 0 for row in document["rows"]), "every row has a time")
+    check("start_cold_session_s" in document and document.get("read_bytes_per_second", 0) > 0, "start-up and the memory's speed")
+    return 1 if bad else 0
+
+
+sys.exit(main())
