@@ -9,20 +9,6 @@ typedef struct sums {
     float top, sum, mid_top, mid_sum;
 } sums;
 
-float max16(float16 x)
-{
-    float8 a = fmax(x.lo, x.hi);
-    float4 b = fmax(a.lo, a.hi);
-    return fmax(fmax(b.x, b.y), fmax(b.z, b.w));
-}
-
-float sum16(float16 x)
-{
-    float8 a = x.lo + x.hi;
-    float4 b = a.lo + a.hi;
-    return (b.x + b.z) + (b.y + b.w);
-}
-
 /* Takes a block of scores; valid and inside: lanes that count, and that lie in the middle (all ones or 0). Returns the middle's
    weights relative to z->mid_top; *scale is what the earlier ones have to be multiplied with. */
 float16 add_block(sums *z, float16 s, int16 valid, int16 inside, float *scale)
@@ -58,7 +44,6 @@ void score_heads(const prhs_k_score *a, const prhs_set *set, const entry *e, lon
             m1[h][v] = m2[h][v] = 0.0f;
 #endif
     }
-    const int16 lane = (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (int i = first; i < last; i += BLOCK) {
         int n = min(BLOCK, last - i);
         /* Between the sinks and the middle (PSAW) nothing is scored, unless everything is. */
@@ -66,7 +51,7 @@ void score_heads(const prhs_k_score *a, const prhs_set *set, const entry *e, lon
             continue;
         const __global uchar *kp[BLOCK];
         float s[HB][BLOCK];
-        int16 pos = i + lane, valid = (pos < last) & (a->full ? (int16)(-1) : (pos < set->sink_end) | (pos >= set->mid_begin));
+        int16 pos = i + LANES, valid = (pos < last) & (a->full ? (int16)(-1) : (pos < set->sink_end) | (pos >= set->mid_begin));
         int16 inside = valid & (pos >= set->mid_begin) & (pos < set->mid_end);
         for (int t = 0; t < BLOCK; t++)
             kp[t] = 0;

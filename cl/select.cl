@@ -153,35 +153,26 @@ int fill_list(const job *j, int k, __global int *list)
     return take(j, k, walk_from(best, m), j->first, p->run, list);
 }
 
-/* L_D: log-sum-exp of one head's scores over the middle's positions that no list entry, edge or window covers. */
-float dropped_lse(const job *j, int h, const prhs_set *set, const __global int *list)
+/* L_D of every head: log-sum-exp of the scores at the middle's positions that no list entry, edge or window covers. */
+void dropped_lse(const job *j, const prhs_set *set, const __global int *list, float *out)
 {
-    const __global float *s = j->scores + h * j->a->work.score_stride;
-    const int end = min(set->win_begin, set->mid_end), first = set->edge_end > set->edge_begin ? set->edge_end : set->mid_begin;
-    float top = -INFINITY, total = 0.0f;
-    for (int pass = 0; pass < 2; pass++) {
-        int next = 0;
-        for (int block = first; block < end; block += 256) {
-            float sum = 0.0f;
-            for (int p = block; p < min(end, block + 256); p++) {
-                while (next < set->count && list[next] + set->run <= p)
-                    next++;
-                if (next < set->count && list[next] <= p)
-                    continue;
-                if (pass == 0) {
-                    if (bad_score(s[p]))
-                        return NAN;
-                    top = fmax(top, s[p]);
-                } else {
-                    sum += exp(s[p] - top);
-                }
+    const int end = min(set->win_begin, set->mid_end);
+    lse_pass z[PRHS_UH];
+    for (int h = 0; h < PRHS_UH; h++)
+        z[h] = (lse_pass){ -INFINITY, 0.0f, 0.0f, 0 };
+    for (int pass = 0; pass < 2; pass++)
+        for (int p = set->mid_begin / 16 * 16, next = 0; p < end; p += 16) {
+            const int16 pos = p + LANES, out_of = ~attended16(set, list, &next, p) & (pos >= set->mid_begin) & (pos < end);
+            for (int h = 0; h < PRHS_UH; h++) {
+                const float16 s = vload16(0, j->scores + h * j->a->work.score_stride + p);
+                if (pass == 0)
+                    lse_top(&z[h], s, out_of);
+                else
+                    lse_add(&z[h], s, out_of, p % 256 == 240 || p + 16 >= end);
             }
-            total += sum;
         }
-        if (top == -INFINITY)
-            return top;
-    }
-    return top + log(total);
+    for (int h = 0; h < PRHS_UH; h++)
+        out[h] = lse_of(&z[h]);
 }
 
 void merge_norms(job *j, mem ws)
@@ -209,6 +200,9 @@ void store_reference(const job *j, const prhs_set *set, const __global int *list
         unit->set.end = j->e.pos0 + 1;
         unit->ref_pos = j->e.pos0;
     }
+    float dropped[PRHS_UH];
+    if (st->head_off != PRHS_NONE)
+        dropped_lse(j, set, list, dropped);
     for (int i = 0; i < PRHS_UH; i++) {
         int h = j->u * PRHS_UH + i;
         if (st->qref_off != PRHS_NONE)
@@ -216,7 +210,7 @@ void store_reference(const job *j, const prhs_set *set, const __global int *list
                 VSTORE(load_vec(PRHS_Q, row_at(&j->a->q, q, j->e.row0, h), v), v,
                        SLOT_AT(state, st, qref_off, j->e.slot, float) + (long)h * PRHS_D);
         if (st->head_off != PRHS_NONE)
-            SLOT_AT(state, st, head_off, j->e.slot, prhs_head_ref)[h].l_dropped = dropped_lse(j, i, set, list);
+            SLOT_AT(state, st, head_off, j->e.slot, prhs_head_ref)[h].l_dropped = dropped[i];
     }
 }
 
