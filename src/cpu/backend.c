@@ -39,7 +39,12 @@ static void describe(prhs_device_info *info) {
     info->backend = PRHS_BACKEND_CPU;
     info->caps = PRHS_CAP_THREADS | PRHS_CAP_HOST_MEM;
     info->compute_units = cores > 0 ? (uint32_t)cores : 1;
+#ifdef _SC_PHYS_PAGES
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    info->memory = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
+#endif
     read_name(info->name, sizeof info->name);
+    snprintf(info->driver, sizeof info->driver, "%s", PRHS_VERSION_STRING);
     snprintf(info->platform, sizeof info->platform, "libprhs cpu (%s)", prhs_cpu_lanes_pick()->name);
 }
 

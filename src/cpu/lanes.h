@@ -41,7 +41,7 @@ typedef struct prhs_cpu_lanes {
     void (*expand)(const prhs_cpu_tile *t, float *out);
     /* s[r*TILE + lane] = sum_d k[r][d] * qt[d*TILE + lane] for all TILE rows of k; `lanes` is a multiple of 16. */
     void (*qk)(const float *k, const float *qt, int lanes, int dim, float *s);
-    /* The same as soften, per lane, after scaling; key r has position first + r; mask NULL: everything is seen. */
+    /* The same as soften, per lane, of scale * s; max is that of s itself; key r has position first + r; mask NULL: everything is seen. */
     void (*soften_lanes)(float *s, int lanes, float scale, int first, const prhs_cpu_mask *mask, float *max, float *sum,
                          float *corr);
     /* x -> exp(x), n elements; at most 1.5 ulp off. */

@@ -267,10 +267,10 @@ static void lanes_expand(const prhs_cpu_tile *t, float *out) {
 
 #define KEYS (W == 16 ? 8 : 4) /* that the registers hold, times two vectors of lanes */
 
-/* Channels [d, end) of KEYS dot products; short chains of additions, which `first` begins, keep the error down. */
-INLINE void qk_block(int nv, bool first, const float *k, const float *qt, int pad, int d, int end, float *s) {
+/* Channels [d, d + 8) of KEYS dot products; short chains of additions, which `first` begins, keep the error down. */
+INLINE void qk_block(int nv, bool first, const float *k, const float *qt, int pad, int d, float *s) {
     vf acc[8][2] = { { { 0 } } };
-    for (; d < end; d++)
+    for (int end = d + 8; d < end; d++)
         for (int i = 0; i < KEYS; i++) {
             vf x = splat(k[i * pad + d]);
             for (int v = 0; v < nv; v++)
@@ -286,12 +286,12 @@ INLINE void qk_block(int nv, bool first, const float *k, const float *qt, int pa
 static void lanes_qk(const float *k, const float *qt, int lanes, int dim, float *s) {
     int pad = PRHS_CPU_PAD(dim);
     for (int r = 0; r < T; r += KEYS)
-        for (int d = 0; d < dim; d += 16) {
-            int l = 0, end = d + 16 < dim ? d + 16 : dim;
+        for (int d = 0; d < dim; d += 8) {
+            int l = 0;
             for (; l + W < lanes; l += 2 * W)
-                qk_block(2, d == 0, k + r * pad, qt + l, pad, d, end, s + r * T + l);
+                qk_block(2, d == 0, k + r * pad, qt + l, pad, d, s + r * T + l);
             if (l < lanes)
-                qk_block(1, d == 0, k + r * pad, qt + l, pad, d, end, s + r * T + l);
+                qk_block(1, d == 0, k + r * pad, qt + l, pad, d, s + r * T + l);
         }
 }
 
@@ -308,18 +308,19 @@ static void lanes_soften_lanes(float *s, int lanes, float scale, int first, cons
     for (int l = 0; l < lanes; l += W) {
         vf old = ld(max + l), top = old, total = { 0 };
         for (int r = 0; r < T; r++) {
-            vf x = ld(s + r * T + l) * scale;
-            if (mask)
+            vf x = ld(s + r * T + l);
+            if (mask) {
                 x = seen(x, first + r, l, mask);
-            st(s + r * T + l, x);
+                st(s + r * T + l, x);
+            }
             top = choose(x > top, x, top);
         }
         for (int r = 0; r < T; r++) {
-            vf p = exp_lanes(ld(s + r * T + l) - top);
+            vf p = exp_lanes((ld(s + r * T + l) - top) * scale);
             st(s + r * T + l, p);
             total += p;
         }
-        vf c = choose(old == top, splat(1.0f), exp_lanes(old - top));
+        vf c = choose(old == top, splat(1.0f), exp_lanes((old - top) * scale));
         st(corr + l, c);
         st(sum + l, ld(sum + l) * c + total);
         st(max + l, top);

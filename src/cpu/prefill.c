@@ -17,7 +17,7 @@ typedef struct scratch {
     float acc[T * PRHS_CPU_MAX_DIM];
     float s[T * T]; /* [key][lane] */
     float p[T * T]; /* of one row's heads: [head][seen key] */
-    float max[T], sum[T], corr[T];
+    float max[T], sum[T], corr[T]; /* max: of q.k, not scaled: the difference to it is exact where it matters */
     prhs_cpu_mask mask;
     prhs_cpu_tile rows, values, seen; /* cached rows; the values as floats; those of them that a row sees */
 } scratch;
@@ -133,7 +133,7 @@ static void put_rows(const task *t) {
         prhs_cpu_store(a->out.dtype, prhs_cpu_row(&a->out, prhs_cpu_mem(t->op, OUT), row, h), dim, o);
         if (a->lse_off != PRHS_NONE)
             ((float *)(void *)(prhs_cpu_mem(t->op, LSE) + a->lse_off))[(prhs_i64)row * a->shape.heads + h] =
-                sum == 0.0f ? -INFINITY : t->x->max[l] + logf(sum);
+                sum == 0.0f ? -INFINITY : t->x->max[l] * a->shape.scale + logf(sum);
     }
 }
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules that a compiler does not check: rules.py SOURCE-ROOT BUILD-ROOT VERSION
 
-No flag that bends IEEE arithmetic; the version is the newest heading of CHANGELOG.md; every source file has its SPDX line.
+No flag that bends IEEE arithmetic; the version is the newest heading of CHANGELOG.md; every source file has its SPDX line; what README.md
+quotes of examples/decode.c is there, and the example is under 100 lines.
 """
 import json
 import os
@@ -34,6 +35,13 @@ def main():
         newest = re.search(r"^## (\S+)", f.read(), re.M)
     if not newest or newest.group(1) != version or not re.fullmatch(r"\d+\.\d+\.\d+", version):
         bad.append(f"CHANGELOG.md's newest heading is not the version {version}")
+    with open(os.path.join(root, "examples/decode.c"), encoding="utf-8") as f:
+        example = f.read()
+    with open(os.path.join(root, "README.md"), encoding="utf-8") as f:
+        quotes = re.findall(r"^```c\n(.*?)^```$", f.read(), re.M | re.S)
+    bad += [f"README.md quotes what examples/decode.c does not say: {q[:60]!r}" for q in quotes if q not in example]
+    if not quotes or example.count("\n") >= 100:
+        bad.append("README.md quotes nothing, or examples/decode.c has 100 lines or more")
     count = 0
     for path in sources(root):
         count += 1

@@ -33,10 +33,17 @@ static void print_paths(const prhs_device_info *info, const prhs_shape *shape) {
     prhs_device_close(device);
 }
 
+static void print_size(const char *what, uint64_t bytes) {
+    if (bytes)
+        printf(", %s %.1f GiB", what, (double)bytes / (1 << 30));
+}
+
 static void print_device(const prhs_device_info *d) {
-    printf("%s %u: %s\n    platform %s, driver %s\n    %u compute units, memory %.1f GiB, largest buffer %.1f GiB\n    capabilities:%s%s%s\n",
-           prhs_backend_name(d->backend), d->index, d->name, d->platform, d->driver, d->compute_units, (double)d->memory / (1 << 30),
-           (double)d->max_buffer / (1 << 30), d->caps & PRHS_CAP_WIDE ? " wide" : "", d->caps & PRHS_CAP_THREADS ? " threads" : "",
+    printf("%s %u: %s\n    platform %s, driver %s\n    %u compute units", prhs_backend_name(d->backend), d->index, d->name, d->platform,
+           d->driver, d->compute_units);
+    print_size("memory", d->memory);
+    print_size("largest buffer", d->max_buffer);
+    printf("\n    capabilities:%s%s%s\n", d->caps & PRHS_CAP_WIDE ? " wide" : "", d->caps & PRHS_CAP_THREADS ? " threads" : "",
            d->caps & PRHS_CAP_HOST_MEM ? " host-memory" : "");
 }
 
