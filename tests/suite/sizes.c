@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Memory: the state's share of the cache (M1), exact sizes (M2), and sizes that follow their parameters. */
 #include <inttypes.h>
+#include <stdio.h>
 
 #include "groups.h"
 #include "world.h"
@@ -41,6 +42,8 @@ static void share(t_ctx *t, const struct s_row *row) {
     T_CHECK(t, (double)sizes.state <= row->share * cache, "state of %" PRIu64 " bytes is %.4f %% of the cache", sizes.state,
             100.0 * (double)sizes.state / cache);
     T_CHECK(t, sizes.slot * row->slots <= sizes.state, "the state is smaller than its slots");
+    snprintf(t->note, sizeof t->note, "%.3f %% of the K/V cache, workspace %" PRIu64 " bytes", 100.0 * (double)sizes.state / cache,
+             sizes.workspace);
 }
 
 /* Buffers of exactly the size queried work, with the guard bands right behind them; one byte less is refused. */
