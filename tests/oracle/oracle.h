@@ -26,10 +26,11 @@ void oracle_attend(const double *q, const double *K, const double *V, int D, dou
 void oracle_merge(const double *parts, const double *lses, int n, int D, double *o, double *lse);
 /*
  * Causal rows: row i (of n) of one query head sits at position first + i and attends to [0, sinks) and [P, p], P = psaw * p >> 32
- * (psaw is oracle_factor()'s, 0: off). Rows at positions below `frozen` get no output: their o and lse stay untouched.
+ * (psaw is oracle_factor()'s, 0: off). Rows at positions below `frozen` get no output: their o, lse and bar stay untouched. bar (or
+ * NULL): F7's.
  */
 void oracle_causal(const double *q, const double *K, const double *V, int D, double scale, int first, int n, int sinks,
-                   uint64_t psaw, int frozen, double *o, double *lse);
+                   uint64_t psaw, int frozen, double *o, double *lse, double *bar);
 /* F7's unit: max(1, max over pos of scale * sum_d |q_d k_jd| / 8); the bar is 1e-6 of it. Non-finite sums are left out. */
 double oracle_bar(const double *q, const double *K, int D, double scale, const int *pos, int n);
 /* |a - b| / max(|b|, tiny) in the Euclidean norm; 0 where both hold NaN in the same channels and agree elsewhere; inf if not. */
@@ -105,6 +106,7 @@ typedef struct oracle_moments {
     double top, Z_middle;  /* the middle's maximum; sum exp(s - top) over the middle */
     double Z_f;
     double *mu, *var;      /* [D], the caller's */
+    double *mu_bar, *var_bar; /* [D] or both NULL: what float32 may be off, where the kept tokens are taken from the middle's sums */
 } oracle_moments;
 
 #define ORACLE_FLOOR (1.0 / 1048576) /* of Z_f, in units of Z_middle */
@@ -114,6 +116,8 @@ void oracle_moments_make(const double *q, const double *K, int D, double scale, 
                          double floor, oracle_moments *m);
 /* The dropped mass predicted for q; *x (or NULL) is the predicted rise of L_D. */
 double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double L_C, double *x);
+/* What float32 may be off in an estimate `hat`; `bar`: F7's of the scores behind L_C. Needs the moments' bars. */
+double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double hat, double bar);
 /* 0 where a vector is zero. */
 double oracle_cosine(const double *a, const double *b, int D);
 /* (1 - d) * o + d * v, in place; d == 0: v is not read. */
@@ -186,7 +190,8 @@ typedef struct oracle_follow {
 /* A head in a row. NaN where a figure does not exist. */
 typedef struct oracle_head {
     double lse;               /* L_C: of what was attended (the caller's lse) */
-    double delta;             /* dropped mass of record: exact over the scored tokens on a retrieval (row 0), else the estimate */
+    double delta;             /* dropped mass of record: exact over the scored tokens on a retrieval (row 0), else the estimate:
+                               * delta_hat under the mass gate, without it stale, delta_ref */
     double delta_full;        /* the truth: dropped mass against full causal attention */
     double delta_hat;         /* estimate from the reference in force after the verdict */
     double cos;               /* with the reference in force after the verdict */
@@ -194,6 +199,9 @@ typedef struct oracle_head {
     double L_D;               /* of the reference in force after the verdict */
     double gate_cos, gate_hat, gate_ref; /* row 0: what its gate saw (reference before the verdict); else as above */
     double weight;            /* of v_mean in the output */
+    double bar;               /* F7's: 1e-6 * oracle_bar() of what was attended */
+    double hat_bar;           /* what float32 may be off in delta_hat */
+    double spread;            /* |v_mean - o| / |output|: how an error in `weight` shows; 0 where the weight is 0 */
 } oracle_head;
 
 typedef struct oracle_unit {
@@ -227,9 +235,10 @@ int oracle_step(oracle_session *s, int layer, int slot, int R, const double *q, 
 /* The last cached row retrieves, q[H][D]; units that would not be sparse stay IDLE. Only r->unit and delta, delta_ref, L_D, lse of row
  * 0 are set. */
 int oracle_seed(oracle_session *s, int layer, int slot, const double *q, const oracle_follow *follow, oracle_result *r);
-/* Prompt rows q[n][H][D] for the last n cached rows; out [n][H][D] and lse [n][H], frozen rows untouched. prompt_len: the final
- * length, needed for ETF only. -1: bad arguments, ETF without a length. */
-int oracle_prefill(oracle_session *s, int layer, int slot, int n, const double *q, int prompt_len, double *out, double *lse);
+/* Prompt rows q[n][H][D] for the last n cached rows; out [n][H][D], lse [n][H] and bar [n][H] (or NULL), frozen rows untouched.
+ * prompt_len: the final length, needed for ETF only. -1: bad arguments, ETF without a length. */
+int oracle_prefill(oracle_session *s, int layer, int slot, int n, const double *q, int prompt_len, double *out, double *lse,
+                   double *bar);
 
 /* Life of a slot; layer -1 means all of them. */
 void oracle_reset(oracle_session *s, int slot);
