@@ -75,18 +75,17 @@ static oracle_set fresh_set(const oracle_params *p, int layer, int t) {
 }
 
 /*
- * The set of a shared step. With a gate everything stays as retrieved, and the window grows. Without one the bounds are fresh,
- * and (rules taken) so are the partial runs, being defined by the middle, while the list stays whole, even where P has moved past
- * it.
+ * The set of a shared step. With a gate everything stays as retrieved, and the window grows. Without one the middle's high end is
+ * fresh, with its partial run, which is always attended. Rules taken: the list and the partial run at the low end stay as retrieved,
+ * even where P has moved past them; a middle that was attended whole, having no whole run, stays so until the next retrieval.
  */
 static oracle_set shared_set(const work *w, const oracle_set *fresh) {
     oracle_set set = reference(w)->set;
     if (w->s->p.gate == ORACLE_GATE_NONE) {
-        int first;
-        set = *fresh;
-        oracle_runs(set.mid_begin, set.mid_end, set.run, &first, &set.win_begin);
-        set.edge_begin = set.mid_begin;
-        set.edge_end = first;
+        set.w = set.mid_end = fresh->mid_end;
+        set.psaw = fresh->psaw;
+        if (set.win_begin > set.mid_begin)
+            set.win_begin = fresh->mid_end / set.run * set.run;
     }
     set.mode = ORACLE_SHARE;
     set.N = w->t + 1;

@@ -281,7 +281,7 @@ static prhs_set attended_set(const f_where *at, const plan *b) {
         s = u->set;
         s.end = end;
         if (p->gate == PRHS_GATE_NONE && at->view->set.mode == PRHS_MODE_SHARE)
-            s.win_begin = p->granularity > 1 && u->set.win_begin > b->w ? u->set.win_begin : b->w;
+            s.win_begin = u->set.win_begin > u->set.mid_begin ? b->w - b->w % (int32_t)p->granularity : u->set.win_begin;
         return s;
     }
 }
