@@ -69,22 +69,22 @@ static void low_threshold(prhs_policy *p) {
     { 1, 0, 1, 0 }
 
 static const r_row rows[] = {
-    { "cis-mass G3", "cis-mass", S_G3_D64, NHD, 3, 1, SUM, 0, 60, wary },
-    { "cis", "cis", S_G1_D32, HND, 3, 1, SUM, 1, 80, low_threshold },
-    { "cis-mass runs of 8", "cis-mass", S_G1_D32, ONE, 3, 8, SUM, 1, 80, all_sparse },
-    { "topk with mean", "topk", S_G1_D32, NHD, 2, 1, MAX, 0, 50, mean_value },
-    { "dense", "dense", S_G1_D32, P1, 2, 1, SUM, 0, 200, NULL },
-    { "streaming", "streaming", S_G3_D64, HND, 2, 1, SUM, 1, 200, NULL },
+    { "cis-mass G3", "cis-mass", S_G3_D64, NHD, 3, 1, SUM, 0, 120, wary },
+    { "cis", "cis", S_G1_D32, HND, 3, 1, SUM, 1, 120, low_threshold },
+    { "cis-mass runs of 8", "cis-mass", S_G1_D32, ONE, 3, 8, SUM, 1, 150, all_sparse },
+    { "topk with mean", "topk", S_G1_D32, NHD, 2, 1, MAX, 0, 120, mean_value },
+    { "dense", "dense", S_G1_D32, P1, 2, 1, SUM, 0, 300, NULL },
+    { "streaming", "streaming", S_G3_D64, HND, 2, 1, SUM, 1, 250, NULL },
     { "topk G3", "topk", S_G3_D64, NHD, 3, 1, MAX, 0, 150, NULL },
     { "cis G4", "cis", S_G4_D128, ONE, 3, 1, SUM, 0, 150, low_threshold },
     { "cis runs of 8, per head", "cis", S_G2_D64, P1, 2, 8, EACH, 0, 200, low_threshold },
-    { "cpe", "cpe", S_G1_D32, NHD, 3, 1, SUM, 1, 250, NULL },
+    { "cpe", "cpe", S_G1_D32, NHD, 3, 1, SUM, 1, 600, NULL },
     { "cis-mass without residual", "cis-mass", S_G3_D64, ONE, 2, 1, MAX, 1, 200, plain },
     { "cis-mass G4 runs of 8", "cis-mass", S_G4_D128, HND, 3, 8, MAX, 0, 150, wary },
     { "cis-mass per head", "cis-mass", S_G2_D64, NHD, 3, 1, EACH, 0, 250, wary },
-    { "cis-mass with PSAW and N*", "cis-mass", S_G1_D32, P1, 2, 1, SUM, 1, 250, deep },
-    { "no gate", "cis", S_G1_D32, NHD, 2, 1, SUM, 1, 250, ungated },
-    { "no gate, runs of 8", "cis", S_G1_D32, NHD, 2, 8, SUM, 1, 250, ungated },
+    { "cis-mass with PSAW and N*", "cis-mass", S_G1_D32, P1, 2, 1, SUM, 1, 600, deep },
+    { "no gate", "cis", S_G1_D32, NHD, 2, 1, SUM, 1, 500, ungated },
+    { "no gate, runs of 8", "cis", S_G1_D32, NHD, 2, 8, SUM, 1, 500, ungated },
 };
 
 #define LIVE 4
