@@ -26,8 +26,8 @@ void oracle_attend(const double *q, const double *K, const double *V, int D, dou
 void oracle_merge(const double *parts, const double *lses, int n, int D, double *o, double *lse);
 /*
  * Causal rows: row i (of n) of one query head sits at position first + i and attends to [0, sinks) and [P, p], P = psaw * p >> 32
- * (psaw is oracle_factor()'s, 0: off). Rows at positions below `frozen` get no output: their o, lse and bar stay untouched. bar (or
- * NULL): F7's.
+ * (psaw is oracle_factor()'s, 0: off). Rows at positions below `frozen` get no output: their o, lse and bar stay untouched. bar
+ * is F7's, or NULL.
  */
 void oracle_causal(const double *q, const double *K, const double *V, int D, double scale, int first, int n, int sinks,
                    uint64_t psaw, int frozen, double *o, double *lse, double *bar);
@@ -77,7 +77,7 @@ typedef struct oracle_selection {
 void oracle_joint_weights(const double *s, int heads, int N, int sink_end, int mid_begin, int join, double *lse, double *w);
 /* The total order of n weights: NaN first, higher, +0 == -0, lower index. order[0] is the best. */
 void oracle_order(const double *w, int n, int *order);
-/* Whole runs of g within [mid_begin, mid_end): their count, the first one's position, the end of the last (none: mid_begin, twice). */
+/* Whole runs of g within [mid_begin, mid_end): their count, where the first begins and the last ends (none: mid_begin, twice). */
 int oracle_runs(int mid_begin, int mid_end, int g, int *first, int *end);
 /* Marks the chosen of n ordered candidates, `want` of them, with dilation; returns their count, -1 for bad arguments. */
 int oracle_pick(const int *order, int n, int want, int m, int back, int ahead, unsigned char *chosen);
@@ -106,18 +106,19 @@ typedef struct oracle_moments {
     double top, Z_middle;  /* the middle's maximum; sum exp(s - top) over the middle */
     double Z_f;
     double *mu, *var;      /* [D], the caller's */
-    double *mu_bar, *var_bar; /* [D] or both NULL: what float32 may be off, where the kept tokens are taken from the middle's sums */
+    double *mu_bar, *var_bar; /* [D] or both NULL: what float32 may be off that takes the kept tokens from the middle's sums */
 } oracle_moments;
 
 #define ORACLE_FLOOR (1.0 / 1048576) /* of Z_f, in units of Z_middle */
 
 /* Moments of the middle's tokens that the set does not attend (at the decision row's N). Nothing dropped: mu = var = 0. */
-void oracle_moments_make(const double *q, const double *K, int D, double scale, const oracle_set *set, const int *list, int n_list,
-                         double floor, oracle_moments *m);
+void oracle_moments_make(const double *q, const double *K, int D, double scale, const oracle_set *set, const int *list,
+                         int n_list, double floor, oracle_moments *m);
 /* The dropped mass predicted for q; *x (or NULL) is the predicted rise of L_D. */
 double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double L_C, double *x);
 /* What float32 may be off in an estimate `hat`; `bar`: F7's of the scores behind L_C. Needs the moments' bars. */
-double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double hat, double bar);
+double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double hat,
+                           double bar);
 /* 0 where a vector is zero. */
 double oracle_cosine(const double *a, const double *b, int D);
 /* (1 - d) * o + d * v, in place; d == 0: v is not read. */
@@ -232,8 +233,8 @@ void oracle_result_free(oracle_result *r);
 void oracle_append(oracle_session *s, int layer, int slot, int rows, const double *K, const double *V);
 /* Decode rows q[R][H][D] for the last R cached rows (append first). follow: [units] or NULL. Returns 0; -1: bad arguments. */
 int oracle_step(oracle_session *s, int layer, int slot, int R, const double *q, const oracle_follow *follow, oracle_result *r);
-/* The last cached row retrieves, q[H][D]; units that would not be sparse stay IDLE. Only r->unit and delta, delta_ref, L_D, lse of row
- * 0 are set. */
+/* The last cached row retrieves, q[H][D]; units that would not be sparse stay IDLE. Only r->unit and, of row 0, delta, delta_ref,
+ * L_D, lse and bar are set. */
 int oracle_seed(oracle_session *s, int layer, int slot, const double *q, const oracle_follow *follow, oracle_result *r);
 /* Prompt rows q[n][H][D] for the last n cached rows; out [n][H][D], lse [n][H] and bar [n][H] (or NULL), frozen rows untouched.
  * prompt_len: the final length, needed for ETF only. -1: bad arguments, ETF without a length. */

@@ -76,8 +76,9 @@ static oracle_set fresh_set(const oracle_params *p, int layer, int t) {
 
 /*
  * The set of a shared step. With a gate everything stays as retrieved, and the window grows. Without one the middle's high end is
- * fresh, with its partial run, which is always attended. Rules taken: the list and the partial run at the low end stay as retrieved,
- * even where P has moved past them; a middle that was attended whole, having no whole run, stays so until the next retrieval.
+ * fresh, with its partial run, which is always attended. Rules taken: the list and the partial run at the low end stay as
+ * retrieved, even where P has moved past them; a middle that was attended whole, having no whole run, stays so until the next
+ * retrieval.
  */
 static oracle_set shared_set(const work *w, const oracle_set *fresh) {
     oracle_set set = reference(w)->set;

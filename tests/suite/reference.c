@@ -1,26 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Long sessions beside the reference session: sequences come and go, decode several rows and commit some of them, are forked,
- * truncated, moved, attached and preempted, thousands of steps in all, and every step of every layer is compared.
- */
-#include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
+/* Long sessions beside the reference session: thousands of steps in all, every one compared in every layer. */
 
-#include "groups.h"
 #include "reference.h"
-
-typedef struct r_row {
-    const char *name, *preset;
-    int shape;
-    t_layout layout;
-    uint32_t rows; /* decode rows of an entry, at most */
-    uint32_t granularity;
-    prhs_join join;
-    uint32_t audit;
-    int steps;
-    void (*tune)(prhs_policy *p);
-} r_row;
+#include "groups.h"
 
 /* Verdicts of all kinds, close ones too. */
 static void wary(prhs_policy *p) {
@@ -56,241 +38,27 @@ static void low_threshold(prhs_policy *p) {
     p->block = 9;
 }
 
-#define SUM PRHS_JOIN_SUM
-#define MAX PRHS_JOIN_MAX
-#define EACH PRHS_JOIN_PER_HEAD
-#define NHD                                                                                                                      \
-    { 16, 0, 0, 0 }
-#define HND                                                                                                                      \
-    { 16, 1, 1, 0 }
-#define ONE                                                                                                                      \
-    { 16, 0, 1, 1 }
-#define P1                                                                                                                       \
-    { 1, 0, 1, 0 }
-
 static const r_row rows[] = {
-    { "cis-mass G3", "cis-mass", S_G3_D64, NHD, 3, 1, SUM, 0, 120, wary },
-    { "cis", "cis", S_G1_D32, HND, 3, 1, SUM, 1, 120, low_threshold },
-    { "cis-mass runs of 8", "cis-mass", S_G1_D32, ONE, 3, 8, SUM, 1, 150, all_sparse },
-    { "topk with mean", "topk", S_G1_D32, NHD, 2, 1, MAX, 0, 120, mean_value },
-    { "dense", "dense", S_G1_D32, P1, 2, 1, SUM, 0, 300, NULL },
-    { "streaming", "streaming", S_G3_D64, HND, 2, 1, SUM, 1, 250, NULL },
-    { "topk G3", "topk", S_G3_D64, NHD, 3, 1, MAX, 0, 150, NULL },
-    { "cis G4", "cis", S_G4_D128, ONE, 3, 1, SUM, 0, 150, low_threshold },
-    { "cis runs of 8, per head", "cis", S_G2_D64, P1, 2, 8, EACH, 0, 200, low_threshold },
-    { "cpe", "cpe", S_G1_D32, NHD, 3, 1, SUM, 1, 600, NULL },
-    { "cis-mass without residual", "cis-mass", S_G3_D64, ONE, 2, 1, MAX, 1, 200, plain },
-    { "cis-mass G4 runs of 8", "cis-mass", S_G4_D128, HND, 3, 8, MAX, 0, 150, wary },
-    { "cis-mass per head", "cis-mass", S_G2_D64, NHD, 3, 1, EACH, 0, 250, wary },
-    { "cis-mass with PSAW and N*", "cis-mass", S_G1_D32, P1, 2, 1, SUM, 1, 600, deep },
-    { "no gate", "cis", S_G1_D32, NHD, 2, 1, SUM, 1, 500, ungated },
-    { "no gate, runs of 8", "cis", S_G1_D32, NHD, 2, 8, SUM, 1, 500, ungated },
+    { "cis-mass G3", "cis-mass", S_G3_D64, NHD, 3, 1, SUM, 0, wary, 0, 120 },
+    { "cis", "cis", S_G1_D32, HND, 3, 1, SUM, 1, low_threshold, 0, 120 },
+    { "cis-mass runs of 8", "cis-mass", S_G1_D32, ONE, 3, 8, SUM, 1, all_sparse, 0, 150 },
+    { "topk with mean", "topk", S_G1_D32, NHD, 2, 1, MAX, 0, mean_value, 0, 120 },
+    { "dense", "dense", S_G1_D32, P1, 2, 1, SUM, 0, NULL, 0, 300 },
+    { "streaming", "streaming", S_G3_D64, HND, 2, 1, SUM, 1, NULL, 0, 250 },
+    { "topk G3", "topk", S_G3_D64, NHD, 3, 1, MAX, 0, NULL, 0, 150 },
+    { "cis G4", "cis", S_G4_D128, ONE, 3, 1, SUM, 0, low_threshold, 0, 150 },
+    { "cis runs of 8, per head", "cis", S_G2_D64, P1, 2, 8, EACH, 0, low_threshold, 0, 200 },
+    { "cpe", "cpe", S_G1_D32, NHD, 3, 1, SUM, 1, NULL, 0, 600 },
+    { "cis-mass without residual", "cis-mass", S_G3_D64, ONE, 2, 1, MAX, 1, plain, 0, 200 },
+    { "cis-mass G4 runs of 8", "cis-mass", S_G4_D128, HND, 3, 8, MAX, 0, wary, 0, 150 },
+    { "cis-mass per head", "cis-mass", S_G2_D64, NHD, 3, 1, EACH, 0, wary, 0, 250 },
+    { "cis-mass with PSAW and N*", "cis-mass", S_G1_D32, P1, 2, 1, SUM, 1, deep, 0, 600 },
+    { "no gate", "cis", S_G1_D32, NHD, 2, 1, SUM, 1, ungated, 0, 500 },
+    { "no gate, runs of 8", "cis", S_G1_D32, NHD, 2, 8, SUM, 1, ungated, 0, 500 },
 };
-
-#define LIVE 4
-#define SLOTS 8
-
-typedef struct crowd {
-    r_pair p;
-    r_seq *seqs[LIVE];
-    uint8_t used[SLOTS];
-    uint64_t next, unit_steps, share, retrieve;
-} crowd;
-
-static int32_t free_slot(crowd *c) {
-    for (;;) {
-        uint32_t i = t_below(c->p.w.t, SLOTS);
-        if (!c->used[i]) {
-            c->used[i] = 1;
-            return (int32_t)i;
-        }
-    }
-}
-
-static r_seq *blank(crowd *c, t_wseq *seq) {
-    r_seq *s = t_alloc(c->p.w.t, sizeof *s);
-    s->seq = seq;
-    return s;
-}
-
-static void leave(crowd *c, int i) {
-    r_seq *s = c->seqs[i];
-    t_ctx *t = c->p.w.t;
-    r_check_stats(&c->p, s);
-    c->unit_steps += s->counts.steps;
-    c->share += s->counts.share;
-    c->retrieve += s->counts.retrieve;
-    T_OK(t, prhs_session_reset(c->p.w.session, t->queue, (uint32_t)s->seq->slot));
-    oracle_reset(c->p.o, s->seq->slot);
-    c->used[s->seq->slot] = 0;
-    t_world_cut(&c->p.w, s->seq, 0);
-    c->seqs[i] = NULL;
-}
-
-static void one(crowd *c, r_seq *s, int32_t n, int32_t flags, int32_t prompt_len) {
-    r_part part = { s, { s->seq, n, flags, prompt_len, NULL, flags == PRHS_SEQ_SEED, 0 } };
-    r_step(&c->p, &part, 1);
-}
-
-static void resize(crowd *c, r_seq *s, int what, int32_t len, int32_t kept) {
-    t_world_resize(&c->p.w, s->seq, what, len);
-    if (what == W_ATTACH)
-        oracle_attach(c->p.o, -1, s->seq->slot, len, NULL, NULL);
-    else if (what == W_TRUNCATE)
-        oracle_truncate(c->p.o, -1, s->seq->slot, len);
-    else
-        T_CHECK(c->p.w.t, !oracle_commit(c->p.o, -1, s->seq->slot, kept), "the reference cannot commit %d rows", kept);
-}
-
-/* An empty sequence, a prompt in chunks that seeds, one that does not, or rows that are cached already. */
-static void join(crowd *c, int i) {
-    t_ctx *t = c->p.w.t;
-    r_seq *s = blank(c, t_world_seq(&c->p.w, ++c->next, free_slot(c)));
-    int32_t n = 20 + (int32_t)t_below(t, 60), chunk = 17 + (int32_t)t_below(t, 30);
-    c->seqs[i] = s;
-    switch (t_below(t, 4)) {
-    case 0: break;
-    case 1:
-        while (s->seq->len < n) {
-            int32_t rest = n - s->seq->len, take = rest < chunk ? rest : chunk;
-            one(c, s, take, take == rest ? PRHS_SEQ_PREFILL | PRHS_SEQ_SEED : PRHS_SEQ_PREFILL, n);
-        }
-        break;
-    case 2: one(c, s, 45, PRHS_SEQ_PREFILL, 45); break;
-    default:
-        one(c, s, 50, PRHS_SEQ_PREFILL, 50);
-        resize(c, s, W_ATTACH, 50, 0);
-        if (t_below(t, 2))
-            one(c, s, 1 + (int32_t)t_below(t, 3), PRHS_SEQ_SEED, 0);
-    }
-}
-
-/* To another slot, through the session or through the host, where the statistics stay behind. */
-static void move(crowd *c, r_seq *s, int through_host) {
-    t_world *w = &c->p.w;
-    t_ctx *t = w->t;
-    int32_t old = s->seq->slot, slot = free_slot(c);
-    if (through_host) {
-        r_check_stats(&c->p, s);
-        void *blob = t_world_export(w, old);
-        T_OK(t, prhs_session_reset(w->session, t->queue, (uint32_t)old));
-        t_put(t, w->blob.mem, blob, w->sizes.slot);
-        T_OK(t, prhs_session_import(w->session, t->queue, (uint32_t)slot, w->blob.mem));
-        T_OK(t, prhs_queue_finish(t->queue));
-        memset(&s->counts, 0, sizeof s->counts);
-        t_drop(t, blob);
-    } else {
-        T_OK(t, prhs_session_move(w->session, t->queue, (uint32_t)slot, (uint32_t)old));
-    }
-    oracle_move(c->p.o, slot, old);
-    s->seq->slot = slot;
-    c->used[old] = 0;
-}
-
-static void fork_to(crowd *c, const r_seq *s, int j) {
-    t_world *w = &c->p.w;
-    if (c->seqs[j])
-        leave(c, j);
-    int32_t slot = free_slot(c);
-    T_OK(w->t, prhs_session_fork(w->session, w->t->queue, (uint32_t)slot, (uint32_t)s->seq->slot));
-    oracle_fork(c->p.o, slot, s->seq->slot);
-    c->seqs[j] = blank(c, t_world_share(w, s->seq, slot));
-}
-
-static void slot_operation(crowd *c, int i) {
-    t_ctx *t = c->p.w.t;
-    r_seq *s = c->seqs[i];
-    int32_t len = s->seq->len;
-    switch (t_below(t, 6)) {
-    case 0: move(c, s, 0); break;
-    case 1: move(c, s, 1); break;
-    case 2:
-        if (len > 12)
-            resize(c, s, W_ATTACH, len, 0);
-        break;
-    case 3: fork_to(c, s, (i + 1) % LIVE); break;
-    default:
-        if (len > 12)
-            resize(c, s, W_TRUNCATE, len - 1 - (int32_t)t_below(t, 10), 0);
-    }
-}
-
-/* Most of the sequences decode; a run of several rows keeps some of them. */
-static void decode(crowd *c, int step) {
-    t_ctx *t = c->p.w.t;
-    r_part parts[LIVE];
-    uint64_t versions[LIVE][R_ROWS];
-    int n = 0, first = (int)t_below(t, LIVE);
-    for (int k = 0; k < LIVE; k++) {
-        int i = (first + k) % LIVE;
-        r_seq *s = c->seqs[i];
-        if (!s || t_below(t, 4) == 0)
-            continue;
-        int32_t count = 1 + (int32_t)t_below(t, c->p.w.s.decode_rows);
-        for (int r = 0; r < count; r++)
-            versions[n][r] = t_key(c->p.w.s.seed, 9, (uint64_t)step * LIVE + (uint64_t)i, (uint64_t)r);
-        parts[n] = (r_part){ s, { s->seq, count, 0, 0, versions[n], 0, 0 } };
-        n++;
-    }
-    if (n)
-        r_step(&c->p, parts, n);
-    for (int k = 0; k < n; k++)
-        if (parts[k].e.rows > 1) {
-            int32_t kept = 1 + (int32_t)t_below(t, (uint32_t)parts[k].e.rows);
-            resize(c, parts[k].s, W_COMMIT, parts[k].s->seq->len - parts[k].e.rows + kept, kept);
-        }
-}
-
-static t_setup setup_of(t_ctx *t, const r_row *row) {
-    t_setup s = t_setup_default(t, row->preset, &t_shapes[row->shape]);
-    s.layout = row->layout;
-    s.policy.granularity = row->granularity;
-    s.policy.join = row->join;
-    if (row->granularity > 4) {
-        s.policy.k = 3 * row->granularity;
-        s.policy.dilate_m = 0;
-    }
-    s.decode_rows = row->rows;
-    s.audit = row->audit;
-    s.pad = row->layout.pad;
-    s.max_slots = SLOTS;
-    s.max_kv_len = 150;
-    s.max_rows = 80;
-    s.pages = (LIVE + 1) * (s.max_kv_len / row->layout.page + 2);
-    if (row->tune)
-        row->tune(&s.policy);
-    return s;
-}
 
 static const char *row_name(int row) { return rows[row].name; }
 
-static void run(t_ctx *t, int row) {
-    crowd *c = t_alloc(t, sizeof *c);
-    t_setup s = setup_of(t, &rows[row]);
-    r_make(t, &c->p, &s);
-    for (int step = 0; step < rows[row].steps; step++) {
-        int i = (int)t_below(t, LIVE);
-        if (!c->seqs[i])
-            join(c, i);
-        else if (t_below(t, 6) == 0)
-            slot_operation(c, i);
-        for (int k = 0; k < LIVE; k++)
-            if (c->seqs[k] && c->seqs[k]->seq->len > (int32_t)s.max_kv_len - 10)
-                leave(c, k);
-        decode(c, step);
-    }
-    for (int i = 0; i < LIVE; i++)
-        if (c->seqs[i])
-            leave(c, i);
-    for (uint32_t l = 0; l < s.layers; l++)
-        t_cache_check(t, &c->p.w.cache[l], "reference");
-    snprintf(t->note, sizeof t->note,
-             "%" PRIu64 " steps, %" PRIu64 " unit-steps: %" PRIu64 " shared, %" PRIu64 " retrieved; %" PRIu64 " close, %" PRIu64
-             " swaps",
-             c->p.steps, c->unit_steps, c->share, c->retrieve, c->p.close, c->p.swaps);
-    T_CHECK(t, c->p.close * 20 <= c->p.verdicts, "%" PRIu64 " of %" PRIu64 " verdicts were too close to tell", c->p.close,
-            c->p.verdicts);
-    r_free(&c->p);
-}
+static void run(t_ctx *t, int row) { r_run(t, &rows[row], 4, 150); }
 
 const t_group t_group_reference = { "reference", sizeof rows / sizeof *rows, 4, row_name, run };

@@ -188,6 +188,17 @@ static void check_reference(const where *at, uint32_t u) {
     }
 }
 
+/* Retrievals that a gate brought about; `cause` is the reference's own, so that a close verdict leaves it open. */
+static void count_cause(const where *at, const oracle_unit *unit, int got, int close) {
+    r_counts *c = &at->part->s->counts;
+    int judged = unit->cause != ORACLE_CAUSE_NO_REFERENCE && unit->cause != ORACLE_CAUSE_BLOCK;
+    if (!listed(unit->own_mode) || !judged)
+        return;
+    c->close += (uint64_t)close;
+    c->causes += got == ORACLE_RETRIEVE;
+    c->cosine += got == ORACLE_RETRIEVE && unit->cause == ORACLE_CAUSE_COSINE;
+}
+
 /* Row 0's verdict, against the reference's own. */
 static void check_verdict(const where *at, uint32_t u) {
     r_pair *p = at->p;
@@ -199,6 +210,7 @@ static void check_verdict(const where *at, uint32_t u) {
     T_CHECK(p->w.t, unit->mode == got, "%s unit %u: mode %d cannot be followed", at->text, u, got);
     p->verdicts += (uint64_t)sparse;
     p->close += (uint64_t)(sparse && close);
+    count_cause(at, unit, got, close);
     T_CHECK(p->w.t, unit->list_ok, "%s unit %u: the list %s", at->text, u,
             got == ORACLE_RETRIEVE ? "is not the reference's" : "has changed since its retrieval");
     if (got == ORACLE_RETRIEVE)
@@ -274,6 +286,15 @@ static void count(const where *at, uint32_t u) {
     c->stream += unit->mode == ORACLE_STREAM;
     c->share += unit->mode == ORACLE_SHARE;
     c->retrieve += unit->mode == ORACLE_RETRIEVE;
+    if (listed(unit->mode)) { /* as retrieved; check_reference has seen that set */
+        const prhs_set *ref = &p->view[u].set;
+        c->kept +=
+            ref->sink_end + (ref->edge_end - ref->edge_begin) + (double)ref->count * ref->run + (ref->end - ref->win_begin);
+    } else if (unit->mode == ORACLE_STREAM) {
+        c->kept += unit->set.sink_end + (double)p->w.s.policy.local;
+    } else if (unit->mode == ORACLE_WINDOW) {
+        c->kept += oracle_set_positions(&unit->set, NULL, 0, t, NULL);
+    }
     for (int32_t r = 1; r < at->part->e.rows; r++)
         c->rows_dense += p->res->dense[(size_t)r * p->units + u];
 }
@@ -352,11 +373,19 @@ void r_step(r_pair *p, r_part *parts, int n) {
     }
 }
 
-static void check_mass(t_ctx *t, const char *what, const prhs_mass *got, const r_mass *want) {
+static void check_mass(t_ctx *t, const char *what, const prhs_mass *got, prhs_grade grade, const r_mass *want) {
+    T_CHECK(t, got->grade == (want->n ? grade : PRHS_GRADE_UNKNOWN), "statistics: the %s mass has grade %d", what, got->grade);
     T_CHECK(t, got->count == want->n, "statistics: %" PRIu64 " %s masses instead of %" PRIu64, got->count, what, want->n);
-    if (want->n)
+    if (!want->n)
+        T_CHECK(t, isnan(got->mean), "statistics: the mean of no %s masses is %.9g", what, got->mean);
+    else
         T_CHECK(t, fabs(got->mean - want->sum / (double)want->n) <= want->bar / (double)want->n + 1e-10,
                 "statistics: the %s mass is %.9g instead of %.9g", what, got->mean, want->sum / (double)want->n);
+}
+
+static void check_ratio(t_ctx *t, const char *what, double got, double sum, uint64_t n) {
+    T_CHECK(t, n ? t_near(got, sum / (double)n, 1e-12) : isnan(got), "statistics: %s is %.9g instead of %.9g", what, got,
+            sum / (double)n);
 }
 
 void r_check_stats(r_pair *p, const r_seq *s) {
@@ -375,10 +404,16 @@ void r_check_stats(r_pair *p, const r_seq *s) {
     SAME(seed);
     SAME(rows_dense);
 #undef SAME
-    if (c->steps)
-        T_CHECK(t, t_near(g.attended, c->attended / (double)c->steps, 1e-12), "statistics: attended %.9g instead of %.9g",
-                g.attended, c->attended / (double)c->steps);
-    check_mass(t, "retrieved", &g.retrieved, &c->retrieved);
-    check_mass(t, "shared", &g.shared, &c->shared);
-    check_mass(t, "audited", &g.audited, &c->audited);
+    T_CHECK(t, g.cosine_failed + g.mass_failed == c->causes,
+            "statistics: %" PRIu64 " + %" PRIu64 " gates failed instead of %" PRIu64, g.cosine_failed, g.mass_failed, c->causes);
+    T_CHECK(t, g.cosine_failed <= c->cosine + c->close && g.cosine_failed + c->close >= c->cosine,
+            "statistics: %" PRIu64 " cosines failed instead of %" PRIu64, g.cosine_failed, c->cosine);
+    uint64_t shared = c->share + c->retrieve, sparse = shared + c->window + c->stream;
+    check_ratio(t, "rho", g.rho, (double)c->retrieve, shared);
+    check_ratio(t, "kept", g.kept, c->kept, sparse);
+    check_ratio(t, "attended", g.attended, c->attended, c->steps);
+    check_mass(t, "retrieved", &g.retrieved, p->w.s.policy.psaw ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_EXACT, &c->retrieved);
+    check_mass(t, "shared", &g.shared, p->w.s.policy.gate == PRHS_GATE_MASS ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_STALE, &c->shared);
+    check_mass(t, "audited", &g.audited, PRHS_GRADE_EXACT, &c->audited);
+    T_CHECK(t, g.nan_masses == 0, "statistics: %" PRIu64 " masses were NaN", g.nan_masses);
 }
