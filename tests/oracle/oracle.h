@@ -68,9 +68,9 @@ typedef struct oracle_rule {
 typedef struct oracle_selection {
     oracle_rule rule;
     int first, run, count;
-    double *weight;                        /* [count]: joint weight, of runs the sum; NaN: special */
-    int n_list, *list;                     /* ascending positions of the chosen tokens (first tokens of runs) */
-    int edge_begin, edge_end, win_begin;   /* partial runs: always attended; the high one joins the window */
+    double *weight;                      /* [count]: joint weight, of runs the sum; NaN: special */
+    int n_list, *list;                   /* ascending positions of the chosen tokens (first tokens of runs) */
+    int edge_begin, edge_end, win_begin; /* partial runs: always attended; the high one joins the window */
 } oracle_selection;
 
 /* lse[heads] over scored tokens whose score in that head is neither NaN nor +inf; w[N]: joint weights, 0 where not scored. */
@@ -102,10 +102,10 @@ double oracle_dropped(const double *q, const double *K, int D, double scale, con
                       int pos, double *L_D);
 
 typedef struct oracle_moments {
-    double L_D;            /* log-sum-exp of the dropped tokens of the middle, by direct summation */
-    double top, Z_middle;  /* the middle's maximum; sum exp(s - top) over the middle */
+    double L_D;           /* log-sum-exp of the dropped tokens of the middle, by direct summation */
+    double top, Z_middle; /* the middle's maximum; sum exp(s - top) over the middle */
     double Z_f;
-    double *mu, *var;      /* [D], the caller's */
+    double *mu, *var;         /* [D], the caller's */
     double *mu_bar, *var_bar; /* [D] or both NULL: what float32 may be off that takes the kept tokens from the middle's sums */
 } oracle_moments;
 
@@ -151,15 +151,15 @@ enum { ORACLE_CAUSE_NONE, ORACLE_CAUSE_NO_REFERENCE, ORACLE_CAUSE_BLOCK, ORACLE_
 
 typedef struct oracle_params {
     int L, H, H_kv, D, slots;
-    double scale;               /* 0: 1 / sqrt(D), in double; pass the library's float where bits matter */
+    double scale; /* 0: 1 / sqrt(D), in double; pass the library's float where bits matter */
     int c_sink, c_local, k;
-    int never_retrieve;         /* streaming: k counts as 0 */
+    int never_retrieve; /* streaming: k counts as 0 */
     int dense_layers, min_sparse_n;
     int block, gate;
     double tau, eps;
     int m, back, ahead, granularity, join;
     int residual;
-    double floor;               /* of Z_f; 0: ORACLE_FLOOR */
+    double floor; /* of Z_f; 0: ORACLE_FLOOR */
     int psaw, psaw_layer;
     double phi, alpha;
     int etf, etf_layer;
@@ -182,38 +182,38 @@ int oracle_frozen(const oracle_params *p, int layer, int prompt_len);
 
 /* What the library did with a unit in this step. */
 typedef struct oracle_follow {
-    int mode;                 /* SHARE or RETRIEVE is adopted where the oracle has either; IDLE: nothing to follow */
-    const int *list;          /* of a retrieval (NULL: the oracle's own); adopted if its entries are distinct candidates */
+    int mode;        /* SHARE or RETRIEVE is adopted where the oracle has either; IDLE: nothing to follow */
+    const int *list; /* of a retrieval (NULL: the oracle's own); adopted if its entries are distinct candidates */
     int n_list;
-    const signed char *rows;  /* [R] or NULL: 1 row r attended densely, 0 it did not, -1 not known; entry 0 is not read */
+    const signed char *rows; /* [R] or NULL: 1 row r attended densely, 0 it did not, -1 not known; entry 0 is not read */
 } oracle_follow;
 
 /* A head in a row. NaN where a figure does not exist. */
 typedef struct oracle_head {
-    double lse;               /* L_C: of what was attended (the caller's lse) */
-    double delta;             /* dropped mass of record: exact over the scored tokens on a retrieval (row 0), else the estimate:
-                               * delta_hat under the mass gate, without it stale, delta_ref */
-    double delta_full;        /* the truth: dropped mass against full causal attention */
-    double delta_hat;         /* estimate from the reference in force after the verdict */
-    double cos;               /* with the reference in force after the verdict */
-    double delta_ref;         /* of the reference in force after the verdict */
-    double L_D;               /* of the reference in force after the verdict */
+    double lse;        /* L_C: of what was attended (the caller's lse) */
+    double delta;      /* dropped mass of record: exact over the scored tokens on a retrieval (row 0), else the estimate:
+                        * delta_hat under the mass gate, without it stale, delta_ref */
+    double delta_full; /* the truth: dropped mass against full causal attention */
+    double delta_hat;  /* estimate from the reference in force after the verdict */
+    double cos;        /* with the reference in force after the verdict */
+    double delta_ref;  /* of the reference in force after the verdict */
+    double L_D;        /* of the reference in force after the verdict */
     double gate_cos, gate_hat, gate_ref; /* row 0: what its gate saw (reference before the verdict); else as above */
-    double weight;            /* of v_mean in the output */
-    double bar;               /* F7's: 1e-6 * oracle_bar() of what was attended */
-    double hat_bar;           /* what float32 may be off in delta_hat */
-    double spread;            /* |v_mean - o| / |output|: how an error in `weight` shows; 0 where the weight is 0 */
+    double weight;                       /* of v_mean in the output */
+    double bar;                          /* F7's: 1e-6 * oracle_bar() of what was attended */
+    double hat_bar;                      /* what float32 may be off in delta_hat */
+    double spread;                       /* |v_mean - o| / |output|: how an error in `weight` shows; 0 where the weight is 0 */
 } oracle_head;
 
 typedef struct oracle_unit {
-    int mode, own_mode;       /* as adopted; the oracle's own */
-    int cause;                /* of the own verdict */
-    double margin;            /* least distance of row 0's gate from failing; > 0 shares; -inf: nothing to share, or NaN */
-    int list_ok, swaps;       /* RETRIEVE with a followed list: F9's verdict on it */
-    oracle_set set;           /* as attended by row 0 */
-    const int *list;          /* of `set`; lives until the next call on the session */
+    int mode, own_mode; /* as adopted; the oracle's own */
+    int cause;          /* of the own verdict */
+    double margin;      /* least distance of row 0's gate from failing; > 0 shares; -inf: nothing to share, or NaN */
+    int list_ok, swaps; /* RETRIEVE with a followed list: F9's verdict on it */
+    oracle_set set;     /* as attended by row 0 */
+    const int *list;    /* of `set`; lives until the next call on the session */
     int n_list, ref_pos;
-    oracle_selection *own;    /* the own selection if mode is RETRIEVE, else NULL; freed by the next call with this result */
+    oracle_selection *own; /* the own selection if mode is RETRIEVE, else NULL; freed by the next call with this result */
 } oracle_unit;
 
 typedef struct oracle_result {
