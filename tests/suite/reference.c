@@ -33,6 +33,11 @@ static void deep(prhs_policy *p) {
     p->psaw_alpha = 0.8f;
     p->min_sparse_n = 60;
 }
+static void ungated_deep(prhs_policy *p) {
+    ungated(p);
+    deep(p);
+    p->min_sparse_n = 0;
+}
 static void low_threshold(prhs_policy *p) {
     p->tau = 0.4f;
     p->block = 9;
@@ -54,7 +59,8 @@ static const r_row rows[] = {
     { "cis-mass per head", "cis-mass", S_G2_D64, NHD, 3, 1, EACH, 0, wary, 0, 250 },
     { "cis-mass with PSAW and N*", "cis-mass", S_G1_D32, P1, 2, 1, SUM, 1, deep, 0, 600 },
     { "no gate", "cis", S_G1_D32, NHD, 2, 1, SUM, 1, ungated, 0, 500 },
-    { "no gate, runs of 8", "cis", S_G1_D32, NHD, 2, 8, SUM, 1, ungated, 0, 500 },
+    { "no gate, runs of 8", "cis", S_G1_D32, NHD, 2, 8, SUM, 1, ungated, 0, 400 },
+    { "no gate, PSAW, runs of 8", "cis", S_G1_D32, HND, 2, 8, SUM, 1, ungated_deep, 0, 300 },
 };
 
 static const char *row_name(int row) { return rows[row].name; }

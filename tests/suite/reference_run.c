@@ -132,8 +132,13 @@ static void slot_operation(crowd *c, int i) {
         break;
     case 3: fork_to(c, s, (i + 1) % c->live); break;
     default:
-        if (len > 12)
-            resize(c, s, W_TRUNCATE, len - 1 - (int32_t)t_below(t, 10), 0);
+        if (len <= 12)
+            break;
+        resize(c, s, W_TRUNCATE, len - 1 - (int32_t)t_below(t, 10), 0);
+        if (t_below(t, 2)) { /* the next turn's prompt */
+            int32_t n = 1 + (int32_t)t_below(t, 6);
+            one(c, s, n, PRHS_SEQ_PREFILL, s->seq->len + n);
+        }
     }
 }
 
