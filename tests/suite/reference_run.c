@@ -142,6 +142,16 @@ static void slot_operation(crowd *c, int i) {
     }
 }
 
+/* The library may be told, or just see a shorter length in the next step. */
+static void commit(crowd *c, r_seq *s, int32_t len, int32_t kept) {
+    if (t_below(c->p.w.t, 4)) {
+        resize(c, s, W_COMMIT, len, kept);
+        return;
+    }
+    t_world_cut(&c->p.w, s->seq, len);
+    T_CHECK(c->p.w.t, !oracle_commit(c->p.o, -1, s->seq->slot, kept), "the reference cannot commit %d rows", kept);
+}
+
 /* Most of the sequences decode; a run of several rows keeps some of them. */
 static void decode(crowd *c, int step) {
     t_ctx *t = c->p.w.t;
@@ -164,7 +174,7 @@ static void decode(crowd *c, int step) {
     for (int k = 0; k < n; k++)
         if (parts[k].e.rows > 1) {
             int32_t kept = 1 + (int32_t)t_below(t, (uint32_t)parts[k].e.rows);
-            resize(c, parts[k].s, W_COMMIT, parts[k].s->seq->len - parts[k].e.rows + kept, kept);
+            commit(c, parts[k].s, parts[k].s->seq->len - parts[k].e.rows + kept, kept);
         }
 }
 
