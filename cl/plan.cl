@@ -35,13 +35,14 @@ const __global float *decide(const prhs_k_plan *a, const entry *e, int u, prhs_s
         (STAT_AT(state, &a->state, unit_stat_off, e->slot, prhs_unit_stat) + u)->cosine_failed++;
         return 0;
     }
-    int w = set->win_begin, mid = set->mid_end;
+    int mid = set->mid_end;
     *set = unit->set;
     set->mode = PRHS_MODE_SHARE;
     set->end = e->kv_len;
     if (p->gate == PRHS_K_GATE_NONE) {
-        set->win_begin = max(set->win_begin, w);
         set->mid_end = mid;
+        if (set->win_begin > set->mid_begin) /* the middle had a whole run: else all of it stays attended */
+            set->win_begin = mid / p->run * p->run;
     }
     return ref;
 }

@@ -50,9 +50,9 @@ static bool try_share(const prhs_op *op, const prhs_seq *e, int u, int t, scratc
     set->mode = PRHS_MODE_SHARE;
     set->end = e->kv_len;
     if (p->gate == PRHS_K_GATE_NONE) {
-        int win = prhs_cpu_bounds_at(p, t).win;
-        set->mid_end = win;
-        set->win_begin = p->run > 1 ? prhs_cpu_max(st->set.win_begin, win) : win;
+        set->mid_end = prhs_cpu_bounds_at(p, t).win;
+        if (st->set.win_begin > st->set.mid_begin) /* the middle had a whole run: else all of it stays attended */
+            set->win_begin = set->mid_end / p->run * p->run;
     }
     return true;
 }

@@ -84,7 +84,7 @@ void oracle_merge(const double *parts, const double *lses, int n, int D, double 
 
 /* Rule taken: PSAW bounds a prompt row by its own position p, P = a p >> 32, and c_local widens nothing there. */
 void oracle_causal(const double *q, const double *K, const double *V, int D, double scale, int first, int n, int sinks,
-                   uint64_t psaw, int frozen, double *o, double *lse) {
+                   uint64_t psaw, int frozen, double *o, double *lse, double *bar) {
     int *pos = oracle_alloc((size_t)(first + n), sizeof *pos);
     for (int i = 0; i < n; i++) {
         int p = first + i, start = oracle_start(psaw, p), count = 0;
@@ -95,6 +95,8 @@ void oracle_causal(const double *q, const double *K, const double *V, int D, dou
                 pos[count++] = j;
         size_t row = (size_t)i * (size_t)D;
         oracle_attend(q + row, K, V, D, scale, pos, count, o + row, lse + i);
+        if (bar)
+            bar[i] = 1e-6 * oracle_bar(q + row, K, D, scale, pos, count);
     }
     free(pos);
 }

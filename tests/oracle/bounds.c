@@ -42,6 +42,4 @@ double oracle_information_bound(double delta, int N) {
     return 2 * (h + delta * log((double)N - 1));
 }
 
-double oracle_sharing_bound(double K_max, int D, double tau) {
-    return 2 * K_max / sqrt((double)D) * sqrt(fmax(0, 2 - 2 * tau));
-}
+double oracle_sharing_bound(double K_max, int D, double tau) { return 2 * K_max / sqrt((double)D) * sqrt(fmax(0, 2 - 2 * tau)); }

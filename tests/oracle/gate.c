@@ -6,8 +6,8 @@
 #include "oracle.h"
 
 /*
- * Rule taken: nothing dropped, or only scores of -inf, is a mass of 0 even if what is kept has Z = 0 or is NaN (the output is 0 or
- * NaN by itself then); elsewhere IEEE decides.
+ * Rule taken: nothing dropped, or only scores of -inf, is a mass of 0 even if what is kept has Z = 0 or is NaN (the output is 0
+ * or NaN by itself then); elsewhere IEEE decides.
  */
 double oracle_mass(double L_D, double L_C) {
     if (L_D == -(double)INFINITY)
@@ -64,14 +64,56 @@ static void middle(const double *s, const oracle_set *set, oracle_moments *m) {
         m->Z_middle += s[j] == -(double)INFINITY ? 0 : exp(s[j] - m->top);
 }
 
+/* One channel's moments from the weights w; k: the channel of key 0. */
+static void channel(const double *w, const unsigned char *attended, const double *k, double c, int D, const oracle_set *set,
+                    oracle_moments *m, int d) {
+    double m1 = 0, m2 = 0;
+    for (int j = set->mid_begin; j < set->mid_end; j++) {
+        if (attended[j] || w[j] == 0)
+            continue;
+        double y = k[(size_t)j * (size_t)D] - c;
+        m1 += w[j] * y;
+        m2 += w[j] * y * y;
+    }
+    m1 /= m->Z_f;
+    m2 /= m->Z_f;
+    double var = m2 - m1 * m1;
+    m->mu[d] = m->L_D == -(double)INFINITY ? 0 : c + m1;
+    m->var[d] = m->L_D == -(double)INFINITY ? 0 : var < 0 ? 0 : var; /* a NaN passes */
+}
+
+/*
+ * Every weight of the middle may be off by four of F7's bars; what is kept is taken away again, so that its rounding errors stay,
+ * relative to Z_f. The rest is rounding of what is left.
+ */
+static void moment_bars(const double *q, const double *w, const double *K, const double *c, int D, double scale,
+                        const oracle_set *set, oracle_moments *m) {
+    int *every = oracle_alloc((size_t)set->N, sizeof *every);
+    for (int j = 0; j < set->N; j++)
+        every[j] = j;
+    double eps = 4e-6 * oracle_bar(q, K, D, scale, every, set->N);
+    free(every);
+    for (int d = 0; d < D; d++) {
+        double a1 = 0, a2 = 0, m1 = fabs(m->mu[d] - c[d]);
+        for (int j = set->mid_begin; j < set->mid_end; j++) {
+            double y = w[j] == 0 ? 0 : K[(size_t)j * (size_t)D + (size_t)d] - c[d];
+            a1 += w[j] * fabs(y);
+            a2 += w[j] * y * y;
+        }
+        double e1 = eps * a1 / m->Z_f + 1e-7 * fabs(c[d]);
+        m->mu_bar[d] = e1 + 1e-6 * m1;
+        m->var_bar[d] = eps * a2 / m->Z_f + 2 * m1 * e1 + e1 * e1 + 1e-6 * (m->var[d] + 2 * m1 * m1);
+    }
+}
+
 /*
  * "M over the middle, minus the selected rows" is the sum over the dropped rows, taken directly here.
  * Rules taken: a NaN or +inf score anywhere in the middle makes the moments NaN (so IEEE would have it: NaN - NaN), and so the
  * estimate NaN, and the gate retrieves, even where that token was selected; a score of -inf has w = 0 and its key is not read;
  * nothing dropped (L_D = -inf): the moments are 0 and never read; tokens attended as partial runs count as selected.
  */
-void oracle_moments_make(const double *q, const double *K, int D, double scale, const oracle_set *set, const int *list, int n_list,
-                         double floor, oracle_moments *m) {
+void oracle_moments_make(const double *q, const double *K, int D, double scale, const oracle_set *set, const int *list,
+                         int n_list, double floor, oracle_moments *m) {
     int N = set->N, n = 0;
     double *s = oracle_alloc((size_t)N, sizeof *s), *out = oracle_alloc((size_t)N, sizeof *out);
     unsigned char *attended = mark(set, list, n_list, N - 1);
@@ -85,21 +127,12 @@ void oracle_moments_make(const double *q, const double *K, int D, double scale, 
     m->Z_f = fmax(exp(m->L_D - m->top), floor * m->Z_middle);
     if (isnan(m->L_D) || isnan(m->top))
         m->Z_f = NAN;
-    for (int d = 0; d < D; d++) {
-        double m1 = 0, m2 = 0;
-        for (int j = set->mid_begin; j < set->mid_end; j++) {
-            if (attended[j] || s[j] == -(double)INFINITY)
-                continue;
-            double w = exp(s[j] - m->top), y = K[(size_t)j * (size_t)D + (size_t)d] - c[d];
-            m1 += w * y;
-            m2 += w * y * y;
-        }
-        m1 /= m->Z_f;
-        m2 /= m->Z_f;
-        double var = m2 - m1 * m1;
-        m->mu[d] = m->L_D == -(double)INFINITY ? 0 : c[d] + m1;
-        m->var[d] = m->L_D == -(double)INFINITY ? 0 : var < 0 ? 0 : var; /* a NaN passes */
-    }
+    for (int j = set->mid_begin; j < set->mid_end; j++)
+        s[j] = s[j] == -(double)INFINITY ? 0 : exp(s[j] - m->top);
+    for (int d = 0; d < D; d++)
+        channel(s, attended, K + d, c[d], D, set, m, d);
+    if (m->mu_bar)
+        moment_bars(q, s, K, c, D, scale, set, m);
     free(s);
     free(out);
     free(attended);
@@ -119,6 +152,18 @@ double oracle_estimate(const double *q, const double *qref, int D, double scale,
     if (l > 20) /* not fmin: a NaN passes on */
         l = 20;
     return 1 / (1 + exp(-l));
+}
+
+double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double hat,
+                           double bar) {
+    double off = 4 * bar;
+    if (m->L_D == -(double)INFINITY)
+        return 0;
+    for (int d = 0; d < D; d++) {
+        double step = scale * fabs(q[d] - qref[d]);
+        off += step * m->mu_bar[d] + 0.5 * step * step * m->var_bar[d] + 3e-7 * step * fabs(m->mu[d]);
+    }
+    return hat * (1 - hat) * off + 2e-7 * hat;
 }
 
 double oracle_cosine(const double *a, const double *b, int D) {

@@ -26,10 +26,11 @@ void oracle_attend(const double *q, const double *K, const double *V, int D, dou
 void oracle_merge(const double *parts, const double *lses, int n, int D, double *o, double *lse);
 /*
  * Causal rows: row i (of n) of one query head sits at position first + i and attends to [0, sinks) and [P, p], P = psaw * p >> 32
- * (psaw is oracle_factor()'s, 0: off). Rows at positions below `frozen` get no output: their o and lse stay untouched.
+ * (psaw is oracle_factor()'s, 0: off). Rows at positions below `frozen` get no output: their o, lse and bar stay untouched. bar
+ * is F7's, or NULL.
  */
 void oracle_causal(const double *q, const double *K, const double *V, int D, double scale, int first, int n, int sinks,
-                   uint64_t psaw, int frozen, double *o, double *lse);
+                   uint64_t psaw, int frozen, double *o, double *lse, double *bar);
 /* F7's unit: max(1, max over pos of scale * sum_d |q_d k_jd| / 8); the bar is 1e-6 of it. Non-finite sums are left out. */
 double oracle_bar(const double *q, const double *K, int D, double scale, const int *pos, int n);
 /* |a - b| / max(|b|, tiny) in the Euclidean norm; 0 where both hold NaN in the same channels and agree elsewhere; inf if not. */
@@ -67,16 +68,16 @@ typedef struct oracle_rule {
 typedef struct oracle_selection {
     oracle_rule rule;
     int first, run, count;
-    double *weight;                        /* [count]: joint weight, of runs the sum; NaN: special */
-    int n_list, *list;                     /* ascending positions of the chosen tokens (first tokens of runs) */
-    int edge_begin, edge_end, win_begin;   /* partial runs: always attended; the high one joins the window */
+    double *weight;                      /* [count]: joint weight, of runs the sum; NaN: special */
+    int n_list, *list;                   /* ascending positions of the chosen tokens (first tokens of runs) */
+    int edge_begin, edge_end, win_begin; /* partial runs: always attended; the high one joins the window */
 } oracle_selection;
 
 /* lse[heads] over scored tokens whose score in that head is neither NaN nor +inf; w[N]: joint weights, 0 where not scored. */
 void oracle_joint_weights(const double *s, int heads, int N, int sink_end, int mid_begin, int join, double *lse, double *w);
 /* The total order of n weights: NaN first, higher, +0 == -0, lower index. order[0] is the best. */
 void oracle_order(const double *w, int n, int *order);
-/* Whole runs of g within [mid_begin, mid_end): their count, the first one's position, the end of the last (none: mid_begin, twice). */
+/* Whole runs of g within [mid_begin, mid_end): their count, where the first begins and the last ends (none: mid_begin, twice). */
 int oracle_runs(int mid_begin, int mid_end, int g, int *first, int *end);
 /* Marks the chosen of n ordered candidates, `want` of them, with dilation; returns their count, -1 for bad arguments. */
 int oracle_pick(const int *order, int n, int want, int m, int back, int ahead, unsigned char *chosen);
@@ -101,19 +102,23 @@ double oracle_dropped(const double *q, const double *K, int D, double scale, con
                       int pos, double *L_D);
 
 typedef struct oracle_moments {
-    double L_D;            /* log-sum-exp of the dropped tokens of the middle, by direct summation */
-    double top, Z_middle;  /* the middle's maximum; sum exp(s - top) over the middle */
+    double L_D;           /* log-sum-exp of the dropped tokens of the middle, by direct summation */
+    double top, Z_middle; /* the middle's maximum; sum exp(s - top) over the middle */
     double Z_f;
-    double *mu, *var;      /* [D], the caller's */
+    double *mu, *var;         /* [D], the caller's */
+    double *mu_bar, *var_bar; /* [D] or both NULL: what float32 may be off that takes the kept tokens from the middle's sums */
 } oracle_moments;
 
 #define ORACLE_FLOOR (1.0 / 1048576) /* of Z_f, in units of Z_middle */
 
 /* Moments of the middle's tokens that the set does not attend (at the decision row's N). Nothing dropped: mu = var = 0. */
-void oracle_moments_make(const double *q, const double *K, int D, double scale, const oracle_set *set, const int *list, int n_list,
-                         double floor, oracle_moments *m);
+void oracle_moments_make(const double *q, const double *K, int D, double scale, const oracle_set *set, const int *list,
+                         int n_list, double floor, oracle_moments *m);
 /* The dropped mass predicted for q; *x (or NULL) is the predicted rise of L_D. */
 double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double L_C, double *x);
+/* What float32 may be off in an estimate `hat`; `bar`: F7's of the scores behind L_C. Needs the moments' bars. */
+double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double hat,
+                           double bar);
 /* 0 where a vector is zero. */
 double oracle_cosine(const double *a, const double *b, int D);
 /* (1 - d) * o + d * v, in place; d == 0: v is not read. */
@@ -146,15 +151,15 @@ enum { ORACLE_CAUSE_NONE, ORACLE_CAUSE_NO_REFERENCE, ORACLE_CAUSE_BLOCK, ORACLE_
 
 typedef struct oracle_params {
     int L, H, H_kv, D, slots;
-    double scale;               /* 0: 1 / sqrt(D), in double; pass the library's float where bits matter */
+    double scale; /* 0: 1 / sqrt(D), in double; pass the library's float where bits matter */
     int c_sink, c_local, k;
-    int never_retrieve;         /* streaming: k counts as 0 */
+    int never_retrieve; /* streaming: k counts as 0 */
     int dense_layers, min_sparse_n;
     int block, gate;
     double tau, eps;
     int m, back, ahead, granularity, join;
     int residual;
-    double floor;               /* of Z_f; 0: ORACLE_FLOOR */
+    double floor; /* of Z_f; 0: ORACLE_FLOOR */
     int psaw, psaw_layer;
     double phi, alpha;
     int etf, etf_layer;
@@ -177,34 +182,38 @@ int oracle_frozen(const oracle_params *p, int layer, int prompt_len);
 
 /* What the library did with a unit in this step. */
 typedef struct oracle_follow {
-    int mode;                 /* SHARE or RETRIEVE is adopted where the oracle has either; IDLE: nothing to follow */
-    const int *list;          /* of a retrieval (NULL: the oracle's own); adopted if its entries are distinct candidates */
+    int mode;        /* SHARE or RETRIEVE is adopted where the oracle has either; IDLE: nothing to follow */
+    const int *list; /* of a retrieval (NULL: the oracle's own); adopted if its entries are distinct candidates */
     int n_list;
-    const signed char *rows;  /* [R] or NULL: 1 row r attended densely, 0 it did not, -1 not known; entry 0 is not read */
+    const signed char *rows; /* [R] or NULL: 1 row r attended densely, 0 it did not, -1 not known; entry 0 is not read */
 } oracle_follow;
 
 /* A head in a row. NaN where a figure does not exist. */
 typedef struct oracle_head {
-    double lse;               /* L_C: of what was attended (the caller's lse) */
-    double delta;             /* dropped mass of record: exact over the scored tokens on a retrieval (row 0), else the estimate */
-    double delta_full;        /* the truth: dropped mass against full causal attention */
-    double delta_hat;         /* estimate from the reference in force after the verdict */
-    double cos;               /* with the reference in force after the verdict */
-    double delta_ref;         /* of the reference in force after the verdict */
-    double L_D;               /* of the reference in force after the verdict */
+    double lse;        /* L_C: of what was attended (the caller's lse) */
+    double delta;      /* dropped mass of record: exact over the scored tokens on a retrieval (row 0), else the estimate:
+                        * delta_hat under the mass gate, without it stale, delta_ref */
+    double delta_full; /* the truth: dropped mass against full causal attention */
+    double delta_hat;  /* estimate from the reference in force after the verdict */
+    double cos;        /* with the reference in force after the verdict */
+    double delta_ref;  /* of the reference in force after the verdict */
+    double L_D;        /* of the reference in force after the verdict */
     double gate_cos, gate_hat, gate_ref; /* row 0: what its gate saw (reference before the verdict); else as above */
-    double weight;            /* of v_mean in the output */
+    double weight;                       /* of v_mean in the output */
+    double bar;                          /* F7's: 1e-6 * oracle_bar() of what was attended */
+    double hat_bar;                      /* what float32 may be off in delta_hat */
+    double spread;                       /* |v_mean - o| / |output|: how an error in `weight` shows; 0 where the weight is 0 */
 } oracle_head;
 
 typedef struct oracle_unit {
-    int mode, own_mode;       /* as adopted; the oracle's own */
-    int cause;                /* of the own verdict */
-    double margin;            /* least distance of row 0's gate from failing; > 0 shares; -inf: nothing to share, or NaN */
-    int list_ok, swaps;       /* RETRIEVE with a followed list: F9's verdict on it */
-    oracle_set set;           /* as attended by row 0 */
-    const int *list;          /* of `set`; lives until the next call on the session */
+    int mode, own_mode; /* as adopted; the oracle's own */
+    int cause;          /* of the own verdict */
+    double margin;      /* least distance of row 0's gate from failing; > 0 shares; -inf: nothing to share, or NaN */
+    int list_ok, swaps; /* RETRIEVE with a followed list: F9's verdict on it */
+    oracle_set set;     /* as attended by row 0 */
+    const int *list;    /* of `set`; lives until the next call on the session */
     int n_list, ref_pos;
-    oracle_selection *own;    /* the own selection if mode is RETRIEVE, else NULL; freed by the next call with this result */
+    oracle_selection *own; /* the own selection if mode is RETRIEVE, else NULL; freed by the next call with this result */
 } oracle_unit;
 
 typedef struct oracle_result {
@@ -224,12 +233,13 @@ void oracle_result_free(oracle_result *r);
 void oracle_append(oracle_session *s, int layer, int slot, int rows, const double *K, const double *V);
 /* Decode rows q[R][H][D] for the last R cached rows (append first). follow: [units] or NULL. Returns 0; -1: bad arguments. */
 int oracle_step(oracle_session *s, int layer, int slot, int R, const double *q, const oracle_follow *follow, oracle_result *r);
-/* The last cached row retrieves, q[H][D]; units that would not be sparse stay IDLE. Only r->unit and delta, delta_ref, L_D, lse of row
- * 0 are set. */
+/* The last cached row retrieves, q[H][D]; units that would not be sparse stay IDLE. Only r->unit and, of row 0, delta, delta_ref,
+ * L_D, lse and bar are set. */
 int oracle_seed(oracle_session *s, int layer, int slot, const double *q, const oracle_follow *follow, oracle_result *r);
-/* Prompt rows q[n][H][D] for the last n cached rows; out [n][H][D] and lse [n][H], frozen rows untouched. prompt_len: the final
- * length, needed for ETF only. -1: bad arguments, ETF without a length. */
-int oracle_prefill(oracle_session *s, int layer, int slot, int n, const double *q, int prompt_len, double *out, double *lse);
+/* Prompt rows q[n][H][D] for the last n cached rows; out [n][H][D], lse [n][H] and bar [n][H] (or NULL), frozen rows untouched.
+ * prompt_len: the final length, needed for ETF only. -1: bad arguments, ETF without a length. */
+int oracle_prefill(oracle_session *s, int layer, int slot, int n, const double *q, int prompt_len, double *out, double *lse,
+                   double *bar);
 
 /* Life of a slot; layer -1 means all of them. */
 void oracle_reset(oracle_session *s, int slot);

@@ -11,9 +11,9 @@ static int special(double s) { return isnan(s) || s == (double)INFINITY; }
 static int scored(int j, int sink_end, int mid_begin) { return j < sink_end || j >= mid_begin; }
 
 /*
- * Rules taken, method.md being silent: a token whose score is NaN or +inf in any head of the unit has the joint weight NaN, and so
- * comes first; a head's normaliser leaves out that head's NaN and +inf, so that the other tokens keep their order; a head whose
- * scores are all -inf gives every token the weight 0.
+ * Rules taken, method.md being silent: a token whose score is NaN or +inf in any head of the unit has the joint weight NaN, and
+ * so comes first; a head's normaliser leaves out that head's NaN and +inf, so that the other tokens keep their order; a head
+ * whose scores are all -inf gives every token the weight 0.
  */
 void oracle_joint_weights(const double *s, int heads, int N, int sink_end, int mid_begin, int join, double *lse, double *w) {
     double *usable = oracle_alloc((size_t)N, sizeof *usable);

@@ -31,6 +31,8 @@ static void make_cache(const oracle_session *s, oracle_cache *c) {
         r->q = oracle_alloc(rows, sizeof *r->q);
         r->mu = oracle_alloc(rows, sizeof *r->mu);
         r->var = oracle_alloc(rows, sizeof *r->var);
+        r->mu_bar = oracle_alloc(rows, sizeof *r->mu_bar);
+        r->var_bar = oracle_alloc(rows, sizeof *r->var_bar);
         r->L_D = oracle_alloc(heads, sizeof *r->L_D);
         r->delta = oracle_alloc(heads, sizeof *r->delta);
         r->top = oracle_alloc(heads, sizeof *r->top);
@@ -76,6 +78,8 @@ static void free_cache(const oracle_session *s, oracle_cache *c) {
         free(r->q);
         free(r->mu);
         free(r->var);
+        free(r->mu_bar);
+        free(r->var_bar);
         free(r->L_D);
         free(r->delta);
         free(r->top);
@@ -126,7 +130,8 @@ int oracle_frozen(const oracle_params *p, int layer, int prompt_len) {
 
 oracle_moments oracle_ref_moments(const oracle_ref *r, int g, int D) {
     size_t row = (size_t)g * (size_t)D;
-    return (oracle_moments){ r->L_D[g], r->top[g], r->Z_middle[g], r->Z_f[g], r->mu + row, r->var + row };
+    return (oracle_moments){ r->L_D[g],   r->top[g],    r->Z_middle[g],  r->Z_f[g],
+                             r->mu + row, r->var + row, r->mu_bar + row, r->var_bar + row };
 }
 
 static double *grow(double *old, int n, int capacity, int D) {
@@ -189,6 +194,8 @@ static void copy_ref(const oracle_session *s, oracle_ref *to, const oracle_ref *
     copy(to->q, from->q, rows);
     copy(to->mu, from->mu, rows);
     copy(to->var, from->var, rows);
+    copy(to->mu_bar, from->mu_bar, rows);
+    copy(to->var_bar, from->var_bar, rows);
     copy(to->L_D, from->L_D, heads);
     copy(to->delta, from->delta, heads);
     copy(to->top, from->top, heads);

@@ -10,23 +10,23 @@ typedef struct oracle_ref {
     int pos; /* of the reference query; < 0: none */
     oracle_set set;
     int *list, n_list;
-    double *q;                              /* [unit_heads][D] */
-    double *mu, *var;                       /* [unit_heads][D] */
+    double *q;                                  /* [unit_heads][D] */
+    double *mu, *var, *mu_bar, *var_bar;        /* [unit_heads][D] */
     double *L_D, *delta, *top, *Z_middle, *Z_f; /* [unit_heads] */
 } oracle_ref;
 
 /* One layer of one slot. */
 typedef struct oracle_cache {
     int n, capacity;
-    double **K, **V;    /* [H_kv] of [capacity][D] */
-    oracle_ref *ref;    /* [units] */
-    int row0, rows;     /* of the last decode step; row0 < 0: none */
+    double **K, **V; /* [H_kv] of [capacity][D] */
+    oracle_ref *ref; /* [units] */
+    int row0, rows;  /* of the last decode step; row0 < 0: none */
 } oracle_cache;
 
 struct oracle_session {
     oracle_params p;
     int units, unit_heads, group;
-    oracle_cache *cache;  /* [slots][L] */
+    oracle_cache *cache; /* [slots][L] */
 };
 
 static inline oracle_cache *oracle_cache_of(const oracle_session *s, int layer, int slot) {

@@ -11,7 +11,7 @@ typedef struct work {
     oracle_session *s;
     oracle_cache *c;
     int layer, unit, t, R;
-    const double *q;            /* [R][H][D] */
+    const double *q;             /* [R][H][D] */
     const oracle_follow *follow; /* this unit's, or NULL */
     oracle_result *r;
 } work;
@@ -33,22 +33,25 @@ static oracle_head *head(const work *w, int row, int g) {
     return &w->r->head[(size_t)row * (size_t)w->s->p.H + (size_t)(w->unit * w->s->unit_heads + g)];
 }
 
-/* Attention of a row's head over a set up to the row's own position; o may be NULL. */
-static double attend(const work *w, int row, int g, const oracle_set *set, const int *list, int n_list, double *o) {
+/* Attention of a row's head over a set up to the row's own position; o and bar (F7's) may be NULL. */
+static double attend(const work *w, int row, int g, const oracle_set *set, const int *list, int n_list, double *o, double *bar) {
     int pos = w->t + row, D = w->s->p.D;
     int *at = oracle_alloc((size_t)pos + 1, sizeof *at);
     double *scratch = oracle_alloc((size_t)D, sizeof *scratch), lse;
     int n = oracle_set_positions(set, list, n_list, pos, at);
     oracle_attend(query(w, row, g), keys(w), w->c->V[kv_head(w)], D, w->s->p.scale, at, n, o ? o : scratch, &lse);
+    if (bar)
+        *bar = 1e-6 * oracle_bar(query(w, row, g), keys(w), D, w->s->p.scale, at, n);
     free(at);
     free(scratch);
     return lse;
 }
 
 /*
- * The bounds of a step at position t and what they alone decide; mode RETRIEVE stands for "sparse". Rules taken: below min_sparse_n
- * PSAW is ignored, the sequence attends densely; with P > c_sink and a middle of at most k the set is [0, c_sink) + [P, N), so where
- * P exceeds N - c_local PSAW's own text wins over the local window's; further rows take row 0's set, cut at their own position.
+ * The bounds of a step at position t and what they alone decide; mode RETRIEVE stands for "sparse". Rules taken: below
+ * min_sparse_n PSAW is ignored, the sequence attends densely; with P > c_sink and a middle of at most k the set is [0, c_sink) +
+ * [P, N), so where P exceeds N - c_local PSAW's own text wins over the local window's; further rows take row 0's set, cut at
+ * their own position.
  */
 static oracle_set fresh_set(const oracle_params *p, int layer, int t) {
     oracle_set set = { .mode = ORACLE_RETRIEVE, .N = t + 1, .run = p->granularity, .psaw = oracle_psaw(p, layer, t) };
@@ -72,17 +75,18 @@ static oracle_set fresh_set(const oracle_params *p, int layer, int t) {
 }
 
 /*
- * The set of a shared step. With a gate everything stays as retrieved, and the window grows. Without one the bounds are fresh, and
- * (rules taken) so are the partial runs, being defined by the middle, while the list stays whole, even where P has moved past it.
+ * The set of a shared step. With a gate everything stays as retrieved, and the window grows. Without one the middle's high end is
+ * fresh, with its partial run, which is always attended. Rules taken: the list and the partial run at the low end stay as
+ * retrieved, even where P has moved past them; a middle that was attended whole, having no whole run, stays so until the next
+ * retrieval.
  */
 static oracle_set shared_set(const work *w, const oracle_set *fresh) {
     oracle_set set = reference(w)->set;
     if (w->s->p.gate == ORACLE_GATE_NONE) {
-        int first;
-        set = *fresh;
-        oracle_runs(set.mid_begin, set.mid_end, set.run, &first, &set.win_begin);
-        set.edge_begin = set.mid_begin;
-        set.edge_end = first;
+        set.w = set.mid_end = fresh->mid_end;
+        set.psaw = fresh->psaw;
+        if (set.win_begin > set.mid_begin)
+            set.win_begin = fresh->mid_end / set.run * set.run;
     }
     set.mode = ORACLE_SHARE;
     set.N = w->t + 1;
@@ -94,6 +98,13 @@ static double estimate(const work *w, int row, int g, double L_C) {
     int D = w->s->p.D;
     oracle_moments m = oracle_ref_moments(ref, g, D);
     return oracle_estimate(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, L_C, NULL);
+}
+
+static double estimate_bar(const work *w, int row, int g, const oracle_head *h) {
+    const oracle_ref *ref = reference(w);
+    int D = w->s->p.D;
+    oracle_moments m = oracle_ref_moments(ref, g, D);
+    return oracle_estimate_bar(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, h->delta_hat, h->bar);
 }
 
 static double cosine(const work *w, int row, int g) {
@@ -137,7 +148,7 @@ static verdict decide(const work *w, const oracle_set *shared) {
     for (int g = 0; g < w->s->unit_heads; g++) {
         oracle_head *h = head(w, 0, g);
         h->gate_cos = cosine(w, 0, g);
-        h->gate_hat = estimate(w, 0, g, attend(w, 0, g, shared, ref->list, ref->n_list, NULL));
+        h->gate_hat = estimate(w, 0, g, attend(w, 0, g, shared, ref->list, ref->n_list, NULL, NULL));
         h->gate_ref = ref->delta[g];
         judge(w, g, h->gate_cos, h->gate_hat, &v);
     }
@@ -171,8 +182,8 @@ static void retrieve(const work *w, const oracle_set *fresh) {
     oracle_ref *ref = reference(w);
     int heads = w->s->unit_heads, D = p->D;
     oracle_rule rule = { p->k, p->m, p->back, p->ahead, p->granularity, p->join };
-    oracle_selection *own =
-        oracle_select(query(w, 0, 0), heads, keys(w), w->t + 1, D, p->scale, fresh->sink_end, fresh->mid_begin, fresh->mid_end, &rule);
+    oracle_selection *own = oracle_select(query(w, 0, 0), heads, keys(w), w->t + 1, D, p->scale, fresh->sink_end,
+                                          fresh->mid_begin, fresh->mid_end, &rule);
     if (!own)
         abort(); /* oracle_session_new() has checked the rule */
     result(w)->own = own;
@@ -191,7 +202,7 @@ static void retrieve(const work *w, const oracle_set *fresh) {
         ref->top[g] = m.top;
         ref->Z_middle[g] = m.Z_middle;
         ref->Z_f[g] = m.Z_f;
-        ref->delta[g] = oracle_mass(m.L_D, attend(w, 0, g, &ref->set, ref->list, ref->n_list, NULL));
+        ref->delta[g] = oracle_mass(m.L_D, attend(w, 0, g, &ref->set, ref->list, ref->n_list, NULL, NULL));
     }
 }
 
@@ -216,25 +227,29 @@ static void row_head(const work *w, int row, int g) {
     const oracle_unit *u = result(w);
     const oracle_ref *ref = reference(w);
     oracle_head *h = head(w, row, g);
-    h->lse = attend(w, row, g, &u->set, u->list, u->n_list, output(w, row, g));
+    h->lse = attend(w, row, g, &u->set, u->list, u->n_list, output(w, row, g), &h->bar);
     h->delta_full =
         oracle_dropped(query(w, row, g), keys(w), w->s->p.D, w->s->p.scale, &u->set, u->list, u->n_list, w->t + row, NULL);
-    h->weight = 0;
+    h->weight = h->spread = 0;
     if (u->mode == ORACLE_DENSE)
         h->delta = 0;
     if (!has_list(u->mode))
         return;
     h->delta_hat = estimate(w, row, g, h->lse);
+    h->hat_bar = estimate_bar(w, row, g, h);
     h->cos = cosine(w, row, g);
     h->delta_ref = ref->delta[g];
     h->L_D = ref->L_D[g];
-    h->delta = u->mode == ORACLE_RETRIEVE && row == 0 ? ref->delta[g] : h->delta_hat;
+    h->delta = w->s->p.gate == ORACLE_GATE_MASS ? h->delta_hat : ref->delta[g];
+    if (u->mode == ORACLE_RETRIEVE && row == 0)
+        h->delta = ref->delta[g];
     if (row > 0) {
         h->gate_cos = h->cos;
         h->gate_hat = h->delta_hat;
         h->gate_ref = h->delta_ref;
     }
-    if (w->s->p.residual == ORACLE_RESIDUAL_MEAN)
+    /* Rule taken: a stale mass puts no residual in ("a residual on shared steps needs the mass gate", further rows share). */
+    if (w->s->p.residual == ORACLE_RESIDUAL_MEAN && (row == 0 || w->s->p.gate == ORACLE_GATE_MASS))
         h->weight = h->delta;
 }
 
@@ -243,9 +258,23 @@ static void row_dense(const work *w, int row) {
     oracle_set all = { .mode = ORACLE_DENSE, .N = w->t + row + 1, .run = 1 };
     for (int g = 0; g < w->s->unit_heads; g++) {
         oracle_head *h = head(w, row, g);
-        h->lse = attend(w, row, g, &all, NULL, 0, output(w, row, g));
-        h->delta = h->delta_full = h->weight = 0;
+        h->lse = attend(w, row, g, &all, NULL, 0, output(w, row, g), &h->bar);
+        h->delta = h->delta_full = h->weight = h->spread = 0;
     }
+}
+
+/* Puts the residual in. */
+static void mix(const work *w, int row, int g, const double *mean) {
+    oracle_head *h = head(w, row, g);
+    double *o = output(w, row, g), gap = 0, norm = 0;
+    if (h->weight == 0)
+        return;
+    for (int d = 0; d < w->s->p.D; d++)
+        gap += (mean[d] - o[d]) * (mean[d] - o[d]);
+    oracle_mix(o, mean, h->weight, w->s->p.D);
+    for (int d = 0; d < w->s->p.D; d++)
+        norm += o[d] * o[d];
+    h->spread = sqrt(gap / norm);
 }
 
 /* A row of the unit: the set, its own gate if it is a further row, the residual. */
@@ -267,7 +296,7 @@ static void serve_row(const work *w, int row, const double *mean) {
     if (w->r->dense[at])
         row_dense(w, row);
     for (int g = 0; g < w->s->unit_heads; g++)
-        oracle_mix(output(w, row, g), mean, head(w, row, g)->weight, w->s->p.D);
+        mix(w, row, g, mean);
 }
 
 static void clear_unit(oracle_unit *u) {
@@ -279,7 +308,7 @@ static void clear_rows(const work *w) {
     double x = NAN;
     for (int row = 0; row < w->R; row++)
         for (int g = 0; g < w->s->unit_heads; g++)
-            *head(w, row, g) = (oracle_head){ x, x, x, x, x, x, x, x, x, x, x };
+            *head(w, row, g) = (oracle_head){ x, x, x, x, x, x, x, x, x, x, x, x, x, x };
 }
 
 /* Row 0's verdict, the library's where it is followed, and what it brings about. */
@@ -293,7 +322,8 @@ static void settle(const work *w, const oracle_set *fresh) {
     u->margin = v.margin;
     u->mode = u->own_mode;
     /* Sharing needs something to share: a reference of an earlier position. */
-    if (w->follow && (w->follow->mode == ORACLE_RETRIEVE || (w->follow->mode == ORACLE_SHARE && ref->pos >= 0 && ref->pos < w->t)))
+    if (w->follow &&
+        (w->follow->mode == ORACLE_RETRIEVE || (w->follow->mode == ORACLE_SHARE && ref->pos >= 0 && ref->pos < w->t)))
         u->mode = w->follow->mode;
     if (u->mode == ORACLE_RETRIEVE)
         retrieve(w, fresh);
@@ -337,7 +367,8 @@ int oracle_step(oracle_session *s, int layer, int slot, int R, const double *q, 
     return 0;
 }
 
-/* Rule taken: the decision row is the prompt's last, t = its position, N = t + 1; what would not be sparse there seeds nothing. */
+/* Rule taken: the decision row is the prompt's last, t = its position, N = t + 1; what would not be sparse there seeds nothing.
+ */
 int oracle_seed(oracle_session *s, int layer, int slot, const double *q, const oracle_follow *follow, oracle_result *r) {
     oracle_cache *c = oracle_cache_at(s, layer, slot);
     if (!c || c->n < 1)
@@ -360,7 +391,7 @@ int oracle_seed(oracle_session *s, int layer, int slot, const double *q, const o
                 oracle_head *h = head(&w, 0, g);
                 h->delta = h->delta_ref = ref->delta[g];
                 h->L_D = ref->L_D[g];
-                h->lse = attend(&w, 0, g, &ref->set, ref->list, ref->n_list, NULL);
+                h->lse = attend(&w, 0, g, &ref->set, ref->list, ref->n_list, NULL, &h->bar);
             }
         }
         u->ref_pos = reference(&w)->pos;
@@ -368,7 +399,8 @@ int oracle_seed(oracle_session *s, int layer, int slot, const double *q, const o
     return 0;
 }
 
-int oracle_prefill(oracle_session *s, int layer, int slot, int n, const double *q, int prompt_len, double *out, double *lse) {
+int oracle_prefill(oracle_session *s, int layer, int slot, int n, const double *q, int prompt_len, double *out, double *lse,
+                   double *bar) {
     const oracle_params *p = &s->p;
     oracle_cache *c = oracle_cache_at(s, layer, slot);
     if (!c || n < 1 || c->n < n || (p->etf && prompt_len < 1))
@@ -379,7 +411,7 @@ int oracle_prefill(oracle_session *s, int layer, int slot, int n, const double *
         for (int h = 0; h < p->H; h++) {
             size_t row = (size_t)i * (size_t)p->H + (size_t)h, at = row * (size_t)p->D;
             oracle_causal(q + at, c->K[h / s->group], c->V[h / s->group], p->D, p->scale, first + i, 1, p->c_sink, a, frozen,
-                          out + at, lse + row);
+                          out + at, lse + row, bar ? bar + row : NULL);
         }
     return 0;
 }
