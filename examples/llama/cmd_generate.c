@@ -147,21 +147,6 @@ static bool set_up(generation *g, uint32_t prompt) {
            engine_session_open(&g->e, &g->policy, false, &g->s);
 }
 
-static char *read_file(const char *path, size_t *size) {
-    FILE *f = fopen(path, "rb");
-    char *text = NULL;
-    if (f && fseek(f, 0, SEEK_END) == 0) {
-        long n = ftell(f);
-        rewind(f);
-        text = n >= 0 ? malloc((size_t)n + 1) : NULL;
-        if (text)
-            *size = fread(text, 1, (size_t)n, f);
-    }
-    if (f)
-        fclose(f);
-    return text;
-}
-
 static int generate(generation *g, const char *text, size_t size) {
     int32_t *ids = NULL;
     size_t n = bpe_encode(g->l.tokens, text, size, &ids);

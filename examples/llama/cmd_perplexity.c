@@ -249,17 +249,8 @@ static void release(job *j) {
 }
 
 static bool read_text(job *j) {
-    FILE *f = fopen(j->text_file, "rb");
-    char *text = NULL;
     size_t size = 0;
-    if (f && fseek(f, 0, SEEK_END) == 0) {
-        long n = ftell(f);
-        rewind(f);
-        text = n >= 0 ? malloc((size_t)n + 1) : NULL;
-        size = text ? fread(text, 1, (size_t)n, f) : 0;
-    }
-    if (f)
-        fclose(f);
+    char *text = read_file(j->text_file, &size);
     if (!text) {
         fprintf(stderr, "prhs-llama: %s cannot be read\n", j->text_file);
         return false;

@@ -150,6 +150,21 @@ void unload_model(loaded *l) {
     *l = (loaded){ 0 };
 }
 
+char *read_file(const char *path, size_t *size) {
+    FILE *f = fopen(path, "rb");
+    char *text = NULL;
+    if (f && fseek(f, 0, SEEK_END) == 0) {
+        long n = ftell(f);
+        rewind(f);
+        text = n >= 0 ? malloc((size_t)n + 1) : NULL;
+        if (text)
+            *size = fread(text, 1, (size_t)n, f);
+    }
+    if (f)
+        fclose(f);
+    return text;
+}
+
 static void to_stderr(void *user, prhs_log_level level, const char *text) {
     (void)user;
     fprintf(stderr, "prhs-llama: %s%s\n", level == PRHS_LOG_WARN ? "warning: " : "", text);

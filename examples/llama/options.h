@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Command-line values that both commands take, and the run's fate: interrupts, progress, errors. */
+/* Command-line values that the commands share, and the run's fate: interrupts, progress, errors. */
 #ifndef OPTIONS_H
 #define OPTIONS_H
 
@@ -33,6 +33,8 @@ bool parse_u32(const char *text, uint32_t *out);
 
 bool load_model(const common_options *o, loaded *l);
 void unload_model(loaded *l);
+/* A whole file, malloc'ed; NULL: it cannot be read. */
+char *read_file(const char *path, size_t *size);
 prhs_log stderr_log(const common_options *o);
 
 /* A bar on a terminal, a line every tenth elsewhere; to standard error. */
@@ -41,5 +43,6 @@ double now(void);
 
 int cmd_generate(int argc, char **argv);
 int cmd_perplexity(int argc, char **argv);
+int cmd_tokenize(int argc, char **argv);
 
 #endif
