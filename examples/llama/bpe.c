@@ -16,12 +16,15 @@ typedef struct table {
     size_t mask;
 } table;
 
+#define STAND_INS 0x144 /* GPT-2's stand-ins for bytes end below this code point */
+
 struct bpe {
     gguf_str *tokens;
     uint64_t n_tokens;
-    table words;           /* hash of a token's text -> id */
-    table merges;          /* left id << 32 | right id (+1) -> rank << 32 | merged id */
-    int32_t byte_id[256];  /* token of a single byte */
+    table words;                /* hash of a token's text -> id */
+    table merges;               /* left id << 32 | right id (+1) -> rank << 32 | merged id */
+    int32_t byte_id[256];       /* token of a single byte */
+    int16_t byte_of[STAND_INS]; /* byte that a code point stands for, or -1 */
     bool split_digits;
     uint32_t eos;
 };
@@ -252,14 +255,15 @@ size_t bpe_decode(const bpe *b, int32_t id, char *out, size_t cap) {
     while (at < s.size && n < cap) {
         uint32_t c;
         at += decode_utf8(s.data + at, (size_t)s.size - at, &c);
-        for (int byte = 0; byte < 256; byte++)
-            if (stand_in(byte) == c)
-                out[n++] = (char)byte;
+        if (c < STAND_INS && b->byte_of[c] >= 0)
+            out[n++] = (char)b->byte_of[c];
     }
     return n;
 }
 
 int32_t bpe_eos(const bpe *b) { return (int32_t)b->eos; }
+
+uint64_t bpe_count(const bpe *b) { return b->n_tokens; }
 
 static bool read_vocabulary(bpe *b, const gguf *g) {
     const unsigned char *cursor;
@@ -273,8 +277,11 @@ static bool read_vocabulary(bpe *b, const gguf *g) {
         b->tokens[i] = gguf_next(&cursor);
         add_token(b, i);
     }
+    for (int c = 0; c < STAND_INS; c++)
+        b->byte_of[c] = -1;
     for (int i = 0; i < 256; i++) {
         char text[4];
+        b->byte_of[stand_in(i)] = (int16_t)i;
         int64_t id = find_token(b, text, utf8(stand_in(i), text));
         b->byte_id[i] = (int32_t)id; /* -1: bytes that no UTF-8 text holds may be missing */
     }

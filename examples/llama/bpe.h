@@ -16,5 +16,7 @@ size_t bpe_encode(const bpe *b, const char *text, size_t size, int32_t **ids);
 /* The bytes of a token into out (cap >= 256 suffices for any); returns their number. */
 size_t bpe_decode(const bpe *b, int32_t id, char *out, size_t cap);
 int32_t bpe_eos(const bpe *b);
+/* Tokens of the vocabulary: every id is below. */
+uint64_t bpe_count(const bpe *b);
 
 #endif

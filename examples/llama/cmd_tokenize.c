@@ -6,9 +6,8 @@
 
 #include "options.h"
 
-static const char help[] =
-    "usage: prhs-llama tokenize --model FILE TEXT-FILE\n"
-    "  --model FILE        GGUF model of the llama family; only its vocabulary is used\n";
+static const char help[] = "usage: prhs-llama tokenize --model FILE TEXT-FILE\n"
+                           "  --model FILE        GGUF model of the llama family; only its vocabulary is used\n";
 
 static bool print_ids(const int32_t *ids, size_t n) {
     for (size_t i = 0; i < n && !interrupted; i++)

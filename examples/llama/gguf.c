@@ -160,6 +160,14 @@ static const char *read_tensors(gguf *g, reader *r, uint64_t align) {
     return fault;
 }
 
+static const entry *lookup(const gguf *g, const char *key) {
+    size_t size = strlen(key);
+    for (uint64_t i = 0; i < g->n_entries; i++)
+        if (g->entries[i].key.size == size && memcmp(g->entries[i].key.data, key, size) == 0)
+            return &g->entries[i];
+    return NULL;
+}
+
 static const char *parse(gguf *g) {
     reader r = { g->map, g->map + g->size, false };
     const unsigned char *magic = take(&r, 4);
@@ -184,18 +192,20 @@ static const char *parse(gguf *g) {
         if (r.bad)
             return "its metadata is damaged or cut off";
     }
+    /* A value of another type is no reason to read the data from the default place. */
     uint32_t align = 32;
-    gguf_u32(g, "general.alignment", &align);
+    if (lookup(g, "general.alignment") && !gguf_u32(g, "general.alignment", &align))
+        return "general.alignment is no 32-bit integer";
     if (align == 0 || align > 1 << 20 || (align & (align - 1)))
-        return "general.alignment is no power of two";
+        return "general.alignment is no power of two up to 2^20";
     return read_tensors(g, &r, align);
 }
 
 gguf *gguf_open(const char *path, char *error, size_t cap) {
     int fd = open(path, O_RDONLY);
     struct stat st;
-    if (fd < 0 || fstat(fd, &st) != 0 || st.st_size <= 0) {
-        snprintf(error, cap, "%s: %s", path, fd < 0 ? strerror(errno) : "the file is empty");
+    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size <= 0) {
+        snprintf(error, cap, "%s: %s", path, fd < 0 ? strerror(errno) : "this is no file, or an empty one");
         if (fd >= 0)
             close(fd);
         return NULL;
@@ -205,6 +215,8 @@ gguf *gguf_open(const char *path, char *error, size_t cap) {
     close(fd);
     if (!g || map == MAP_FAILED) {
         snprintf(error, cap, "%s: cannot be mapped", path);
+        if (map != MAP_FAILED)
+            munmap(map, (size_t)st.st_size);
         free(g);
         return NULL;
     }
@@ -226,14 +238,6 @@ void gguf_close(gguf *g) {
     free(g->entries);
     free(g->tensors);
     free(g);
-}
-
-static const entry *lookup(const gguf *g, const char *key) {
-    size_t size = strlen(key);
-    for (uint64_t i = 0; i < g->n_entries; i++)
-        if (g->entries[i].key.size == size && memcmp(g->entries[i].key.data, key, size) == 0)
-            return &g->entries[i];
-    return NULL;
 }
 
 bool gguf_u32(const gguf *g, const char *key, uint32_t *out) {
@@ -311,11 +315,17 @@ static void block(uint32_t type, const unsigned char *p, float *out) {
             out[i] = d * (float)(signed char)p[2 + i];
         return;
     }
-    float m = type == Q_Q4_1 ? half(p + 2) : -8.0f * d;
-    const unsigned char *q = p + (type == Q_Q4_1 ? 4 : 2);
+    if (type == Q_Q4_0) {
+        for (int i = 0; i < 16; i++) {
+            out[i] = d * (float)((p[2 + i] & 15) - 8);
+            out[16 + i] = d * (float)((p[2 + i] >> 4) - 8);
+        }
+        return;
+    }
+    float m = half(p + 2);
     for (int i = 0; i < 16; i++) {
-        out[i] = d * (float)(q[i] & 15) + m;
-        out[16 + i] = d * (float)(q[i] >> 4) + m;
+        out[i] = d * (float)(p[4 + i] & 15) + m;
+        out[16 + i] = d * (float)(p[4 + i] >> 4) + m;
     }
 }
 

@@ -140,6 +140,11 @@ bool load_model(const common_options *o, loaded *l) {
         unload_model(l);
         return false;
     }
+    if (bpe_count(l->tokens) > l->m.vocab) {
+        fprintf(stderr, "prhs-llama: the model cannot be used: its vocabulary has more tokens than its embedding has rows\n");
+        unload_model(l);
+        return false;
+    }
     return true;
 }
 

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""prhs-llama on models of a few kilobytes: program.py PRHS-LLAMA
+
+A model of one layer generates; models that contradict themselves, and wrong usage, end in a sentence and the right exit status.
+"""
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+
+DIM = 32  # one head
+bad = 0
+
+
+def check(good, what):
+    global bad
+    bad += not good
+    print(f"{'ok  ' if good else 'FAIL'} {what}")
+
+
+def text(s):
+    return struct.pack("<Q", len(s.encode())) + s.encode()
+
+
+def value(x):
+    if isinstance(x, str):
+        return struct.pack("<I", 8) + text(x)
+    if isinstance(x, float):
+        return struct.pack("<If", 6, x)
+    if isinstance(x, list):
+        return struct.pack("<IIQ", 9, 8, len(x)) + b"".join(map(text, x))
+    return struct.pack("<II", 4, x)
+
+
+def gguf(meta, tensors):
+    """All tensors float32, their elements i % 7 - 3 over 16."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(meta)) + b"".join(text(k) + value(x) for k, x in meta.items())
+    data = b""
+    for name, dims in tensors.items():
+        count = dims[0] * (dims[1] if len(dims) > 1 else 1)
+        head += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, 0, len(data))
+        data += b"".join(struct.pack("<f", (i % 7 - 3) / 16) for i in range(count))
+        data += bytes(-len(data) % 32)
+    return head + bytes(-len(head) % 32) + data
+
+
+def parts():
+    meta = {
+        "general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": DIM, "llama.attention.head_count": 1,
+        "llama.feed_forward_length": 64, "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.context_length": 64,
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": ["a", "b", "c", "ab"],
+        "tokenizer.ggml.merges": ["a b"],
+    }
+    tensors = {"token_embd.weight": (DIM, 4), "output_norm.weight": (DIM,)}
+    for name, dims in (("attn_norm", (DIM,)), ("ffn_norm", (DIM,)), ("attn_q", (DIM, DIM)), ("attn_k", (DIM, DIM)),
+                       ("attn_v", (DIM, DIM)), ("attn_output", (DIM, DIM)), ("ffn_gate", (DIM, 64)), ("ffn_up", (DIM, 64)),
+                       ("ffn_down", (64, DIM))):
+        tensors[f"blk.0.{name}.weight"] = dims
+    return meta, tensors
+
+
+def main():
+    llama, work = sys.argv[1], tempfile.mkdtemp()
+    model, prompt = os.path.join(work, "model.gguf"), os.path.join(work, "prompt.txt")
+    with open(prompt, "w", encoding="utf-8") as f:
+        f.write("abcab")
+
+    def run(*args):
+        return subprocess.run([llama, *args], text=True, capture_output=True, check=False, timeout=60)
+
+    def generate(what, sentence, change=lambda meta, tensors: None, argument="abcab"):
+        """Runs the tiny model after `change`; sentence None: it must work."""
+        meta, tensors = parts()
+        change(meta, tensors)
+        with open(model, "wb") as f:
+            f.write(gguf(meta, tensors))
+        r = run("generate", "--model", model, "--device", "cpu", "--policy", "dense", "--ids", "-n", "8", argument)
+        if sentence is None:
+            ids = r.stdout.split()
+            good = r.returncode == 0 and len(ids) == 8 and all(0 <= int(i) < 6 for i in ids)
+            check(good, f"{what}: {r.stdout.strip()} {r.stderr}")
+        else:
+            check(r.returncode == 1 and sentence in r.stderr and r.stderr.count("\n") == 1, f"{what}: {r.stderr.strip()}")
+
+    generate("a sound model", None)
+    r = run("tokenize", "--model", model, prompt)
+    check(r.returncode == 0 and r.stdout == "3\n2\n3\n", "tokenize")
+    generate("more tokens than embeddings", "more tokens", lambda m, t: m["tokenizer.ggml.tokens"].append("d"))
+    generate("fewer tokens than embeddings", None, lambda m, t: t.update({"token_embd.weight": (DIM, 6)}))
+    generate("a missing tensor", "missing", lambda m, t: t.pop("blk.0.ffn_up.weight"))
+    generate("a tensor of another shape", "shape", lambda m, t: t.update({"blk.0.attn_k.weight": (DIM, 16)}))
+    generate("a missing parameter", "parameter", lambda m, t: m.pop("llama.block_count"))
+    generate("more layers than tensors", "missing", lambda m, t: m.update({"llama.block_count": 2}))
+    generate("heads that do not divide", "contradict", lambda m, t: m.update({"llama.attention.head_count": 3}))
+    generate("no key-value heads", "contradict", lambda m, t: m.update({"llama.attention.head_count_kv": 0}))
+    generate("another architecture", "llama", lambda m, t: m.update({"general.architecture": "mamba"}))
+    generate("no tokenizer", "tokenizer", lambda m, t: m.pop("tokenizer.ggml.model"))
+    generate("a prompt longer than the context", "tokens", argument="c" * 60)
+    generate("an empty prompt", "tokens", argument="")
+    for args, status in ((("tokenize",), 2), (("tokenize", "--model", model), 2), (("tokenize", "--model", prompt, prompt), 1),
+                         (("tokenize", "--model", model, work + "/none"), 1), (("tokenize", "--help"), 0), (("none",), 2),
+                         (("generate", "--model", model), 2), (("perplexity", "--model", model), 2)):
+        r = run(*args)
+        check(r.returncode == status and (r.stdout if status == 0 else r.stderr), f"{' '.join(args)}: {status}")
+    for path in (model, prompt):
+        os.remove(path)
+    os.rmdir(work)
+    return 1 if bad else 0
+
+
+sys.exit(main())
