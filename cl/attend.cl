@@ -37,85 +37,102 @@ void fetch_rows(const __global uchar **k, const __global uchar **v)
     }
 }
 
+/* What a head has seen so far. */
+typedef struct running {
+    float top, sum;
+    int bad;
+    vf acc[NV];
+} running;
+
+/* Scores of a block for HB heads: a key row is loaded and converted once. */
+void score_block(const prhs_k_attend *a, const __global uchar *const *k, const __global uchar *const *q, int n, float s[HB][BLOCK])
+{
+    for (int t = 0; t < n; t++) {
+        vf dot[HB];
+#pragma unroll
+        for (int h = 0; h < HB; h++)
+            dot[h] = 0.0f;
+#pragma unroll
+        for (int v = 0; v < NV; v++) {
+            vf x = load_vec(PRHS_KV, k[t], v);
+#pragma unroll
+            for (int h = 0; h < HB; h++)
+                dot[h] += x * load_vec(PRHS_Q, q[h], v);
+        }
+#pragma unroll
+        for (int h = 0; h < HB; h++)
+            s[h][t] = sum_lanes(dot[h]) * a->shape.scale;
+    }
+}
+
+/* Turns a block's scores into weights relative to the running maximum. */
+void soften(running *x, int n, float *s)
+{
+    for (int t = n; t < BLOCK; t++)
+        s[t] = -INFINITY;
+    float16 w = vload16(0, s);
+    x->bad |= any(!(w < INFINITY));
+    float m = fmax(max16(w), x->top), scale = exp(x->top - m);
+    w = exp(w - m);
+    vstore16(w, 0, s);
+    x->top = m;
+    x->sum = x->sum * scale + sum16(w);
+    if (scale != 1.0f)
+        for (int v = 0; v < NV; v++)
+            x->acc[v] *= scale;
+}
+
+void add_values(running *x, const __global uchar *const *rows, int n, float s[HB][BLOCK])
+{
+    for (int t = 0; t < n; t++)
+#pragma unroll
+        for (int v = 0; v < NV; v++) {
+            vf y = load_vec(PRHS_KV, rows[t], v);
+#pragma unroll
+            for (int h = 0; h < HB; h++)
+                x[h].acc[v] += s[h][t] * y;
+        }
+}
+
+void put_part(const prhs_k_attend *a, const running *x, long slot, mem ws)
+{
+    __global float *o = FLOATS(ws, a->work.part_off) + slot * PRHS_D;
+    for (int v = 0; v < NV; v++)
+        VSTORE(x->bad ? (vf)(NAN) : x->sum > 0.0f ? x->acc[v] / x->sum : (vf)(0.0f), v, o);
+    FLOATS(ws, a->work.part_lse_off)[slot] = x->bad ? NAN : x->sum > 0.0f ? x->top + log(x->sum) : -INFINITY;
+}
+
 /* Heads [h0, h0 + HB) of the unit; heads past the unit compute the last one again and are not written. */
 void attend_heads(const prhs_k_attend *a, const part *p, const entry *e, int r, int u, int h0, int first, int last, long at, mem q,
                   mem k_mem, mem v_mem, mem ws)
 {
-    vf acc[HB][NV];
-    float top[HB], sum[HB];
-    int bad[HB];
+    running x[HB];
     const __global uchar *kp[2][BLOCK], *vp[2][BLOCK], *qp[HB];
     for (int h = 0; h < HB; h++) {
         qp[h] = row_at(&a->q, q, e->row0 + r, u * PRHS_UH + min(h0 + h, PRHS_UH - 1));
-        top[h] = LOWEST;
-        sum[h] = 0.0f;
-        bad[h] = 0;
+        x[h].top = LOWEST;
+        x[h].sum = 0.0f;
+        x[h].bad = 0;
         for (int v = 0; v < NV; v++)
-            acc[h][v] = 0.0f;
+            x[h].acc[v] = 0.0f;
     }
     int side = 0;
     rows_of(a, p, first, min(BLOCK, last - first), k_mem, v_mem, kp[0], vp[0]);
     for (int i = first; i < last; i += BLOCK, side ^= 1) {
         int n = min(BLOCK, last - i);
+        float s[HB][BLOCK];
         if (i + BLOCK < last) {
             rows_of(a, p, i + BLOCK, min(BLOCK, last - i - BLOCK), k_mem, v_mem, kp[side ^ 1], vp[side ^ 1]);
             fetch_rows(kp[side ^ 1], vp[side ^ 1]);
         }
-        float s[HB][BLOCK];
-        for (int t = 0; t < n; t++) {
-            vf dot[HB];
+        score_block(a, kp[side], qp, n, s);
 #pragma unroll
-            for (int h = 0; h < HB; h++)
-                dot[h] = 0.0f;
-#pragma unroll
-            for (int v = 0; v < NV; v++) {
-                vf x = load_vec(PRHS_KV, kp[side][t], v);
-#pragma unroll
-                for (int h = 0; h < HB; h++)
-                    dot[h] += x * load_vec(PRHS_Q, qp[h], v);
-            }
-#pragma unroll
-            for (int h = 0; h < HB; h++)
-                s[h][t] = sum_lanes(dot[h]) * a->shape.scale;
-        }
-#pragma unroll
-        for (int h = 0; h < HB; h++) {
-            for (int t = n; t < BLOCK; t++)
-                s[h][t] = -INFINITY;
-            float16 x = vload16(0, s[h]);
-            bad[h] |= any(!(x < INFINITY));
-            float16 m16 = x;
-            float8 m8 = fmax(m16.lo, m16.hi);
-            float4 m4 = fmax(m8.lo, m8.hi);
-            float m = fmax(fmax(fmax(m4.x, m4.y), fmax(m4.z, m4.w)), top[h]), scale = exp(top[h] - m);
-            top[h] = m;
-            x = exp(x - m);
-            vstore16(x, 0, s[h]);
-            float8 s8 = x.lo + x.hi;
-            float4 s4 = s8.lo + s8.hi;
-            sum[h] = sum[h] * scale + ((s4.x + s4.z) + (s4.y + s4.w));
-            if (scale != 1.0f)
-                for (int v = 0; v < NV; v++)
-                    acc[h][v] *= scale;
-        }
-        /* The block's own sums first: shorter chains of additions. */
-        for (int t = 0; t < n; t++)
-#pragma unroll
-            for (int v = 0; v < NV; v++) {
-                vf x = load_vec(PRHS_KV, vp[side][t], v);
-#pragma unroll
-                for (int h = 0; h < HB; h++)
-                    acc[h][v] += s[h][t] * x;
-            }
+        for (int h = 0; h < HB; h++)
+            soften(&x[h], n, s[h]);
+        add_values(x, vp[side], n, s);
     }
-    for (int h = 0; h < HB && h0 + h < PRHS_UH; h++) {
-        long slot = at + (long)(h0 + h) * a->work.chunks;
-        __global float *o = FLOATS(ws, a->work.part_off) + slot * PRHS_D;
-        float lse = bad[h] ? NAN : sum[h] > 0.0f ? top[h] + log(sum[h]) : -INFINITY;
-        for (int v = 0; v < NV; v++)
-            VSTORE(bad[h] ? (vf)(NAN) : sum[h] > 0.0f ? acc[h][v] / sum[h] : (vf)(0.0f), v, o);
-        FLOATS(ws, a->work.part_lse_off)[slot] = lse;
-    }
+    for (int h = 0; h < HB && h0 + h < PRHS_UH; h++)
+        put_part(a, &x[h], at + (long)(h0 + h) * a->work.chunks, ws);
 }
 
 /* Groups walk all rows of all units and take every num-th chunk that is really there: what capacity exceeds costs nothing. */

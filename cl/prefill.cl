@@ -13,86 +13,111 @@ typedef struct rows {
     int index[ROWS], pos[ROWS], start[ROWS]; /* row, position, PSAW's start (0 where it lies inside the sinks) */
 } rows;
 
+/* What a row has seen so far; top is of q.k, not scaled: near it the difference is exact. */
+typedef struct running {
+    float q[PRHS_D], top, sum;
+    int bad;
+    vf acc[NV];
+} running;
+
+typedef struct tile {
+    float k[PRHS_D][TILE]; /* transposed */
+    vf v[TILE][NV];
+    int first, n;
+} tile;
+
+void load_tile(const prhs_k_prefill *a, const __global int *pages, int head, mem k_mem, mem v_mem, tile *x)
+{
+    for (int t = 0; t < x->n; t++) {
+        const __global uchar *k = k_row(&a->kv, k_mem, pages, x->first + t, head), *v = v_row(&a->kv, v_mem, pages, x->first + t, head);
+        for (int i = 0; i < NV; i++) {
+            float c[VW];
+            VSTORE(load_vec(PRHS_KV, k, i), 0, c);
+            for (int l = 0; l < VW; l++)
+                x->k[i * VW + l][t] = c[l];
+            x->v[t][i] = load_vec(PRHS_KV, v, i);
+        }
+    }
+    for (int t = x->n; t < TILE; t++)
+        for (int d = 0; d < PRHS_D; d++)
+            x->k[d][t] = 0.0f;
+}
+
+/* q.k of the tile's keys. Sums of 8 instead of one long one, four side by side: faster, and closer to the exact dot product. */
+float16 dots(const running *r, const tile *x)
+{
+    float16 dot = 0.0f;
+    for (int c = 0; c < PRHS_D; c += 32) {
+        float16 s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
+        for (int d = c; d < min(c + 32, PRHS_D); d += 4) {
+            s0 += r->q[d] * vload16(0, x->k[d]);
+            s1 += r->q[d + 1] * vload16(0, x->k[d + 1]);
+            s2 += r->q[d + 2] * vload16(0, x->k[d + 2]);
+            s3 += r->q[d + 3] * vload16(0, x->k[d + 3]);
+        }
+        dot += (s0 + s1) + (s2 + s3);
+    }
+    return dot;
+}
+
+/* The tile's tokens from `start` on, and the sinks, up to the row's own position. */
+void add_tile(running *r, const tile *x, int pos, int start, int sinks, float factor)
+{
+    float w[TILE];
+    int16 p = x->first + LANES, seen = (p <= pos) & ((p < sinks) | (p >= start));
+    float16 s = select((float16)(-INFINITY), dots(r, x), seen);
+    r->bad |= any(!(s < INFINITY));
+    float m = fmax(max16(s), r->top), scale = exp((r->top - m) * factor);
+    s = exp((s - m) * factor);
+    vstore16(s, 0, w);
+    r->sum = r->sum * scale + sum16(s);
+    r->top = m;
+    for (int v = 0; v < NV; v++) {
+        vf add = 0.0f;
+        for (int t = 0; t < x->n; t++)
+            if (w[t] != 0.0f)
+                add += w[t] * x->v[t][v];
+        r->acc[v] = r->acc[v] * scale + add;
+    }
+}
+
+void put_row(const prhs_k_prefill *a, const running *r, int index, int h, mem out, mem lse)
+{
+    for (int v = 0; v < NV; v++)
+        store_vec(PRHS_OUT, row_at(&a->out, out, index, h), v,
+                  r->bad ? (vf)(NAN) : r->sum > 0.0f ? r->acc[v] / r->sum : (vf)(0.0f));
+    if (a->lse_off != PRHS_NONE)
+        FLOATS(lse, a->lse_off)[(long)index * a->shape.heads + h] =
+            r->bad ? NAN : r->sum > 0.0f ? r->top * a->shape.scale + log(r->sum) : -INFINITY;
+}
+
 void attend_rows(const prhs_k_prefill *a, const rows *x, int h, const __global int *pages, mem q, mem k_mem, mem v_mem, mem out, mem lse)
 {
-    const int head = h / PRHS_G;
-    float qs[ROWS][PRHS_D], kt[PRHS_D][TILE], top[ROWS], sum[ROWS];
-    vf acc[ROWS][NV];
-    int bad[ROWS], last = 0, lowest = INT_MAX;
+    running r[ROWS];
+    tile t;
+    int last = 0, lowest = INT_MAX;
     for (int i = 0; i < x->count; i++) {
         for (int v = 0; v < NV; v++) {
-            VSTORE(load_vec(PRHS_Q, row_at(&a->q, q, x->index[i], h), v), v, qs[i]);
-            acc[i][v] = 0.0f;
+            VSTORE(load_vec(PRHS_Q, row_at(&a->q, q, x->index[i], h), v), v, r[i].q);
+            r[i].acc[v] = 0.0f;
         }
-        top[i] = LOWEST;
-        sum[i] = 0.0f;
-        bad[i] = 0;
+        r[i].top = LOWEST;
+        r[i].sum = 0.0f;
+        r[i].bad = 0;
         last = max(last, x->pos[i]);
         lowest = min(lowest, x->start[i]);
     }
-    for (int k0 = 0; k0 <= last; k0 += TILE) {
-        const int n = min(TILE, last + 1 - k0);
-        if (k0 >= a->sinks && k0 + n <= lowest)
+    for (t.first = 0; t.first <= last; t.first += TILE) {
+        t.n = min(TILE, last + 1 - t.first);
+        if (t.first >= a->sinks && t.first + t.n <= lowest)
             continue;
-        const __global uchar *vp[TILE];
-        for (int t = 0; t < n; t++) {
-            const __global uchar *kp = k_row(&a->kv, k_mem, pages, k0 + t, head);
-            vp[t] = v_row(&a->kv, v_mem, pages, k0 + t, head);
-            for (int v = 0; v < NV; v++) {
-                float c[VW];
-                VSTORE(load_vec(PRHS_KV, kp, v), 0, c);
-                for (int l = 0; l < VW; l++)
-                    kt[v * VW + l][t] = c[l];
-            }
-        }
-        for (int t = n; t < TILE; t++)
-            for (int d = 0; d < PRHS_D; d++)
-                kt[d][t] = 0.0f;
-        vf values[TILE][NV];
-        for (int t = 0; t < n; t++)
-            for (int v = 0; v < NV; v++)
-                values[t][v] = load_vec(PRHS_KV, vp[t], v);
-        for (int i = 0; i < x->count; i++) {
-            if (x->pos[i] < k0 || (k0 >= a->sinks && k0 + n <= x->start[i]))
-                continue;
-            /* Sums of 8 instead of one long one, four side by side: faster, and closer to the exact dot product. */
-            float16 dot = 0.0f;
-            for (int c = 0; c < PRHS_D; c += 32) {
-                float16 s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
-                for (int d = c; d < min(c + 32, PRHS_D); d += 4) {
-                    s0 += qs[i][d] * vload16(0, kt[d]);
-                    s1 += qs[i][d + 1] * vload16(0, kt[d + 1]);
-                    s2 += qs[i][d + 2] * vload16(0, kt[d + 2]);
-                    s3 += qs[i][d + 3] * vload16(0, kt[d + 3]);
-                }
-                dot += (s0 + s1) + (s2 + s3);
-            }
-            int16 p = k0 + LANES, seen = (p <= x->pos[i]) & ((p < a->sinks) | (p >= x->start[i]));
-            /* Scaled after the maximum is taken off: near it the difference is exact. */
-            float16 s = select((float16)(-INFINITY), dot, seen);
-            bad[i] |= any(!(s < INFINITY));
-            float m = fmax(max16(s), top[i]), scale = exp((top[i] - m) * a->shape.scale), w[TILE];
-            s = exp((s - m) * a->shape.scale);
-            vstore16(s, 0, w);
-            sum[i] = sum[i] * scale + sum16(s);
-            top[i] = m;
-            for (int v = 0; v < NV; v++) {
-                vf add = 0.0f;
-                for (int t = 0; t < n; t++)
-                    if (w[t] != 0.0f)
-                        add += w[t] * values[t][v];
-                acc[i][v] = acc[i][v] * scale + add;
-            }
-        }
+        load_tile(a, pages, h / PRHS_G, k_mem, v_mem, &t);
+        for (int i = 0; i < x->count; i++)
+            if (x->pos[i] >= t.first && (t.first < a->sinks || t.first + t.n > x->start[i]))
+                add_tile(&r[i], &t, x->pos[i], x->start[i], a->sinks, a->shape.scale);
     }
-    for (int i = 0; i < x->count; i++) {
-        for (int v = 0; v < NV; v++)
-            store_vec(PRHS_OUT, row_at(&a->out, out, x->index[i], h), v,
-                      bad[i] ? (vf)(NAN) : sum[i] > 0.0f ? acc[i][v] / sum[i] : (vf)(0.0f));
-        if (a->lse_off != PRHS_NONE)
-            FLOATS(lse, a->lse_off)[(long)x->index[i] * a->shape.heads + h] =
-                bad[i] ? NAN : sum[i] > 0.0f ? top[i] * a->shape.scale + log(sum[i]) : -INFINITY;
-    }
+    for (int i = 0; i < x->count; i++)
+        put_row(a, &r[i], x->index[i], h, out, lse);
 }
 
 __kernel void prhs_prefill(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem state, mem out, mem lse, const prhs_k_prefill args)

@@ -25,24 +25,108 @@ float16 add_block(sums *z, float16 s, int16 valid, int16 inside, float *scale)
     return select(w, (float16)(NAN), inside & valid & ~good);
 }
 
-void score_heads(const prhs_k_score *a, const prhs_set *set, const entry *e, long b, int u, int h0, int chunk, int first, int last,
-                 const __global int *pages, mem q, mem k_mem, mem ws)
+/* What every head block of an item needs. */
+typedef struct job {
+    const prhs_k_score *a;
+    const prhs_set *set;
+    const __global int *pages;
+    long b;
+    int u, h0, head; /* unit, first head of the block within it, KV head */
+} job;
+
+bool scored(const job *j, int pos) { return j->a->full || pos < j->set->sink_end || pos >= j->set->mid_begin; }
+
+/* Scores of positions [i, i + n) for HB heads, and where their keys lie; NULL: not scored. */
+void score_block(const job *j, const __global uchar *const *q, mem k_mem, int i, int n, const __global uchar **k, float s[HB][BLOCK])
 {
+    for (int t = 0; t < n; t++) {
+        vf dot[HB];
+#pragma unroll
+        for (int h = 0; h < HB; h++)
+            dot[h] = 0.0f;
+        k[t] = 0;
+        if (scored(j, i + t)) {
+            k[t] = k_row(&j->a->kv, k_mem, j->pages, i + t, j->head);
+#pragma unroll
+            for (int v = 0; v < NV; v++) {
+                vf x = load_vec(PRHS_KV, k[t], v);
+#pragma unroll
+                for (int h = 0; h < HB; h++)
+                    dot[h] += x * load_vec(PRHS_Q, q[h], v);
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < HB; h++)
+            s[h][t] = sum_lanes(dot[h]) * j->a->shape.scale;
+    }
+}
+
+/* The scores themselves, for select, by position. */
+void put_scores(const job *j, int h, int i, int n, const __global uchar *const *k, const float *s, mem ws)
+{
+    const prhs_k_work *w = &j->a->work;
+    __global float *out = FLOATS(ws, w->score_off) + (j->b * j->a->shape.heads + j->u * PRHS_UH + h) * w->score_stride;
+    for (int t = 0; t < n; t++)
+        if (k[t])
+            out[i + t] = s[t];
+}
+
+#if PRHS_MOMENTS
+typedef struct moments {
+    vf pivot[NV], m1[HB][NV], m2[HB][NV];
+} moments;
+
+void moments_begin(const job *j, mem k_mem, moments *m)
+{
+    const prhs_set *set = j->set;
+    for (int v = 0; v < NV; v++) {
+        m->pivot[v] = set->mid_end > set->mid_begin
+                          ? load_vec(PRHS_KV, k_row(&j->a->kv, k_mem, j->pages, set->mid_end - 1, j->head), v)
+                          : (vf)(0.0f);
+        for (int h = 0; h < HB; h++)
+            m->m1[h][v] = m->m2[h][v] = 0.0f;
+    }
+}
+
+/* Rows [first, last) of a block with their weights. */
+void moments_add(moments *m, const __global uchar *const *k, int first, int last, float w[HB][BLOCK])
+{
+    for (int t = first; t < last; t++)
+#pragma unroll
+        for (int v = 0; v < NV; v++) {
+            vf x = load_vec(PRHS_KV, k[t], v) - m->pivot[v], xx = x * x;
+#pragma unroll
+            for (int h = 0; h < HB; h++) {
+                m->m1[h][v] += w[h][t] * x;
+                m->m2[h][v] += w[h][t] * xx;
+            }
+        }
+}
+
+void moments_put(const job *j, const moments *m, int h, long slot, mem ws)
+{
+    __global float *out = FLOATS(ws, j->a->work.mom_off) + slot * 2 * PRHS_D;
+    for (int v = 0; v < NV; v++) {
+        VSTORE(m->m1[h][v], v, out);
+        VSTORE(m->m2[h][v], v, out + PRHS_D);
+    }
+}
+#endif
+
+/* HB heads over the chunk [first, last); heads past the unit compute its last one again and are not written. */
+void score_heads(const job *j, const entry *e, int chunk, int first, int last, mem q, mem k_mem, mem ws)
+{
+    const prhs_k_score *a = j->a;
+    const prhs_set *set = j->set;
     sums z[HB];
     const __global uchar *qp[HB];
-    const int head = u * PRHS_UH / PRHS_G;
 #if PRHS_MOMENTS
-    vf m1[HB][NV], m2[HB][NV], pivot[NV];
-    for (int v = 0; v < NV; v++)
-        pivot[v] = set->mid_end > set->mid_begin ? load_vec(PRHS_KV, k_row(&a->kv, k_mem, pages, set->mid_end - 1, head), v) : (vf)(0.0f);
+    moments m;
+    moments_begin(j, k_mem, &m);
 #endif
     for (int h = 0; h < HB; h++) {
-        qp[h] = row_at(&a->q, q, e->row0, u * PRHS_UH + min(h0 + h, PRHS_UH - 1));
+        qp[h] = row_at(&a->q, q, e->row0, j->u * PRHS_UH + min(j->h0 + h, PRHS_UH - 1));
         z[h] = (sums){ LOWEST, 0.0f, LOWEST, 0.0f };
-#if PRHS_MOMENTS
-        for (int v = 0; v < NV; v++)
-            m1[h][v] = m2[h][v] = 0.0f;
-#endif
     }
     for (int i = first; i < last; i += BLOCK) {
         int n = min(BLOCK, last - i);
@@ -53,68 +137,31 @@ void score_heads(const prhs_k_score *a, const prhs_set *set, const entry *e, lon
         float s[HB][BLOCK];
         int16 pos = i + LANES, valid = (pos < last) & (a->full ? (int16)(-1) : (pos < set->sink_end) | (pos >= set->mid_begin));
         int16 inside = valid & (pos >= set->mid_begin) & (pos < set->mid_end);
-        for (int t = 0; t < BLOCK; t++)
-            kp[t] = 0;
-        for (int t = 0; t < n; t++) {
-            int j = i + t;
-            vf dot[HB];
-#pragma unroll
-            for (int h = 0; h < HB; h++)
-                dot[h] = 0.0f;
-            if (a->full || j < set->sink_end || j >= set->mid_begin) {
-                kp[t] = k_row(&a->kv, k_mem, pages, j, head);
-#pragma unroll
-                for (int v = 0; v < NV; v++) {
-                    vf x = load_vec(PRHS_KV, kp[t], v);
-#pragma unroll
-                    for (int h = 0; h < HB; h++)
-                        dot[h] += x * load_vec(PRHS_Q, qp[h], v);
-                }
-            }
-#pragma unroll
-            for (int h = 0; h < HB; h++)
-                s[h][t] = sum_lanes(dot[h]) * a->shape.scale;
-        }
+        score_block(j, qp, k_mem, i, n, kp, s);
         for (int h = 0; h < HB; h++) {
+            float scale;
             for (int t = n; t < BLOCK; t++)
                 s[h][t] = 0.0f;
-            if (h0 + h < PRHS_UH) {
-                __global float *out = FLOATS(ws, a->work.score_off) + (b * a->shape.heads + u * PRHS_UH + h0 + h) * a->work.score_stride;
-                for (int t = 0; t < n; t++)
-                    if (kp[t])
-                        out[i + t] = s[h][t];
-            }
-            float scale;
+            if (j->h0 + h < PRHS_UH)
+                put_scores(j, j->h0 + h, i, n, kp, s[h], ws);
             float16 w = add_block(&z[h], vload16(0, s[h]), valid, inside, &scale);
 #if PRHS_MOMENTS
             vstore16(w, 0, s[h]);
             for (int v = 0; v < NV; v++) {
-                m1[h][v] *= scale;
-                m2[h][v] *= scale;
+                m.m1[h][v] *= scale;
+                m.m2[h][v] *= scale;
             }
 #endif
         }
 #if PRHS_MOMENTS
-        for (int t = max(0, set->mid_begin - i); t < min(n, set->mid_end - i); t++)
-#pragma unroll
-            for (int v = 0; v < NV; v++) {
-                vf x = load_vec(PRHS_KV, kp[t], v) - pivot[v], xx = x * x;
-#pragma unroll
-                for (int h = 0; h < HB; h++) {
-                    m1[h][v] += s[h][t] * x;
-                    m2[h][v] += s[h][t] * xx;
-                }
-            }
+        moments_add(&m, kp, max(0, set->mid_begin - i), min(n, set->mid_end - i), s);
 #endif
     }
-    for (int h = 0; h < HB && h0 + h < PRHS_UH; h++) {
-        long slot = (b * a->shape.heads + u * PRHS_UH + h0 + h) * a->work.score_chunks + chunk;
+    for (int h = 0; h < HB && j->h0 + h < PRHS_UH; h++) {
+        long slot = (j->b * a->shape.heads + j->u * PRHS_UH + j->h0 + h) * a->work.score_chunks + chunk;
         vstore4((float4)(z[h].top, z[h].sum, z[h].mid_top, z[h].mid_sum), slot, FLOATS(ws, a->work.norm_off));
 #if PRHS_MOMENTS
-        for (int v = 0; v < NV; v++) {
-            VSTORE(m1[h][v], v, FLOATS(ws, a->work.mom_off) + slot * 2 * PRHS_D);
-            VSTORE(m2[h][v], v, FLOATS(ws, a->work.mom_off) + slot * 2 * PRHS_D + PRHS_D);
-        }
+        moments_put(j, &m, h, slot, ws);
 #endif
     }
 }
@@ -135,9 +182,9 @@ __kernel void prhs_score(mem seqs, mem pages, mem q, mem k_mem, mem ws, const pr
                 continue;
             for (; next < count + chunks; next += num) {
                 int chunk = (int)(next - count);
-                for (int h0 = 0; h0 < PRHS_UH; h0 += HB)
-                    score_heads(&a, &set, &e, b, u, h0, chunk, chunk * size, min((chunk + 1) * size, n), pages_of(&a.batch, pages, b), q,
-                                k_mem, ws);
+                job j = { &a, &set, pages_of(&a.batch, pages, b), b, u, 0, u * PRHS_UH / PRHS_G };
+                for (; j.h0 < PRHS_UH; j.h0 += HB)
+                    score_heads(&j, &e, chunk, chunk * size, min((chunk + 1) * size, n), q, k_mem, ws);
             }
             count += chunks;
         }
