@@ -196,34 +196,102 @@ static size_t pre_token(const char *s, size_t left) {
     return at;
 }
 
-/* Merges the symbols of one pre-token in order of rank; ids in place, returns how many are left. */
-static size_t merge_all(const bpe *b, int32_t *ids, size_t n) {
-    for (;;) {
-        uint64_t best = UINT64_MAX;
-        size_t at = 0;
-        for (size_t i = 0; i + 1 < n; i++) {
-            uint64_t key = ((uint64_t)(uint32_t)ids[i] << 32 | (uint32_t)ids[i + 1]) + 1;
-            size_t place = table_place(&b->merges, key);
-            if (b->merges.keys[place] && b->merges.values[place] < best) {
-                best = b->merges.values[place];
-                at = i;
-            }
-        }
-        if (best == UINT64_MAX)
-            return n;
-        ids[at] = (int32_t)(best & UINT32_MAX);
-        memmove(ids + at + 1, ids + at + 2, (n - at - 2) * sizeof *ids);
-        n--;
+/* Rank << 32 | merged id of two neighbours, or NO_MERGE. */
+#define NO_MERGE UINT64_MAX
+
+static uint64_t merge_of(const bpe *b, int32_t left, int32_t right) {
+    size_t place = table_place(&b->merges, ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) + 1);
+    return b->merges.keys[place] ? b->merges.values[place] : NO_MERGE;
+}
+
+/* A merge that could be done at symbol `at`, the lower value first, then the symbol further left. */
+typedef struct candidate {
+    uint64_t value;
+    size_t at;
+} candidate;
+
+/* A pre-token's symbols as a list, and a heap of what could be merged: a long run takes n log n steps. */
+typedef struct merging {
+    candidate *heap;
+    size_t *next, *prev;
+    size_t heaped, room;
+} merging;
+
+static bool merging_fits(merging *w, size_t n) {
+    if (n <= w->room)
+        return true;
+    free(w->heap);
+    free(w->next);
+    w->room = n < 64 ? 64 : 2 * n;
+    w->heap = malloc(2 * w->room * sizeof *w->heap); /* n - 1 at first; each merge takes one out and puts two in at most */
+    w->next = malloc(2 * w->room * sizeof *w->next);
+    w->prev = w->next + (w->next ? w->room : 0);
+    return w->heap && w->next;
+}
+
+static bool before(candidate a, candidate b) { return a.value != b.value ? a.value < b.value : a.at < b.at; }
+
+/* If symbol `at` and the next can be merged, into the heap with it. */
+static void offer(const bpe *b, merging *w, const int32_t *ids, size_t n, size_t at) {
+    candidate c = { w->next[at] < n ? merge_of(b, ids[at], ids[w->next[at]]) : NO_MERGE, at };
+    if (c.value == NO_MERGE)
+        return;
+    size_t i = w->heaped++;
+    for (; i > 0 && before(c, w->heap[(i - 1) / 2]); i = (i - 1) / 2)
+        w->heap[i] = w->heap[(i - 1) / 2];
+    w->heap[i] = c;
+}
+
+static candidate first_of(merging *w) {
+    candidate first = w->heap[0], last = w->heap[--w->heaped];
+    size_t i = 0;
+    for (size_t child; (child = 2 * i + 1) < w->heaped; i = child) {
+        if (child + 1 < w->heaped && before(w->heap[child + 1], w->heap[child]))
+            child++;
+        if (!before(w->heap[child], last))
+            break;
+        w->heap[i] = w->heap[child];
     }
+    w->heap[i] = last;
+    return first;
+}
+
+/* Merges the symbols of one pre-token in order of rank; ids in place, returns how many are left. */
+static size_t merge_all(const bpe *b, merging *w, int32_t *ids, size_t n) {
+    w->heaped = 0;
+    for (size_t i = 0; i < n; i++) {
+        w->next[i] = i + 1;
+        w->prev[i] = i - 1; /* of the first: SIZE_MAX */
+    }
+    for (size_t i = 0; i < n; i++)
+        offer(b, w, ids, n, i);
+    while (w->heaped) {
+        candidate c = first_of(w);
+        size_t right = w->next[c.at];
+        /* Both symbols may have gone into other merges since. */
+        if (ids[c.at] < 0 || right >= n || merge_of(b, ids[c.at], ids[right]) != c.value)
+            continue;
+        ids[c.at] = (int32_t)(c.value & UINT32_MAX);
+        ids[right] = -1;
+        w->next[c.at] = w->next[right];
+        if (w->next[right] < n)
+            w->prev[w->next[right]] = c.at;
+        if (w->prev[c.at] < n)
+            offer(b, w, ids, n, w->prev[c.at]);
+        offer(b, w, ids, n, c.at);
+    }
+    size_t left = 0;
+    for (size_t i = 0; i < n; i = w->next[i])
+        ids[left++] = ids[i];
+    return left;
 }
 
 size_t bpe_encode(const bpe *b, const char *text, size_t size, int32_t **out) {
     int32_t *ids = malloc((size + 1) * sizeof *ids);
     size_t n = 0, at = 0;
-    *out = ids;
-    if (!ids)
-        return SIZE_MAX;
-    while (at < size) {
+    merging work = { 0 };
+    bool ok = ids != NULL;
+    while (ok && at < size) {
         /* A fragment ends where a number stands, if digits are tokens of their own; the number is one too. */
         size_t end = size, step;
         if (b->split_digits) {
@@ -235,16 +303,22 @@ size_t bpe_encode(const bpe *b, const char *text, size_t size, int32_t **out) {
                 end = at + step;
             }
         }
-        while (at < end) {
+        while (ok && at < end) {
             size_t len = pre_token(text + at, end - at), m = 0;
             for (size_t i = 0; i < len; i++)
                 if (b->byte_id[(unsigned char)text[at + i]] >= 0)
                     ids[n + m++] = b->byte_id[(unsigned char)text[at + i]];
-            n += merge_all(b, ids + n, m);
+            ok = merging_fits(&work, m);
+            n += ok ? merge_all(b, &work, ids + n, m) : 0;
             at += len;
         }
     }
-    return n;
+    free(work.heap);
+    free(work.next);
+    if (!ok)
+        free(ids);
+    *out = ok ? ids : NULL;
+    return ok ? n : SIZE_MAX;
 }
 
 size_t bpe_decode(const bpe *b, int32_t id, char *out, size_t cap) {

@@ -201,6 +201,84 @@ static void merges(void) {
     }
 }
 
+/* Words over a and b up to four letters, and merges drawn at random; merged by the book, on strings. */
+static size_t by_the_book(char merges[][12], size_t n_merges, const char *text, char pieces[][8]) {
+    size_t n = strlen(text);
+    for (size_t i = 0; i < n; i++)
+        snprintf(pieces[i], 8, "%c", text[i]);
+    for (size_t rank = 0; rank < n_merges;) {
+        char pair[20];
+        size_t i = 0;
+        for (; i + 1 < n; i++) {
+            strcat(strcat(strcpy(pair, pieces[i]), " "), pieces[i + 1]);
+            if (strcmp(pair, merges[rank]) == 0)
+                break;
+        }
+        if (i + 1 >= n) {
+            rank++;
+            continue;
+        }
+        size_t left = strlen(pieces[i]);
+        strcpy(pieces[i] + left, pair + left + 1);
+        memmove(pieces[i + 1], pieces[i + 2], (n - i - 2) * sizeof pieces[0]);
+        n--;
+        rank = 0;
+    }
+    return n;
+}
+
+static void random_merges(uint64_t seed) {
+    static const char words[] =
+        "a b aa ab ba bb aaa aab aba abb baa bab bba bbb aaaa aaab aaba aabb abaa abab abba abbb baaa baab "
+        "baba babb bbaa bbab bbba bbbb";
+    uint64_t state = seed;
+    for (int i = 0; i < 2000; i++) {
+        char merges[12][12], list[160] = "", text[41], pieces[48][8];
+        for (int m = 0; m < 12; m++) {
+            int left = 1 + (int)(draw(&state) % 2), right = 1 + (int)(draw(&state) % 2), at = 0;
+            for (int j = 0; j < left + right; j++) {
+                if (j == left)
+                    merges[m][at++] = ' ';
+                merges[m][at++] = (char)('a' + draw(&state) % 2);
+            }
+            merges[m][at] = 0;
+            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", m ? "," : "", merges[m]);
+        }
+        const size_t size = 1 + (size_t)(draw(&state) % 40);
+        for (size_t j = 0; j < size; j++)
+            text[j] = (char)('a' + draw(&state) % 2);
+        text[size] = 0;
+        bytes file = { 0 }, got = { 0 }, want = { 0 };
+        put_lists(&file, words, list);
+        for (size_t j = 0, n = by_the_book(merges, 12, text, pieces); j < n; j++) {
+            put(&want, "|", j ? 1 : 0);
+            put(&want, pieces[j], strlen(pieces[j]));
+        }
+        if (split(&file, text, size, &got))
+            check(got.size == want.size && memcmp(got.data, want.data, got.size) == 0, "%s with %s: %.*s, not %.*s", text, list,
+                  (int)got.size, (char *)got.data, (int)want.size, (char *)want.data);
+        bytes_free(&file);
+        bytes_free(&got);
+        bytes_free(&want);
+    }
+}
+
+/* A run of one letter is one pre-token however long; the alarm rings if each merge looks at all of it. */
+static void long_run(void) {
+    const size_t size = (size_t)1 << 20;
+    bytes file = { 0 }, got = { 0 };
+    char *text = malloc(size);
+    if (check(text != NULL, "no memory")) {
+        memset(text, 'a', size);
+        put_lists(&file, "a aa aaaa aaaaaaaa", "a a,aa aa,aaaa aaaa");
+        if (split(&file, text, size, &got))
+            check(got.size == size + size / 8 - 1, "%zu bytes for %zu tokens of a long run", got.size, size / 8);
+    }
+    free(text);
+    bytes_free(&file);
+    bytes_free(&got);
+}
+
 static void refused(bytes *file, const char *sentence) {
     char error[512] = "";
     gguf *g = open_bytes(file, error, sizeof error);
@@ -296,6 +374,8 @@ int main(int argc, char **argv) {
     all_pre_tokens();
     any_bytes(seed);
     merges();
+    random_merges(seed);
+    long_run();
     damaged();
     printf("seed %llu\n", (unsigned long long)seed);
     return finish();
