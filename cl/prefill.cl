@@ -7,17 +7,21 @@
 
 #define ROWS 16
 #define TILE 16
+#define FOLD 16
 
 typedef struct rows {
     int count;
     int index[ROWS], pos[ROWS], start[ROWS]; /* row, position, PSAW's start (0 where it lies inside the sinks) */
 } rows;
 
-/* What a row has seen so far; top is of q.k, not scaled: near it the difference is exact. */
+/*
+ * What a row has seen so far; top is of q.k, not scaled: near it the difference is exact. Tiles are gathered FOLD at a time in `part`,
+ * and then added to `all`, which is relative to `all_top`: so that errors do not grow with the number of tiles.
+ */
 typedef struct running {
-    float q[PRHS_D], top, sum;
+    float q[PRHS_D], top, all_top, sum, all_sum;
     int bad;
-    vf acc[NV];
+    vf part[NV], all[NV];
 } running;
 
 typedef struct tile {
@@ -60,6 +64,18 @@ float16 dots(const running *r, const tile *x)
     return dot;
 }
 
+void fold(running *r, float factor)
+{
+    float scale = exp((r->all_top - r->top) * factor);
+    r->all_sum = r->all_sum * scale + r->sum;
+    for (int v = 0; v < NV; v++) {
+        r->all[v] = r->all[v] * scale + r->part[v];
+        r->part[v] = 0.0f;
+    }
+    r->all_top = r->top;
+    r->sum = 0.0f;
+}
+
 /* The tile's tokens from `start` on, and the sinks, up to the row's own position. */
 void add_tile(running *r, const tile *x, int pos, int start, int sinks, float factor)
 {
@@ -77,18 +93,21 @@ void add_tile(running *r, const tile *x, int pos, int start, int sinks, float fa
         for (int t = 0; t < x->n; t++)
             if (w[t] != 0.0f)
                 add += w[t] * x->v[t][v];
-        r->acc[v] = r->acc[v] * scale + add;
+        r->part[v] = r->part[v] * scale + add;
     }
+    if (x->first / TILE % FOLD == FOLD - 1)
+        fold(r, factor);
 }
 
-void put_row(const prhs_k_prefill *a, const running *r, int index, int h, mem out, mem lse)
+void put_row(const prhs_k_prefill *a, running *r, int index, int h, mem out, mem lse)
 {
+    fold(r, a->shape.scale);
     for (int v = 0; v < NV; v++)
         store_vec(PRHS_OUT, row_at(&a->out, out, index, h), v,
-                  r->bad ? (vf)(NAN) : r->sum > 0.0f ? r->acc[v] / r->sum : (vf)(0.0f));
+                  r->bad ? (vf)(NAN) : r->all_sum > 0.0f ? r->all[v] / r->all_sum : (vf)(0.0f));
     if (a->lse_off != PRHS_NONE)
         FLOATS(lse, a->lse_off)[(long)index * a->shape.heads + h] =
-            r->bad ? NAN : r->sum > 0.0f ? r->top * a->shape.scale + log(r->sum) : -INFINITY;
+            r->bad ? NAN : r->all_sum > 0.0f ? r->top * a->shape.scale + log(r->all_sum) : -INFINITY;
 }
 
 void attend_rows(const prhs_k_prefill *a, const rows *x, int h, const __global int *pages, mem q, mem k_mem, mem v_mem, mem out, mem lse)
@@ -99,10 +118,10 @@ void attend_rows(const prhs_k_prefill *a, const rows *x, int h, const __global i
     for (int i = 0; i < x->count; i++) {
         for (int v = 0; v < NV; v++) {
             VSTORE(load_vec(PRHS_Q, row_at(&a->q, q, x->index[i], h), v), v, r[i].q);
-            r[i].acc[v] = 0.0f;
+            r[i].part[v] = r[i].all[v] = 0.0f;
         }
-        r[i].top = LOWEST;
-        r[i].sum = 0.0f;
+        r[i].top = r[i].all_top = LOWEST;
+        r[i].sum = r[i].all_sum = 0.0f;
         r[i].bad = 0;
         last = max(last, x->pos[i]);
         lowest = min(lowest, x->start[i]);

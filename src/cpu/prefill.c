@@ -2,14 +2,15 @@
 /*
  * prefill: causal attention of prompt rows, with PSAW's window, without ETF's frozen rows. Query rows times the group's heads are
  * the lanes of a matrix product; keys come in blocks cut at absolute multiples of TILE, so that a row's bits depend on its
- * position only. A block that some row may not see in full goes row by row through the values: a masked value may be NaN.
+ * position only. A block that some row may not see in full goes row by row through the values: a masked value may be NaN. FOLD
+ * blocks are gathered in sums of their own before they are added to the rest: so that errors do not grow with the number of blocks.
  */
 #include "rows.h"
 
 #include <stdatomic.h>
 
 enum { SEQS, PAGES, Q, K, V, STATE, OUT, LSE };
-enum { T = PRHS_CPU_TILE };
+enum { T = PRHS_CPU_TILE, FOLD = 8 };
 
 typedef struct scratch {
     float k[T * PRHS_CPU_MAX_DIM], v[T * PRHS_CPU_MAX_DIM];
@@ -18,6 +19,7 @@ typedef struct scratch {
     float s[T * T]; /* [key][lane] */
     float p[T * T]; /* of one row's heads: [head][seen key] */
     float max[T], sum[T], corr[T]; /* max: of q.k, not scaled: the difference to it is exact where it matters */
+    float all[T * PRHS_CPU_MAX_DIM], all_max[T], all_sum[T]; /* of the folded blocks */
     prhs_cpu_mask mask;
     prhs_cpu_tile rows, values, seen; /* cached rows; the values as floats; those of them that a row sees */
 } scratch;
@@ -52,8 +54,8 @@ static void load_lanes(task *t) {
         int pos = t->first_pos + l / group;
         x->mask.start[l] = l < used ? window_start(a, pos) : 0;
         x->mask.pos[l] = l < used ? pos : -1;
-        x->max[l] = PRHS_CPU_LOWEST;
-        x->sum[l] = 0.0f;
+        x->max[l] = x->all_max[l] = PRHS_CPU_LOWEST;
+        x->sum[l] = x->all_sum[l] = 0.0f;
         memset(q, 0, sizeof q);
         if (l < used)
             prhs_cpu_load(
@@ -66,6 +68,7 @@ static void load_lanes(task *t) {
     t->low = x->mask.start[0];
     t->high = x->mask.start[used - 1];
     memset(x->acc, 0, (size_t)(used * PRHS_CPU_PAD(dim)) * sizeof *x->acc);
+    memset(x->all, 0, (size_t)(used * PRHS_CPU_PAD(dim)) * sizeof *x->all);
 }
 
 /* Keys and values of block [j, j + T) as floats, up to the last row's position. */
@@ -122,12 +125,28 @@ static void add_block(const task *t, int j) {
         add_seen(t, j);
 }
 
+/* Changes no bit of a row for which nothing was added since the last time. */
+static void fold(const task *t) {
+    scratch *x = t->x;
+    int pad = PRHS_CPU_PAD(t->a->shape.dim);
+    for (int l = 0; l < t->rows * t->a->shape.group; l++) {
+        float *all = x->all + l * pad, *acc = x->acc + l * pad, f = expf((x->all_max[l] - x->max[l]) * t->a->shape.scale);
+        for (int d = 0; d < pad; d++) {
+            all[d] = all[d] * f + acc[d];
+            acc[d] = 0.0f;
+        }
+        x->all_sum[l] = x->all_sum[l] * f + x->sum[l];
+        x->all_max[l] = x->max[l];
+        x->sum[l] = 0.0f;
+    }
+}
+
 static void put_rows(const task *t) {
     const prhs_k_prefill *a = t->a;
     int group = a->shape.group, dim = a->shape.dim, pad = PRHS_CPU_PAD(dim);
     for (int l = 0; l < t->rows * group; l++) {
         int row = t->e->row_begin + t->row + l / group, h = t->hk * group + l % group;
-        float *o = t->x->acc + l * pad, sum = t->x->sum[l];
+        float *o = t->x->all + l * pad, sum = t->x->all_sum[l];
         for (int d = 0; d < dim; d++)
             o[d] = sum == 0.0f ? 0.0f : o[d] / sum;
         prhs_cpu_store(a->out.dtype, prhs_cpu_row(&a->out, prhs_cpu_mem(t->op, OUT), row, h), dim, o);
@@ -141,9 +160,13 @@ static void attend_rows(task *t) {
     t->first_pos = t->e->kv_len - t->e->row_count + t->row;
     t->last_pos = t->first_pos + t->rows - 1;
     load_lanes(t);
-    for (int j = 0; j <= t->last_pos; j += T)
+    for (int j = 0; j <= t->last_pos; j += T) {
         if (j < t->a->sinks || j + T > t->low)
             add_block(t, j);
+        if (j / T % FOLD == FOLD - 1)
+            fold(t);
+    }
+    fold(t);
     put_rows(t);
 }
 

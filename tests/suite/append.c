@@ -46,7 +46,9 @@ static void check_sums(t_bench *b, int seq, const sums *want, const char *when) 
 static float special(uint32_t i) {
     static const float values[] = { 65536.0f, -65536.0f,     70000.0f, -1e30f,   65535.5f,       -65535.5f,
                                     1e-8f,    5.9604645e-8f, -0.0f,    INFINITY, -INFINITY,      NAN,
-                                    65504.0f, 65519.9f,      65520.0f, 3.0e-5f,  1.00048828125f, 1.0014648f };
+                                    65504.0f, 65519.9f,      65520.0f, 3.0e-5f,  1.00048828125f, 1.0014648f,
+                                    /* half-way between two bf16: above an even and an odd one, and beyond the largest */
+                                    1.00390625f, 1.01171875f, 3.3961775e38f };
     return values[i % (sizeof values / sizeof *values)];
 }
 
@@ -55,9 +57,9 @@ static void make_rows(t_ctx *t, t_bench *b, float *k, float *v) {
     size_t n = b->sh->kv_heads * b->sh->dim;
     t_normals(k, b->max_rows * n, t_rand(t));
     t_normals(v, b->max_rows * n, t_rand(t));
-    for (uint32_t i = 0; i < b->max_rows * n; i += 1 + t_below(t, 200)) {
-        k[i] = special(t_below(t, 18));
-        v[i] = special(t_below(t, b->c->data == D_NAN ? 18 : 9));
+    for (uint32_t i = 0; i < b->max_rows * n; i += 1 + t_below(t, 100)) {
+        k[i] = special(t_below(t, 21));
+        v[i] = special(t_below(t, b->c->data == D_NAN ? 21 : 9));
     }
     for (size_t i = 0; i < b->max_rows * n; i++) {
         k[i] = t_round(b->sh->q, k[i]);
@@ -126,4 +128,4 @@ static void run(t_ctx *t, int row) {
     t_cache_check(t, &b->cache, "value sums");
 }
 
-const t_group t_group_append = { "append", 25, 10, t_case_name, run };
+const t_group t_group_append = { "append", 26, 10, t_case_name, run };

@@ -46,6 +46,7 @@ const t_case t_cases[] = {
     { "local beyond the sequence", S_G1_D32, SUM, D_NORMAL, NHD, 1, 1, 24, 4, 4000, 0, 0, 0, { 300, 40, 37, 36, 0, 129, 64 } },
     { "zeros of both signs", S_G1_D32, SUM, D_ZERO, NHD, 1, 1, 24, 4, 8, 0, 0, 0, { 300, 40, 37, 36, 0, 129, 64 } },
     { "runs of 24", S_G1_D32, SUM, D_NORMAL, ONE, 1, 24, 72, 4, 8, 0, 0, 0, { 300, 60, 59, 58, 0, 129, 64 } },
+    { "more than the smallest chunks", S_G1_D32, SUM, D_NORMAL, P256, 1, 1, 500, 4, 8, 0, 0, 0, { 20001, 37, 0, 16400, 0, 16385, 16384 } },
 };
 const int t_case_count = sizeof t_cases / sizeof *t_cases, t_case_quick = 10;
 

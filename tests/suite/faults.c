@@ -36,7 +36,7 @@ static const struct f_row {
 
 static const char *row_name(int row) { return rows[row].name; }
 
-static void spoil(t_batch *b, fault f) {
+static void spoil(t_batch *b, fault f, uint32_t pages) {
     prhs_seq *bad = &b->seqs[1];
     switch (f) {
     case BAD_SLOT: bad->slot = 8; break;
@@ -44,7 +44,7 @@ static void spoil(t_batch *b, fault f) {
     case BAD_LENGTH_SHORT: bad->kv_len = 0; break;
     case BAD_LENGTH_NEGATIVE: bad->kv_len = -5; break;
     case BAD_ROWS: bad->row_count = 3; break;
-    case BAD_PAGE: b->pages[b->b.page_stride + 1] = 1000; break;
+    case BAD_PAGE: b->pages[b->b.page_stride + 1] = (int32_t)pages; break;
     case BAD_PAGE_NEGATIVE: b->pages[b->b.page_stride] = -1; break;
     case BAD_PROMPT: bad->flags = PRHS_SEQ_PREFILL; break;
     default: break;
@@ -64,7 +64,7 @@ static prhs_status poll_now(t_ctx *t, t_world *w) {
 static void spoiled(t_ctx *t, t_world *w, t_wseq *good, t_wseq *other, fault f) {
     t_entry entries[2] = { { good, 1, 0, 0, NULL, 0, 0 }, { other, 1, 0, 0, NULL, 0, 0 } };
     t_world_step(w, entries, 2);
-    spoil(&w->batch, f);
+    spoil(&w->batch, f, w->cache[0].kv.pages);
     t_batch_upload(t, &w->batch);
     for (uint32_t l = 0; l < w->s.layers; l++) {
         prhs_step step = PRHS_STEP_INIT;
