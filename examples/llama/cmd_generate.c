@@ -104,6 +104,23 @@ static void emit(const generation *g, int32_t id) {
     fflush(stdout);
 }
 
+/* What the sparse steps saved and dropped. */
+static bool report_saved(generation *g) {
+    prhs_stats st;
+    if (!engine_stats(&g->e, &g->s, 0, &st))
+        return false;
+    if (isnan(st.kept)) {
+        fprintf(stderr, "every step was dense: sparse ones begin beyond the tokens that the policy keeps\n");
+        return true;
+    }
+    fprintf(stderr, "rho %.3f, kept %.0f tokens; dropped mass of retrievals %.4f (exact)", st.rho, st.kept, st.retrieved.mean);
+    if (!isnan(st.shared.mean))
+        fprintf(stderr, ", of shared steps %.4f (%s)", st.shared.mean,
+                st.shared.grade == PRHS_GRADE_ESTIMATE ? "estimate" : st.shared.grade == PRHS_GRADE_STALE ? "stale" : "unknown");
+    fputc('\n', stderr);
+    return true;
+}
+
 static bool run(generation *g, const int32_t *prompt, uint32_t n) {
     double start = now();
     for (uint32_t at = 0; at < n && !interrupted; at += CHUNK) {
@@ -123,12 +140,10 @@ static bool run(generation *g, const int32_t *prompt, uint32_t n) {
             return false;
     }
     putchar('\n');
-    prhs_stats st;
-    if (g->stats && engine_stats(&g->e, &g->s, 0, &st))
-        fprintf(stderr, "prompt %u tokens in %.2f s; %u tokens, %.1f a second; rho %.3f, kept %.0f, dropped mass %.4f (exact, retrievals) %.4f (%s, shared)\n",
-                n, prefilled - start, made, made / (now() - prefilled), st.rho, st.kept, st.retrieved.mean, st.shared.mean,
-                st.shared.grade == PRHS_GRADE_ESTIMATE ? "estimate" : st.shared.grade == PRHS_GRADE_STALE ? "stale" : "unknown");
-    return true;
+    fflush(stdout);
+    if (g->stats)
+        fprintf(stderr, "prompt %u tokens in %.2f s; %u tokens, %.1f a second\n", n, prefilled - start, made, made / (now() - prefilled));
+    return !g->stats || report_saved(g);
 }
 
 static bool set_up(generation *g, uint32_t prompt) {

@@ -79,12 +79,12 @@ def by_pkg_config(work, prefix, lib, version, cc):
 def by_cmake(work, prefix, version):
     with open(work + "/CMakeLists.txt", "w", encoding="utf-8") as f:
         f.write(CMAKE % version)
-    run("cmake", "-S", work, "-B", work + "/cmake", "-DCMAKE_PREFIX_PATH=" + prefix)
+    run("cmake", "-G", "Ninja", "-S", work, "-B", work + "/cmake", "-DCMAKE_PREFIX_PATH=" + prefix)
     run("cmake", "--build", work + "/cmake")
     newer = str(int(version.split(".", maxsplit=1)[0]) + 1) + ".0"
     with open(work + "/CMakeLists.txt", "w", encoding="utf-8") as f:
         f.write(CMAKE % newer)
-    if subprocess.run(["cmake", "-S", work, "-B", work + "/cmake-newer", "-DCMAKE_PREFIX_PATH=" + prefix], capture_output=True).returncode == 0:
+    if subprocess.run(["cmake", "-G", "Ninja", "-S", work, "-B", work + "/cmake-newer", "-DCMAKE_PREFIX_PATH=" + prefix], capture_output=True).returncode == 0:
         sys.exit(f"FAIL find_package(prhs {newer}) is content with {version}")
     return [work + "/cmake/shared", work + "/cmake/static"]
 
