@@ -76,15 +76,18 @@ def by_pkg_config(work, prefix, lib, version, cc):
     return programs
 
 
-def by_cmake(work, prefix, version):
+def by_cmake(work, prefix, lib, version):
+    # On Debian CMake does not look into lib64, where Meson installs if dpkg-dev is missing.
+    where = ["-DCMAKE_PREFIX_PATH=" + prefix] + (["-Dprhs_DIR=" + lib + "/cmake/prhs"] if os.path.basename(lib) == "lib64" else [])
+    configure = ["cmake", "-G", "Ninja", "-S", work, *where, "-B"]
     with open(work + "/CMakeLists.txt", "w", encoding="utf-8") as f:
         f.write(CMAKE % version)
-    run("cmake", "-G", "Ninja", "-S", work, "-B", work + "/cmake", "-DCMAKE_PREFIX_PATH=" + prefix)
+    run(*configure, work + "/cmake")
     run("cmake", "--build", work + "/cmake")
     newer = str(int(version.split(".", maxsplit=1)[0]) + 1) + ".0"
     with open(work + "/CMakeLists.txt", "w", encoding="utf-8") as f:
         f.write(CMAKE % newer)
-    if subprocess.run(["cmake", "-G", "Ninja", "-S", work, "-B", work + "/cmake-newer", "-DCMAKE_PREFIX_PATH=" + prefix], capture_output=True).returncode == 0:
+    if subprocess.run([*configure, work + "/cmake-newer"], capture_output=True).returncode == 0:
         sys.exit(f"FAIL find_package(prhs {newer}) is content with {version}")
     return [work + "/cmake/shared", work + "/cmake/static"]
 
@@ -101,7 +104,7 @@ def main():
         check_tree(root, prefix, lib, version)
         shutil.copy(os.path.join(root, "examples/decode.c"), work)
         answers = set()
-        for program in by_pkg_config(work, prefix, lib, version, cc) + by_cmake(work, prefix, version):
+        for program in by_pkg_config(work, prefix, lib, version, cc) + by_cmake(work, prefix, lib, version):
             answers.add(run(program, env=dict(os.environ, LD_LIBRARY_PATH=lib)))
             print(f"ok {os.path.relpath(program, work)}")
         print("\n".join(answers))
