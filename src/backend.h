@@ -46,6 +46,7 @@ typedef struct prhs_chunking {
     prhs_i32 attend_min, attend_chunks;
     prhs_i32 score_min, score_chunks;
     prhs_i32 prefill_tile;
+    bool counts;           /* the backend wants the workspace's item counts (prhs_k_work.attend_count_off and its neighbours) */
 } prhs_chunking;
 
 typedef struct prhs_backend prhs_backend;
@@ -103,15 +104,18 @@ struct prhs_backend {
     prhs_chunking (*chunking)(const prhs_device *dev, const prhs_op_key *key);
     /* Pure. Which path an op with this key takes ("cpu", "wide", "generic"), NULL where it cannot run; *why: what decided it. */
     const char *(*op_supported)(const prhs_device *dev, const prhs_op_key *key, const char **why);
-    /* The only slow call: compiles and loads what op_enqueue will use for this key. */
+    /* The only slow call: compiles and loads what ops_enqueue will use for this key. */
     prhs_status (*op_prepare)(prhs_device *dev, const prhs_op_key *key);
-    /* Never allocates, compiles, copies to the host or waits. PRHS_ERR_STATE if the key was never prepared. */
-    prhs_status (*op_enqueue)(prhs_queue *queue, const prhs_op *op);
+    /*
+     * Runs n ops in order; a backend may serve neighbours with one launch. Never allocates, compiles, copies to the host or waits.
+     * PRHS_ERR_STATE if a key was never prepared.
+     */
+    prhs_status (*ops_enqueue)(prhs_queue *queue, const prhs_op *ops, size_t n);
 };
 
 /* --- provided by the front end for backends ---------------------------------------------------------------------------- */
 
-/* The key of an op, from its arguments (src/ops_key.c): what op_enqueue looks a prepared variant up with. */
+/* The key of an op, from its arguments (src/op_key.c): what ops_enqueue looks a prepared variant up with. */
 prhs_op_key prhs_op_key_of(const prhs_op *op);
 
 /* The argument struct's bytes and size; the number of mems of a kind; its name as in kernels.def. */
@@ -143,5 +147,6 @@ void prhs_count(uint64_t *counter);
 extern const prhs_backend *const prhs_backends[];
 extern const prhs_backend prhs_backend_cpu;
 extern const prhs_backend prhs_backend_opencl;
+extern const prhs_backend prhs_backend_cuda;
 
 #endif

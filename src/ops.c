@@ -211,12 +211,12 @@ static prhs_k_work check_work(const prhs_ops *ops, call *c, prhs_mem ws) {
     if (c->status == PRHS_OK)
         c->status = prhs_check_mem(&c->limits, "ws", ws, (uint64_t)ops->layout.work_bytes, PRHS_ALIGN, false);
     prhs_k_work w = prhs_layout_work(&ops->layout, ws.offset);
-    w.work_off = PRHS_NONE;
+    w.work_off = w.attend_count_off = w.score_count_off = w.arrived_off = PRHS_NONE;
     return w;
 }
 
 static prhs_status enqueue(const call *c, prhs_queue *queue, const prhs_op *op) {
-    return c->status == PRHS_OK ? c->limits.dev->backend->op_enqueue(queue, op) : c->status;
+    return c->status == PRHS_OK ? c->limits.dev->backend->ops_enqueue(queue, op, 1) : c->status;
 }
 
 prhs_status prhs_op_append(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, const prhs_rows *k,

@@ -184,15 +184,6 @@ void prhs_session_destroy(prhs_session *session) {
 
 uint32_t prhs_session_units(const prhs_session *session) { return session ? (uint32_t)session->limits.shape.units : 0; }
 
-static prhs_status run(const prhs_session *s, prhs_queue *queue, const prhs_op *ops, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        prhs_status status = s->dev->backend->op_enqueue(queue, &ops[i]);
-        if (status != PRHS_OK)
-            return status;
-    }
-    return PRHS_OK;
-}
-
 static prhs_status check_layer(const prhs_session *s, const char *call, uint32_t layer) {
     if (layer >= s->params.layers)
         return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "%s: layer %u, but the session has %u", call, layer, s->params.layers);
@@ -255,7 +246,7 @@ prhs_status prhs_session_step(prhs_session *session, prhs_queue *queue, const pr
     if (status != PRHS_OK)
         return status;
     prhs_op ops[PRHS_PLAN_MAX];
-    return run(session, queue, ops, prhs_plan_step(session, &a, ops));
+    return session->dev->backend->ops_enqueue(queue, ops, prhs_plan_step(session, &a, ops));
 }
 
 static prhs_status resize(prhs_session *s, const char *call, prhs_queue *queue, uint32_t layer, const prhs_batch *batch,
@@ -271,7 +262,7 @@ static prhs_status resize(prhs_session *s, const char *call, prhs_queue *queue, 
     if (status != PRHS_OK)
         return status;
     prhs_op ops[PRHS_PLAN_MAX];
-    return run(s, queue, ops, prhs_plan_truncate(s, &a, rebuild, ops));
+    return s->dev->backend->ops_enqueue(queue, ops, prhs_plan_truncate(s, &a, rebuild, ops));
 }
 
 prhs_status prhs_session_attach(prhs_session *session, prhs_queue *queue, uint32_t layer, const prhs_batch *batch,

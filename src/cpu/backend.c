@@ -233,15 +233,17 @@ static prhs_status cpu_op_prepare(prhs_device *dev, const prhs_op_key *key) {
     return PRHS_OK;
 }
 
-static prhs_status cpu_op_enqueue(prhs_queue *queue, const prhs_op *op) {
+static prhs_status cpu_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n) {
     static void (*const run[PRHS_OP_COUNT])(prhs_queue *, const prhs_op *) = {
 #define X(NAME, name, ...) [PRHS_OP_##NAME] = prhs_cpu_##name,
 #include "../kernels.def"
 #undef X
     };
-    assert((unsigned)op->kind < PRHS_OP_COUNT);
-    run[op->kind](queue, op);
-    prhs_count(&queue->dev->counters.launches);
+    for (size_t i = 0; i < n; i++) {
+        assert((unsigned)ops[i].kind < PRHS_OP_COUNT);
+        run[ops[i].kind](queue, &ops[i]);
+        prhs_count(&queue->dev->counters.launches);
+    }
     return PRHS_OK;
 }
 
@@ -283,5 +285,5 @@ const prhs_backend prhs_backend_cpu = {
     .chunking = cpu_chunking,
     .op_supported = cpu_op_supported,
     .op_prepare = cpu_op_prepare,
-    .op_enqueue = cpu_op_enqueue,
+    .ops_enqueue = cpu_ops_enqueue,
 };

@@ -215,5 +215,5 @@ const prhs_backend prhs_backend_opencl = {
     .chunking = prhs_cl_chunking,
     .op_supported = prhs_cl_op_supported,
     .op_prepare = prhs_cl_op_prepare,
-    .op_enqueue = prhs_cl_op_enqueue,
+    .ops_enqueue = prhs_cl_ops_enqueue,
 };

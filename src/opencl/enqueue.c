@@ -70,7 +70,7 @@ static prhs_status launch(prhs_cl_device *dev, prhs_cl_variant *v, cl_command_qu
     return error == CL_SUCCESS ? PRHS_OK : prhs_cl_fail(log, "clEnqueueNDRangeKernel", error);
 }
 
-prhs_status prhs_cl_op_enqueue(prhs_queue *queue, const prhs_op *op) {
+static prhs_status enqueue(prhs_queue *queue, const prhs_op *op) {
     prhs_cl_device *dev = prhs_cl_device_of(queue->dev);
     const prhs_op_key key = prhs_op_key_of(op);
     prhs_cl_variant *v = find(dev, &key);
@@ -83,6 +83,13 @@ prhs_status prhs_cl_op_enqueue(prhs_queue *queue, const prhs_op *op) {
     pthread_mutex_unlock(&v->lock);
     if (status == PRHS_OK)
         prhs_count(&dev->head.counters.launches);
+    return status;
+}
+
+prhs_status prhs_cl_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n) {
+    prhs_status status = PRHS_OK;
+    for (size_t i = 0; i < n && status == PRHS_OK; i++)
+        status = enqueue(queue, &ops[i]);
     return status;
 }
 

@@ -41,7 +41,7 @@ typedef struct prhs_cl_device {
     cl_platform_id platform;
     cl_device_id id;
     cl_context context;
-    cl_command_queue prepare_queue;  /* first launches of new variants, so that op_enqueue never compiles */
+    cl_command_queue prepare_queue;  /* first launches of new variants, so that ops_enqueue never compiles */
     cl_mem dummy;                    /* stands where an array is absent */
     size_t max_local;
     char *cache_dir;                 /* NULL: no cache */
@@ -131,7 +131,7 @@ void prhs_cl_cache_store(const char *dir, const prhs_cl_cache_key *key, const vo
 prhs_chunking prhs_cl_chunking(const prhs_device *dev, const prhs_op_key *key);
 const char *prhs_cl_op_supported(const prhs_device *dev, const prhs_op_key *key, const char **why);
 prhs_status prhs_cl_op_prepare(prhs_device *dev, const prhs_op_key *key);
-prhs_status prhs_cl_op_enqueue(prhs_queue *queue, const prhs_op *op);
+prhs_status prhs_cl_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n);
 void prhs_cl_variants_free(prhs_cl_device *dev);
 
 #endif

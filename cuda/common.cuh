@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the kernels share: rows of every dtype, the batch, the cache, sets and chunks, merging, and how blocks take turns over work. The
+ * rules are those of docs/kernels.md. Work is spread over a grid of the device's size, never of the capacity's.
+ */
+#ifndef PRHS_COMMON_CUH
+#define PRHS_COMMON_CUH
+
+#include <device.cuh>
+
+#include "launch.h"
+
+typedef unsigned char byte;
+typedef long long i64;
+
+#define LOWEST (-3e38f) /* where running maxima start: finite, so that -inf - max is -inf and no NaN */
+#define NEVER __int_as_float(0x7fc00000) /* NaN */
+#define NOTHING __int_as_float(0xff800000) /* -inf */
+
+DEV bool bad_score(float s) { return !(s < __int_as_float(0x7f800000)); } /* NaN or +inf */
+DEV int lane_id() { return threadIdx.x & 31; }
+DEV int warp_id() { return threadIdx.x >> 5; }
+
+/* --- rows --- */
+
+DEV int element(int dtype) { return dtype == PRHS_K_F32 ? 4 : 2; }
+
+/* Eight channels as they lie in memory: one 16-byte word, two for float32. */
+template <int T> struct raw8 {
+    uint4 w[T == PRHS_K_F32 ? 2 : 1];
+};
+
+template <int T> DEV raw8<T> load_raw(const byte *p)
+{
+    raw8<T> r;
+    r.w[0] = load_stream(p);
+    if (T == PRHS_K_F32)
+        r.w[T == PRHS_K_F32 ? 1 : 0] = load_stream(p + 16);
+    return r;
+}
+
+template <int T> DEV raw8<T> zero_raw()
+{
+    raw8<T> r;
+    for (unsigned i = 0; i < sizeof r.w / sizeof r.w[0]; i++)
+        r.w[i] = make_uint4(0, 0, 0, 0);
+    return r;
+}
+
+template <int T> DEV void floats_of(const raw8<T> &r, float x[8])
+{
+    const unsigned w[4] = { r.w[0].x, r.w[0].y, r.w[0].z, r.w[0].w };
+    if (T == PRHS_K_F32) {
+        const uint4 h = r.w[T == PRHS_K_F32 ? 1 : 0];
+        const unsigned v[8] = { w[0], w[1], w[2], w[3], h.x, h.y, h.z, h.w };
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            x[i] = __uint_as_float(v[i]);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 f = T == PRHS_K_F16 ? half2_floats(w[i]) : bf162_floats(w[i]);
+        x[2 * i] = f.x;
+        x[2 * i + 1] = f.y;
+    }
+}
+
+/* One element, its dtype known at run time. */
+DEV float load_one(int dtype, const byte *row, int d)
+{
+    if (dtype == PRHS_K_F32)
+        return ((const float *)row)[d];
+    const unsigned short x = ((const unsigned short *)row)[d];
+    return dtype == PRHS_K_F16 ? half_float(x) : __uint_as_float((unsigned)x << 16);
+}
+
+DEV unsigned short bfloat_of(float x)
+{
+    const unsigned b = __float_as_uint(x);
+    return (unsigned short)((b & 0x7fffffffu) > 0x7f800000u ? b >> 16 | 0x40 : (b + 0x7fff + (b >> 16 & 1)) >> 16);
+}
+
+DEV void store_one(int dtype, byte *row, int d, float x)
+{
+    if (dtype == PRHS_K_F32)
+        ((float *)row)[d] = x;
+    else
+        ((unsigned short *)row)[d] = dtype == PRHS_K_F16 ? float_half(x) : bfloat_of(x);
+}
+
+/* --- the batch --- */
+
+#define IDLE 0
+#define DECODE 1
+#define SEED 2
+
+struct entry {
+    int slot, flags, kv_len, row_count, prompt_len, row_begin;
+    int kind;       /* of the decision row: IDLE (also for prompts that do not seed), DECODE or SEED */
+    int rows;       /* work rows: decode rows, 1 for a seed */
+    int row0, pos0; /* index and position of work row 0 */
+};
+
+DEV const prhs_seq *seq_at(const prhs_k_batch &k, const byte *seqs, i64 b) { return (const prhs_seq *)(seqs + k.seqs_off) + b; }
+
+DEV bool seq_ok(const prhs_k_batch &k, const prhs_seq *s)
+{
+    return s->slot >= 0 && s->slot < k.max_slots && s->row_count > 0 && s->kv_len >= s->row_count && s->kv_len <= k.max_kv_len &&
+           s->row_begin >= 0 && s->row_begin <= k.max_rows - s->row_count;
+}
+
+DEV entry entry_of(const prhs_k_batch &k, const byte *seqs, i64 b)
+{
+    const prhs_seq *s = seq_at(k, seqs, b);
+    entry e = { s->slot, s->flags, s->kv_len, s->row_count, s->prompt_len, s->row_begin, IDLE, 0, 0, 0 };
+    if (!seq_ok(k, s))
+        return e;
+    if (e.flags & PRHS_SEQ_SEED) {
+        e.kind = SEED;
+        e.rows = 1;
+        e.row0 = e.row_begin + e.row_count - 1;
+        e.pos0 = e.kv_len - 1;
+    } else if (!(e.flags & PRHS_SEQ_PREFILL) && e.row_count <= k.rows) {
+        e.kind = DECODE;
+        e.rows = e.row_count;
+        e.row0 = e.row_begin;
+        e.pos0 = e.kv_len - e.row_count;
+    }
+    return e;
+}
+
+DEV const int *pages_of(const prhs_k_batch &k, const byte *pages, i64 b)
+{
+    return (const int *)(pages + k.pages_off) + b * k.page_stride;
+}
+
+/* Byte offsets of a token's K and V row of KV head `head`; pages ids are clamped into the cache. */
+struct place {
+    i64 k, v;
+};
+
+DEV place place_of(const prhs_k_kv &kv, const int *pages, int j, int head)
+{
+    const int page = j / kv.page_size, in = j - page * kv.page_size, e = element(kv.dtype);
+    const i64 id = min(max(pages[page], 0), kv.pages - 1);
+    place p;
+    p.k = kv.k_off + (id * kv.k_page + in * kv.k_token + head * kv.k_head) * e;
+    p.v = kv.v_off + (id * kv.v_page + in * kv.v_token + head * kv.v_head) * e;
+    return p;
+}
+
+DEV byte *row_at(const prhs_k_rows &r, byte *base, i64 row, int head)
+{
+    return base + r.off + (row * r.row + head * r.head) * element(r.dtype);
+}
+
+#define FLOATS(base, off) ((float *)((base) + (off)))
+#define INTS(base, off) ((int *)((base) + (off)))
+#define SLOT_AT(base, st, off, slot, type) ((type *)((base) + (st).off + (st).slot_bytes * (i64)(slot)))
+#define STAT_AT(base, st, off, slot, type) ((type *)((base) + (st).off + (st).stat_slot_bytes * (i64)(slot)))
+
+DEV prhs_set *set_at(byte *work, const prhs_k_work &w, const prhs_k_shape &s, i64 b, int u)
+{
+    return (prhs_set *)(work + w.set_off) + b * s.units + u;
+}
+
+/* --- sets and chunks --- */
+
+DEV int set_fixed(const prhs_set &s) { return s.sink_end + (s.edge_end - s.edge_begin) + s.count * s.run; }
+DEV int set_tokens(const prhs_set &s, int end) { return set_fixed(s) + max(min(s.end, end) - s.win_begin, 0); }
+
+/* Position of the set's token i. */
+DEV int set_position(const prhs_set &s, const int *list, int i)
+{
+    if (i < s.sink_end)
+        return i;
+    i -= s.sink_end;
+    if (i < s.edge_end - s.edge_begin)
+        return s.edge_begin + i;
+    i -= s.edge_end - s.edge_begin;
+    if (i < s.count * s.run)
+        return s.run == 1 ? list[i] : list[i / s.run] + i % s.run;
+    return s.win_begin + i - s.count * s.run;
+}
+
+DEV int chunk_tokens(int n, int least, int chunks)
+{
+    const int c = (n + chunks - 1) / chunks;
+    return max((c + 15) / 16 * 16, least);
+}
+
+DEV int chunk_count(int n, int least, int chunks)
+{
+    const int c = chunk_tokens(n, least, chunks);
+    return (n + c - 1) / c;
+}
+
+DEV int work_tokens(const prhs_set &s, int work, int pos)
+{
+    return work == PRHS_WORK_ALL ? pos + 1 : work == PRHS_WORK_SET ? set_tokens(s, pos + 1) : 0;
+}
+
+DEV int attend_chunks(const prhs_k_work &w, int n) { return n > 0 ? chunk_count(n, w.chunk_min, w.chunks) : 0; }
+DEV int score_chunks(const prhs_k_work &w, int n) { return n > 0 ? chunk_count(n, w.score_chunk_min, w.score_chunks) : 0; }
+
+/* The set of a unit at position t before any selection: mode DENSE, WINDOW, STREAM, or RETRIEVE with an empty list. */
+DEV prhs_set fresh_set(const prhs_k_policy &p, int t, int kv_len)
+{
+    const int n = t + 1, w = max(n - p.local_tokens, 0);
+    const int start = (int)(((unsigned long long)p.psaw * (unsigned long long)t) >> 32), lo = max(p.sinks, start);
+    prhs_set s = { PRHS_MODE_DENSE, 0, 0, 0, 0, 1, 0, kv_len, 0, 0, { 0, 0 } };
+    if (p.dense || n < p.min_sparse_n || (w - lo <= p.k && start <= p.sinks))
+        return s;
+    s.sink_end = p.sinks;
+    if (w - lo <= p.k) {
+        s.mode = PRHS_MODE_WINDOW;
+        s.win_begin = start;
+        return s;
+    }
+    s.mode = p.k == 0 ? PRHS_MODE_STREAM : PRHS_MODE_RETRIEVE;
+    s.win_begin = max(w, lo);
+    s.mid_begin = lo;
+    s.mid_end = w;
+    s.run = p.k == 0 ? 1 : p.run;
+    return s;
+}
+
+/* --- numbers --- */
+
+/* 1 / (1 + exp(-l)) with l capped at 20; NaN stays. */
+DEV float mass_of(float l) { return 1.0f / (1.0f + expf(-(l > 20.0f ? 20.0f : l))); }
+
+DEV float cosine_of(float ab, float aa, float bb) { return aa == 0.0f || bb == 0.0f ? 0.0f : ab / (sqrtf(aa) * sqrtf(bb)); }
+
+DEV float warp_sum(float x)
+{
+#pragma unroll
+    for (int w = 16; w; w >>= 1)
+        x += __shfl_xor_sync(FULL, x, w);
+    return x;
+}
+
+DEV int warp_sum_int(int x)
+{
+#pragma unroll
+    for (int w = 16; w; w >>= 1)
+        x += __shfl_xor_sync(FULL, x, w);
+    return x;
+}
+
+/* fmaxf: NaN loses. */
+DEV float warp_max(float x)
+{
+#pragma unroll
+    for (int w = 16; w; w >>= 1)
+        x = fmaxf(x, __shfl_xor_sync(FULL, x, w));
+    return x;
+}
+
+/* Log-sum-exp of parts, by a whole warp; NaN where one is NaN. Reads past the caches of this multiprocessor. */
+DEV float merged_lse(const float *lse, i64 step, int parts, float *top)
+{
+    float m = NOTHING, sum = 0.0f;
+    bool nan = false;
+    for (int i = lane_id(); i < parts; i += 32) {
+        const float l = __ldcg(lse + i * step);
+        nan |= isnan(l);
+        m = l > m ? l : m;
+    }
+    m = warp_max(m);
+    *top = m;
+    if (__any_sync(FULL, nan))
+        return NEVER;
+    if (m == NOTHING)
+        return m;
+    for (int i = lane_id(); i < parts; i += 32)
+        sum += expf(__ldcg(lse + i * step) - m);
+    return m + logf(warp_sum(sum));
+}
+
+/* --- turns --- */
+
+/* Inclusive sums over the block's threads into prefix[blockDim.x]; returns the total. Ends with a barrier. */
+DEV int block_prefix(int x, int *prefix)
+{
+    __shared__ int sums[32];
+    const int lane = lane_id(), warp = warp_id(), warps = (blockDim.x + 31) >> 5;
+    int s = x;
+#pragma unroll
+    for (int w = 1; w < 32; w <<= 1) {
+        const int y = __shfl_up_sync(FULL, s, w);
+        s += lane >= w ? y : 0;
+    }
+    if (lane == 31)
+        sums[warp] = s;
+    __syncthreads();
+    int before = 0, total = 0;
+    for (int i = 0; i < warps; i++) {
+        before += i < warp ? sums[i] : 0;
+        total += sums[i];
+    }
+    prefix[threadIdx.x] = before + s;
+    __syncthreads();
+    return total;
+}
+
+/*
+ * count(i) items belong to index i of [0, n). Block b takes items b, b + gridDim.x, ... of them all: work(i, item of i) is called by
+ * all threads of the block together. prefix: shared, blockDim.x ints.
+ */
+template <class Count, class Work> DEV void take_turns(int n, int *prefix, Count count, Work work)
+{
+    i64 next = blockIdx.x, base = 0;
+    for (int first = 0; first < n; first += blockDim.x) {
+        const int i = first + threadIdx.x;
+        const int total = block_prefix(i < n ? count(i) : 0, prefix);
+        for (; next < base + total; next += gridDim.x) {
+            const int at = (int)(next - base);
+            int low = 0, high = blockDim.x - 1; /* the first index whose prefix is above `at` */
+            while (low < high) {
+                const int mid = (low + high) >> 1;
+                if (prefix[mid] > at)
+                    high = mid;
+                else
+                    low = mid + 1;
+            }
+            work(first + low, at - (low ? prefix[low - 1] : 0));
+        }
+        base += total;
+        __syncthreads();
+    }
+}
+
+#endif

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the kernels use beyond C++ and CUDA's own warp functions: everything that is written as PTX, and how a kernel is declared. The
+ * emulator of the tests has a header of the same name for a host compiler.
+ */
+#ifndef PRHS_DEVICE_CUH
+#define PRHS_DEVICE_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define DEV static __device__ __forceinline__
+#define DEV_CALL static __device__ __noinline__
+#define FULL 0xffffffffu
+
+/* A kernel with one launch struct, its block size and the blocks that shall fit on a multiprocessor. */
+#define KERNEL(name, type, threads, blocks) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ type p)
+
+/* Dynamic shared memory, 16-byte aligned. */
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+/* Waits for the kernels before this one in the stream; lets the next one start early. Both do nothing where launches do not overlap. */
+DEV void grid_begin()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEV void grid_release()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* 16 bytes that are read once. */
+DEV uint4 load_stream(const void *p)
+{
+    uint4 r;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+    return r;
+}
+
+/* 16 bytes that another multiprocessor wrote in this kernel. */
+DEV float4 load_shared_result(const float *p)
+{
+    return __ldcg((const float4 *)p);
+}
+
+/* e^x; x = -inf gives 0, NaN stays. At most 2 + |x| ulp: used where large |x| means a small weight. */
+DEV float exp_weight(float x) { return __expf(x); }
+
+/* Two packed halves or bfloat16s as floats. */
+DEV float2 half2_floats(unsigned x) { return __half22float2(*(const __half2 *)&x); }
+DEV float2 bf162_floats(unsigned x) { return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)); }
+DEV float half_float(unsigned short x) { return __half2float(__ushort_as_half(x)); }
+DEV unsigned short float_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
+
+/* 16 bytes from global to shared memory, asynchronously; commit, and wait until at most N groups are pending. */
+DEV void copy_async(void *shared, const void *global)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global));
+}
+/* The same where `real`, zeros otherwise; `global` must be a valid address all the same. */
+DEV void copy_async_or_zero(void *shared, const void *global, bool real)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global),
+                 "r"(real ? 16 : 0));
+}
+DEV void copy_commit() { asm volatile("cp.async.commit_group;"); }
+template <int N> DEV void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
+
+/* Four 8x8 matrices of 16-bit elements from shared memory; lane l gives the address of row l % 8 of matrix l / 8. */
+DEV void load_matrices(unsigned r[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(row)));
+}
+DEV void load_matrices_transposed(unsigned r[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(row)));
+}
+
+/* c += a b: a 16x16 (row), b 16x8 (column), c 16x8 in float32. BF16: elements are bfloat16, else halves. */
+template <bool BF16> DEV void multiply(float c[4], const unsigned a[4], unsigned b0, unsigned b1)
+{
+    if (BF16)
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    else
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#endif

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a kernel is launched with: one struct by value, the same for the host (src/cuda/), nvcc and the emulator of the tests. Buffers come
+ * as base addresses indexed by role; the offsets in the op's own arguments count from there.
+ */
+#ifndef PRHS_CUDA_LAUNCH_H
+#define PRHS_CUDA_LAUNCH_H
+
+#include "kargs.h"
+
+/* The roles of src/kernels.def, as indices into `mem`. */
+typedef enum prhs_role {
+    PRHS_R_SEQS, PRHS_R_PAGES, PRHS_R_Q, PRHS_R_KIN, PRHS_R_VIN, PRHS_R_K, PRHS_R_V, PRHS_R_STATE, PRHS_R_WORK, PRHS_R_OUT, PRHS_R_LSE,
+    PRHS_R_PARTS, PRHS_R_PARTS_LSE, PRHS_R_QREF, PRHS_R_MOMENTS_IN, PRHS_R_DROPPED, PRHS_R_COSINE, PRHS_R_DELTA,
+    PRHS_ROLES
+} prhs_role;
+
+/* prhs_cu_<op>: the launch struct of every op. */
+#define X(NAME, name, ...)                \
+    typedef struct prhs_cu_##name {       \
+        unsigned char *mem[PRHS_ROLES];   \
+        prhs_k_##name a;                  \
+    } prhs_cu_##name;
+#include "kernels.def"
+#undef X
+
+/* append + plan, or plan alone (appends 0). */
+typedef struct prhs_cu_prepare {
+    unsigned char *mem[PRHS_ROLES];
+    prhs_k_append append;
+    prhs_k_plan plan;
+    prhs_i32 appends, reserved;
+} prhs_cu_prepare;
+
+/* attend, alone (finishes 0) or with finish: then the block that ends a unit's last chunk finishes the unit. */
+typedef struct prhs_cu_serve {
+    unsigned char *mem[PRHS_ROLES];
+    prhs_k_attend attend;
+    prhs_k_finish finish;
+    prhs_i32 finishes, reserved;
+} prhs_cu_serve;
+
+/* select, alone (has_moments 0) or with moments. */
+typedef struct prhs_cu_retrieve {
+    unsigned char *mem[PRHS_ROLES];
+    prhs_k_select select;
+    prhs_k_moments moments;
+    prhs_i32 has_moments, reserved;
+} prhs_cu_retrieve;
+
+#endif
