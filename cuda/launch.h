@@ -37,7 +37,8 @@ typedef struct prhs_cu_serve {
     unsigned char *mem[PRHS_ROLES];
     prhs_k_attend attend;
     prhs_k_finish finish;
-    prhs_i32 finishes, reserved;
+    prhs_i32 finishes;
+    prhs_i32 pass;                        /* attends before this one in the step: which counts are read; the finish writes the next ones */
 } prhs_cu_serve;
 
 /* select, alone (has_moments 0) or with moments. */
@@ -45,7 +46,8 @@ typedef struct prhs_cu_retrieve {
     unsigned char *mem[PRHS_ROLES];
     prhs_k_select select;
     prhs_k_moments moments;
-    prhs_i32 has_moments, reserved;
+    prhs_i32 has_moments;
+    prhs_i32 pass;                        /* attends before it in the step: the next one's counts are written */
 } prhs_cu_retrieve;
 
 #endif

@@ -127,6 +127,8 @@ typedef struct prhs_k_state {
 #define PRHS_WORK_SET 1                   /* attend over the unit's set */
 #define PRHS_WORK_ALL 2                   /* attend over all tokens up to the row's own */
 
+#define PRHS_PASSES 3                     /* attend + finish pairs of a layer step, at most */
+
 /* Workspace arrays that several kernels share; offsets into the workspace buffer. */
 typedef struct prhs_k_work {
     prhs_i64 set_off;                     /* prhs_set[max_seqs][units] */
@@ -140,9 +142,9 @@ typedef struct prhs_k_work {
     prhs_i64 mom_off;                     /* f32[max_seqs][heads][score_chunks][2][dim]: sum w(k-c), sum w(k-c)^2 over the
                                              middle, w relative to the chunk's middle maximum; PRHS_NONE without moments */
     prhs_i64 score_stride;                /* floats */
-    prhs_i64 attend_count_off;            /* i32[max_seqs][units]: chunks of the unit's rows in the next attend, at least 1 where a
-                                             finish has to look at the unit; with its neighbours PRHS_NONE where a backend, or the
-                                             ops tier, does not keep them */
+    prhs_i64 attend_count_off;            /* i32[PRHS_PASSES][max_seqs][units]: chunks of the unit's rows in each attend of the step, at
+                                             least 1 where its finish has to look at the unit; with its neighbours PRHS_NONE where a
+                                             backend, or the ops tier, does not keep them */
     prhs_i64 score_count_off;             /* i32[max_seqs][units]: chunks to score for retrieval; 0: the unit does not retrieve */
     prhs_i64 arrived_off;                 /* i32[max_seqs][units]: chunks that are done; 0 between kernels */
     prhs_i32 chunks, chunk_min;           /* attend: at most `chunks` chunks of at least chunk_min tokens */

@@ -83,7 +83,7 @@ static void make_work(const prhs_extent *e, prhs_layout *l) {
     w->norm_off = take(&end, e->scores, seqs * s->heads * w->score_chunks * 4, 4);
     end = align_up(end, 64);
     w->mom_off = take(&end, e->moments, seqs * s->heads * w->score_chunks * 2 * s->dim, 4);
-    w->attend_count_off = take(&end, e->chunking.counts, seqs * s->units, 4);
+    w->attend_count_off = take(&end, e->chunking.counts, PRHS_PASSES * seqs * s->units, 4);
     w->score_count_off = take(&end, e->chunking.counts, seqs * s->units, 4);
     w->arrived_off = take(&end, e->chunking.counts, seqs * s->units, 4);
     l->work_bytes = align_up(end, PRHS_ALIGN);
