@@ -66,6 +66,17 @@ template <int T> DEV void floats_of(const raw8<T> &r, float x[8])
     }
 }
 
+/* Eight channels of a row whose dtype is known at run time. */
+DEV void load_eight(int dtype, const byte *p, float x[8])
+{
+    if (dtype == PRHS_K_F32)
+        floats_of(load_raw<PRHS_K_F32>(p), x);
+    else if (dtype == PRHS_K_F16)
+        floats_of(load_raw<PRHS_K_F16>(p), x);
+    else
+        floats_of(load_raw<PRHS_K_BF16>(p), x);
+}
+
 /* One element, its dtype known at run time. */
 DEV float load_one(int dtype, const byte *row, int d)
 {

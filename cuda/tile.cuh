@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A warp's tile of scattered rows, for score and attend: L lanes hold a row (8 channels each), 32 / L rows come with one load
+ * instruction, LOADS of these are in flight together. HB query heads share each row.
+ */
+#ifndef PRHS_TILE_CUH
+#define PRHS_TILE_CUH
+
+#include "common.cuh"
+
+#define WARPS 4
+#define THREADS (32 * WARPS)
+
+/* T: dtype of the rows; L: lanes a row; HB: heads. */
+template <int T, int L, int HB> struct tile {
+    static const int LOADS = T == PRHS_K_F32 || HB == 8 ? 4 : 8;
+    static const int ROWS = 32 / L;          /* rows a load */
+    static const int TOKENS = ROWS * LOADS;  /* rows a tile */
+    static const int VALUES = LOADS * HB;    /* scores that a lane has a part of */
+    static const int WHOLE = VALUES > L ? VALUES / L : 1; /* scores that a lane ends up with */
+
+    /* What a warp keeps in shared memory. */
+    struct __align__(16) shared {
+        place at[TOKENS];
+        float s[TOKENS * HB]; /* scores, then weights: [token][head] */
+    };
+};
+
+/* Adds up W lanes' parts of N values; afterwards a lane has max(1, N / W) whole values, from index `off` on. */
+template <int N, int W> DEV void spread_sum(float *v, int *off)
+{
+    if constexpr (W > 1) {
+        if constexpr (N > 1) {
+            const bool upper = lane_id() & (W / 2);
+#pragma unroll
+            for (int i = 0; i < N / 2; i++) {
+                const float give = upper ? v[i] : v[i + N / 2], keep = upper ? v[i + N / 2] : v[i];
+                v[i] = keep + __shfl_xor_sync(FULL, give, W / 2);
+            }
+            *off += upper ? N / 2 : 0;
+            spread_sum<N / 2, W / 2>(v, off);
+        } else {
+            v[0] += __shfl_xor_sync(FULL, v[0], W / 2);
+            spread_sum<1, W / 2>(v, off);
+        }
+    }
+}
+
+/* The largest of the lanes' numbers; none is NaN. */
+DEV float warp_top(float x)
+{
+    const int b = __float_as_int(x), key = b ^ ((b >> 31) & 0x7fffffff), top = __reduce_max_sync(FULL, key);
+    return __int_as_float(top ^ ((top >> 31) & 0x7fffffff));
+}
+
+/* The queries of HB heads, 8 channels a lane; heads past the unit's last one repeat it. */
+template <int L, int HB> DEV void load_queries(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, float out[HB][8])
+{
+    const int c = lane_id() % L * 8;
+#pragma unroll
+    for (int h = 0; h < HB; h++) {
+        if (c < dim) {
+            load_eight(rows.dtype, row_at(rows, q, row, head + min(h, heads - 1)) + c * element(rows.dtype), out[h]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                out[h][i] = 0.0f;
+        }
+    }
+}
+
+/* The tile's rows `base + off` where at[] says; rows past n, and lanes past the row, are zeros and not read. */
+template <int T, int L, int HB> DEV void load_rows(const byte *base, const place *at, bool values, int n, int dim, raw8<T> *r)
+{
+    typedef tile<T, L, HB> tl;
+    const int lane = lane_id(), c = lane % L * 8;
+#pragma unroll
+    for (int i = 0; i < tl::LOADS; i++) {
+        const int t = i * tl::ROWS + lane / L;
+        if (t < n && c < dim)
+            r[i] = load_raw<T>(base + (values ? at[t].v : at[t].k) + c * (T == PRHS_K_F32 ? 4 : 2));
+        else
+            r[i] = zero_raw<T>();
+    }
+}
+
+/* Scores of the tile's rows into s[token][head]. */
+template <int T, int L, int HB> DEV void score_rows(const raw8<T> *k, const float q[HB][8], float scale, float *s)
+{
+    typedef tile<T, L, HB> tl;
+    float part[tl::VALUES];
+#pragma unroll
+    for (int i = 0; i < tl::LOADS; i++) {
+        float x[8];
+        floats_of(k[i], x);
+#pragma unroll
+        for (int h = 0; h < HB; h++) {
+            float d = x[0] * q[h][0];
+#pragma unroll
+            for (int c = 1; c < 8; c++)
+                d += x[c] * q[h][c];
+            part[i * HB + h] = d;
+        }
+    }
+    int off = 0;
+    spread_sum<tl::VALUES, L>(part, &off);
+#pragma unroll
+    for (int f = 0; f < tl::WHOLE; f++) {
+        const int i = off + f, token = i / HB * tl::ROWS + lane_id() / L;
+        s[token * HB + i % HB] = part[f] * scale;
+    }
+}
+
+#endif
