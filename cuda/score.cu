@@ -1,43 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * score: every candidate key against the decision row's queries, with the normalisers and, on demand, the moments of the middle. A block
- * takes a chunk of absolute positions of a unit, its warps take turns over tiles, and their sums meet in shared memory.
- */
+/* score without tensor cores, and with moments: any dtype; float32 arithmetic throughout. */
+#include "score.cuh"
 #include "tile.cuh"
 
-/* Over scores that are neither NaN nor +inf; sum is the whole warp's, relative to top. */
-struct logsum {
-    float top, sum;
-};
+#define OUTSIDE (-1.0f) /* the weight of a token that is not in the middle */
 
-/* A chunk of work, the same for all threads of the block. */
-struct job {
-    entry e;
-    prhs_set set;
-    const int *pages;
-    i64 b;
-    int u, first, last, chunk;
-    bool full;
-};
+/* Rows in flight. */
+template <int T, int HB, bool M> DEV constexpr int loads() { return T == PRHS_K_F32 || HB == 8 ? 4 : M || HB > 1 ? 8 : 16; }
 
 /* What a warp has seen: inside the middle, and scored outside of it. */
 template <int HB, bool M> struct running {
     logsum mid[HB], out[HB];
     float m1[M ? HB : 1][8], m2[M ? HB : 1][8], pivot[8];
 };
-
-DEV bool is_scored(const job &j, int pos) { return j.full || pos < j.set.sink_end || pos >= j.set.mid_begin; }
-DEV bool is_inside(const job &j, int pos) { return pos >= j.set.mid_begin && pos < j.set.mid_end; }
-
-/* Chunks of unit i, where no counts were kept. */
-DEV int count_unit(const prhs_k_score &a, const byte *seqs, byte *ws, int i)
-{
-    const i64 b = i / a.shape.units;
-    const entry e = entry_of(a.batch, seqs, b);
-    if (e.kind == IDLE || !(a.modes >> set_at(ws, a.work, a.shape, b, i % a.shape.units)->mode & 1))
-        return 0;
-    return score_chunks(a.work, e.pos0 + 1);
-}
 
 /* Adds a warp's lanes' scores; s is NOTHING where a lane has none. Returns the weight relative to the new top; *scale: of the old sum. */
 DEV float add_scores(logsum *z, float s, float *scale)
@@ -70,7 +45,7 @@ template <int TOKENS, int HB, bool M> DEV void take_scores(const job &j, running
         if (!M)
             continue;
         if (t < TOKENS)
-            s[t * HB + h] = inside && bad ? NEVER : inside ? w : 0.0f;
+            s[t * HB + h] = inside ? (bad ? NEVER : w) : OUTSIDE;
         if (scale != 1.0f) {
 #pragma unroll
             for (int c = 0; c < 8; c++) {
@@ -84,23 +59,23 @@ template <int TOKENS, int HB, bool M> DEV void take_scores(const job &j, running
 /* The middle's rows of the tile, weighted. */
 template <int T, int L, int HB> DEV void add_moments(running<HB, true> *x, const raw8<T> *k, const float *w)
 {
-    typedef tile<T, L, HB> tl;
 #pragma unroll
-    for (int i = 0; i < tl::LOADS; i++) {
-        float y[8];
-        const float *wt = w + (i * tl::ROWS + lane_id() / L) * HB;
+    for (int i = 0; i < loads<T, HB, true>(); i++) {
+        float y[8], yy[8], wh[HB];
+        const float *wt = w + (i * (32 / L) + lane_id() / L) * HB;
+        const bool outside = wt[0] == OUTSIDE; /* its row may hold anything */
         floats_of(k[i], y);
 #pragma unroll
-        for (int c = 0; c < 8; c++)
-            y[c] -= x->pivot[c];
+        for (int h = 0; h < HB; h++)
+            wh[h] = outside ? 0.0f : wt[h];
 #pragma unroll
-        for (int h = 0; h < HB; h++) {
-            const float wh = wt[h];
+        for (int c = 0; c < 8; c++) {
+            y[c] = outside ? 0.0f : y[c] - x->pivot[c];
+            yy[c] = y[c] * y[c];
 #pragma unroll
-            for (int c = 0; c < 8; c++) {
-                const float wy = wh == 0.0f ? 0.0f : wh * y[c];
-                x->m1[h][c] += wy;
-                x->m2[h][c] += wh == 0.0f ? 0.0f : wy * y[c];
+            for (int h = 0; h < HB; h++) {
+                x->m1[h][c] += wh[h] * y[c];
+                x->m2[h][c] += wh[h] * yy[c];
             }
         }
     }
@@ -108,22 +83,22 @@ template <int T, int L, int HB> DEV void add_moments(running<HB, true> *x, const
 
 template <int T, int L, int HB, bool M>
 DEV void score_tiles(const prhs_cu_score &p, const job &j, int head, const float q[HB][8], float *const *out,
-                     typename tile<T, L, HB>::shared *sh, running<HB, M> *x)
+                     typename tile<T, L, HB, loads<T, HB, M>()>::shared *sh, running<HB, M> *x)
 {
-    typedef tile<T, L, HB> tl;
+    typedef tile<T, L, HB, loads<T, HB, M>()> tl;
     const prhs_k_score &a = p.a;
     const int step = WARPS * tl::TOKENS, lane = lane_id();
     for (int base = j.first + warp_id() * tl::TOKENS; base < j.last; base += step) {
         /* Between the sinks and the middle (PSAW) nothing is scored, unless everything is. */
         if (!j.full && base >= j.set.sink_end && base + tl::TOKENS <= j.set.mid_begin)
             continue;
-        raw8<T> k[tl::LOADS];
+        raw8<T> k[loads<T, HB, M>()];
         for (int t = lane; t < tl::TOKENS; t += 32)
             if (base + t < j.last)
                 sh->at[t] = place_of(a.kv, j.pages, base + t, head);
         __syncwarp();
-        load_rows<T, L, HB>(p.mem[PRHS_R_K], sh->at, false, min(tl::TOKENS, j.last - base), a.shape.dim, k);
-        score_rows<T, L, HB>(k, q, a.shape.scale, sh->s);
+        load_rows<T, L, HB, loads<T, HB, M>()>(p.mem[PRHS_R_K], sh->at, false, min(tl::TOKENS, j.last - base), a.shape.dim, k);
+        score_rows<T, L, HB, loads<T, HB, M>()>(k, q, a.shape.scale, sh->s);
         __syncwarp();
 #pragma unroll
         for (int at = 0; at < tl::TOKENS; at += 32)
@@ -144,16 +119,6 @@ template <int T, int L> DEV void load_pivot(const prhs_cu_score &p, const job &j
     if (j.set.mid_end > j.set.mid_begin && c < p.a.shape.dim)
         r = load_raw<T>(p.mem[PRHS_R_K] + place_of(p.a.kv, j.pages, j.set.mid_end - 1, head).k + c * (T == PRHS_K_F32 ? 4 : 2));
     floats_of(r, pivot);
-}
-
-DEV logsum joined(const logsum *z, int count, int step)
-{
-    logsum r = { LOWEST, 0.0f };
-    for (int i = 0; i < count; i++)
-        r.top = fmaxf(r.top, z[i * step].top);
-    for (int i = 0; i < count; i++)
-        r.sum += z[i * step].sum * exp_weight(z[i * step].top - r.top);
-    return r;
 }
 
 /* Sums of the warps' moments: lanes past a row's first L hold other rows' parts. */
@@ -194,7 +159,7 @@ template <int L, int HB> DEV void put_moments(const prhs_k_score &a, running<HB,
 /* Heads [h0, h0 + HB) of the unit over the job's chunk. */
 template <int T, int L, int HB, bool M> DEV void score_heads(const prhs_cu_score &p, const job &j, int h0)
 {
-    __shared__ typename tile<T, L, HB>::shared tiles[WARPS];
+    __shared__ typename tile<T, L, HB, loads<T, HB, M>()>::shared tiles[WARPS];
     __shared__ logsum mid[WARPS][HB], out[WARPS][HB];
     const prhs_k_score &a = p.a;
     const int heads = min(HB, a.shape.unit_heads - h0), head = j.u * a.shape.unit_heads + h0;
@@ -222,54 +187,25 @@ template <int T, int L, int HB, bool M> DEV void score_heads(const prhs_cu_score
     }
     __syncthreads();
     const i64 slot = (j.b * a.shape.heads + head) * a.work.score_chunks + j.chunk;
-    if ((int)threadIdx.x < heads) {
-        const int h = threadIdx.x;
-        const logsum z[2] = { joined(&mid[0][h], WARPS, HB), joined(&out[0][h], WARPS, HB) }, all = joined(z, 2, 1);
-        ((float4 *)(ws + a.work.norm_off))[slot + (i64)h * a.work.score_chunks] = make_float4(all.top, all.sum, z[0].top, z[0].sum);
-    }
+    put_norms<HB>(a, mid, out, heads, slot, ws);
     if constexpr (M)
         put_moments<L, HB>(a, &x, mid, heads, slot, ws);
     __syncthreads();
 }
 
-template <int T, int L, int HB, bool M> DEV void score(const prhs_cu_score &p)
-{
-    __shared__ int prefix[THREADS];
-    grid_begin();
-    const prhs_k_score &a = p.a;
-    byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];
-    const bool kept = a.work.score_count_off != PRHS_NONE && !a.full;
-    const int *counts = kept ? INTS(ws, a.work.score_count_off) : nullptr;
-    take_turns(
-        a.batch.max_seqs * a.shape.units, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, seqs, ws, i); },
-        [&](int i, int item) {
-            job j;
-            j.b = i / a.shape.units;
-            j.u = i % a.shape.units;
-            j.e = entry_of(a.batch, seqs, j.b);
-            j.set = *set_at(ws, a.work, a.shape, j.b, j.u);
-            j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j.b);
-            j.full = a.full;
-            j.chunk = item;
-            const int n = j.e.pos0 + 1, size = chunk_tokens(n, a.work.score_chunk_min, a.work.score_chunks);
-            j.first = item * size;
-            j.last = min(j.first + size, n);
-            for (int h0 = 0; h0 < a.shape.unit_heads; h0 += HB)
-                score_heads<T, L, HB, M>(p, j, h0);
-        });
-}
-
 #define SCORE(t, T, l, hb, blocks) \
-    KERNEL(prhs_score_##t##_l##l##_h##hb, prhs_cu_score, THREADS, blocks) { score<T, l, hb, false>(p); }
+    KERNEL(prhs_score_##t##_l##l##_h##hb, prhs_cu_score, THREADS, blocks)                                              \
+    { score<hb>(p, [&](const job &j, int h0) { score_heads<T, l, hb, false>(p, j, h0); }); }
 #define SCORE_MOMENTS(t, T, l, hb, blocks) \
-    KERNEL(prhs_score_##t##_l##l##_h##hb##_m, prhs_cu_score, THREADS, blocks) { score<T, l, hb, true>(p); }
+    KERNEL(prhs_score_##t##_l##l##_h##hb##_m, prhs_cu_score, THREADS, blocks)                                              \
+    { score<hb>(p, [&](const job &j, int h0) { score_heads<T, l, hb, true>(p, j, h0); }); }
 /* With moments at most 4 heads together: 16 sums a head and lane. */
 #define SCORE_HEADS(t, T, l)        \
-    SCORE(t, T, l, 1, 6)            \
-    SCORE(t, T, l, 2, 5)            \
+    SCORE(t, T, l, 1, 4)            \
+    SCORE(t, T, l, 2, 4)            \
     SCORE(t, T, l, 4, 4)            \
     SCORE(t, T, l, 8, 3)            \
-    SCORE_MOMENTS(t, T, l, 1, 5)    \
+    SCORE_MOMENTS(t, T, l, 1, 4)    \
     SCORE_MOMENTS(t, T, l, 2, 3)    \
     SCORE_MOMENTS(t, T, l, 4, 2)
 #define SCORE_LANES(t, T)     \

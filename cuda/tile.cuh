@@ -8,12 +8,8 @@
 
 #include "common.cuh"
 
-#define WARPS 4
-#define THREADS (32 * WARPS)
-
-/* T: dtype of the rows; L: lanes a row; HB: heads. */
-template <int T, int L, int HB> struct tile {
-    static const int LOADS = T == PRHS_K_F32 || HB == 8 ? 4 : 8;
+/* T: dtype of the rows; L: lanes a row; HB: heads; LOADS: rows that a lane has in flight. */
+template <int T, int L, int HB, int LOADS> struct tile {
     static const int ROWS = 32 / L;          /* rows a load */
     static const int TOKENS = ROWS * LOADS;  /* rows a tile */
     static const int VALUES = LOADS * HB;    /* scores that a lane has a part of */
@@ -70,12 +66,12 @@ template <int L, int HB> DEV void load_queries(const prhs_k_rows &rows, byte *q,
 }
 
 /* The tile's rows `base + off` where at[] says; rows past n, and lanes past the row, are zeros and not read. */
-template <int T, int L, int HB> DEV void load_rows(const byte *base, const place *at, bool values, int n, int dim, raw8<T> *r)
+template <int T, int L, int HB, int LOADS> DEV void load_rows(const byte *base, const place *at, bool values, int n, int dim, raw8<T> *r)
 {
-    typedef tile<T, L, HB> tl;
+    typedef tile<T, L, HB, LOADS> tl;
     const int lane = lane_id(), c = lane % L * 8;
 #pragma unroll
-    for (int i = 0; i < tl::LOADS; i++) {
+    for (int i = 0; i < LOADS; i++) {
         const int t = i * tl::ROWS + lane / L;
         if (t < n && c < dim)
             r[i] = load_raw<T>(base + (values ? at[t].v : at[t].k) + c * (T == PRHS_K_F32 ? 4 : 2));
@@ -85,12 +81,12 @@ template <int T, int L, int HB> DEV void load_rows(const byte *base, const place
 }
 
 /* Scores of the tile's rows into s[token][head]. */
-template <int T, int L, int HB> DEV void score_rows(const raw8<T> *k, const float q[HB][8], float scale, float *s)
+template <int T, int L, int HB, int LOADS> DEV void score_rows(const raw8<T> *k, const float q[HB][8], float scale, float *s)
 {
-    typedef tile<T, L, HB> tl;
+    typedef tile<T, L, HB, LOADS> tl;
     float part[tl::VALUES];
 #pragma unroll
-    for (int i = 0; i < tl::LOADS; i++) {
+    for (int i = 0; i < LOADS; i++) {
         float x[8];
         floats_of(k[i], x);
 #pragma unroll

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Tensor cores for decode: a warp takes 16 scattered rows of K or V as they lie in memory, 16 bytes a load, and multiplies them with the few
+ * queries (or weights) that share them. Sums may run over channels, and outputs lie at channels, in any order, so that rows go from global
+ * memory straight into fragments. lane = 4 g + c.
+ *
+ * Queries and weights are float32. They enter as sums of 16-bit terms that stand in neighbouring columns: two halves, the second one 2^11
+ * times too large so that it keeps its precision, or three bfloat16s. Products of two 16-bit numbers are exact.
+ */
+#ifndef PRHS_MMA_CUH
+#define PRHS_MMA_CUH
+
+#include "common.cuh"
+
+#define ROWS 16                                       /* rows of a tile */
+template <int T> struct terms {
+    static const int PAIRS = T == PRHS_K_BF16 ? 2 : 1; /* pairs of columns a head needs, one after another */
+};
+
+DEV float half_back(unsigned short x) { return half_float(x); }
+DEV float bf16_back(unsigned short x) { return __uint_as_float((unsigned)x << 16); }
+
+/* Term `odd` (0, 1) of pair `pair` of x. */
+template <int T> DEV unsigned short term_of(float x, int pair, bool odd)
+{
+    if (T == PRHS_K_F16) {
+        const unsigned short high = float_half(x);
+        return odd ? float_half((x - half_back(high)) * 2048.0f) : high;
+    }
+    const unsigned short high = bfloat_of(x);
+    const float rest = x - bf16_back(high);
+    const unsigned short mid = bfloat_of(rest);
+    if (pair == 0)
+        return odd ? mid : high;
+    return odd ? (unsigned short)0 : bfloat_of(rest - bf16_back(mid));
+}
+
+template <int T> DEV unsigned pack_terms(float x, float y, int pair, bool odd)
+{
+    return term_of<T>(x, pair, odd) | (unsigned)term_of<T>(y, pair, odd) << 16;
+}
+
+/* What a pair of neighbouring columns stands for. The second one says nothing where the first is not finite: 0 times inf. */
+template <int T> DEV float joined_terms(float first, float second)
+{
+    return fabsf(first) < __int_as_float(0x7f800000) ? first + (T == PRHS_K_F16 ? second * (1.0f / 2048.0f) : second) : first;
+}
+
+/* Queries of 4 heads as the right-hand fragments of DP / 16 products; lane's column g: term g % 2 of head g / 2. */
+template <int T, int DP> struct query_terms {
+    unsigned b[terms<T>::PAIRS][DP / 32][4]; /* [pair][16-byte piece][2 words of each of 2 products] */
+    float scale;                             /* of head c: a power of two, so that halves neither overflow nor vanish */
+};
+
+template <int T, int DP>
+DEV void load_query_terms(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, query_terms<T, DP> *t)
+{
+    const int g = lane_id() >> 2, c = lane_id() & 3;
+    const byte *base = row_at(rows, q, row, head + min(g >> 1, heads - 1));
+    float top = 0.0f, up = 1.0f;
+    float x[DP / 32][8];
+#pragma unroll
+    for (int j = 0; j < DP / 32; j++) {
+        const int d = (j * 4 + c) * 8;
+        if (d < dim)
+            load_eight(rows.dtype, base + d * element(rows.dtype), x[j]);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            x[j][i] = d < dim ? x[j][i] : 0.0f;
+            top = fmaxf(top, fabsf(x[j][i]));
+        }
+    }
+    if (T == PRHS_K_F16) {
+        top = fmaxf(top, __shfl_xor_sync(FULL, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(FULL, top, 2));
+        const int e = __float_as_int(top) >> 23; /* biased exponent; 0 and 255 (zeros, inf) stay as they are */
+        const int shift = e == 0 || e == 255 ? 0 : max(min(e - 127, 120), -120);
+        up = __int_as_float((127 + shift) << 23);
+        const float down = __int_as_float((127 - shift) << 23);
+#pragma unroll
+        for (int j = 0; j < DP / 32; j++)
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                x[j][i] *= down;
+    }
+    t->scale = __shfl_sync(FULL, up, c * 8);
+#pragma unroll
+    for (int pair = 0; pair < terms<T>::PAIRS; pair++)
+#pragma unroll
+        for (int j = 0; j < DP / 32; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                t->b[pair][j][i] = pack_terms<T>(x[j][2 * i], x[j][2 * i + 1], pair, g & 1);
+}
+
+/* K rows g and g + 8 of a tile: pieces c, c + 4, ... of each. Rows from n on are zeros and not read. */
+template <int DP> struct key_rows {
+    uint4 r[2][DP / 32];
+};
+
+template <int DP> DEV void load_keys(const byte *base, const place *at, int n, int dim, key_rows<DP> *k)
+{
+    const int g = lane_id() >> 2, c = lane_id() & 3;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < DP / 32; j++) {
+            const int d = (j * 4 + c) * 8;
+            k->r[i][j] = g + 8 * i < n && d < dim ? load_stream(base + at[g + 8 * i].k + d * 2) : make_uint4(0, 0, 0, 0);
+        }
+}
+
+/* Scores of rows g and g + 8 for head c, times nothing but the query's own power of two. */
+template <int T, int DP> DEV void score_keys(const key_rows<DP> &k, const query_terms<T, DP> &q, float s[2])
+{
+    s[0] = s[1] = 0.0f;
+    /* Tensor cores round sums towards zero: chains stay short. */
+#pragma unroll
+    for (int j0 = 0; j0 < DP / 32; j0 += 2) {
+        float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+#pragma unroll
+        for (int j = j0; j < j0 + 2; j++) {
+            const unsigned a0[4] = { k.r[0][j].x, k.r[1][j].x, k.r[0][j].y, k.r[1][j].y };
+            const unsigned a1[4] = { k.r[0][j].z, k.r[1][j].z, k.r[0][j].w, k.r[1][j].w };
+#pragma unroll
+            for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--) {
+                multiply<T == PRHS_K_BF16>(acc, a0, q.b[pair][j][0], q.b[pair][j][1]);
+                multiply<T == PRHS_K_BF16>(acc, a1, q.b[pair][j][2], q.b[pair][j][3]);
+            }
+        }
+        s[0] += joined_terms<T>(acc[0], acc[1]);
+        s[1] += joined_terms<T>(acc[2], acc[3]);
+    }
+    s[0] *= q.scale;
+    s[1] *= q.scale;
+}
+
+/* V rows 2c, 2c + 1, 2c + 8, 2c + 9 of a tile: pieces g, g + 8, ... of each. */
+template <int DP> struct value_rows {
+    uint4 r[4][DP / 64];
+};
+
+template <int DP> DEV void load_values(const byte *base, const place *at, int n, int dim, value_rows<DP> *v)
+{
+    const int g = lane_id() >> 2, c = lane_id() & 3;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < DP / 64; j++) {
+            const int t = 2 * c + (i & 1) + (i >> 1) * 8, d = (j * 8 + g) * 8;
+            v->r[i][j] = t < n && d < dim ? load_stream(base + at[t].v + d * 2) : make_uint4(0, 0, 0, 0);
+        }
+}
+
+/* Weights of 4 heads (those of rows g and g + 8 for head c are w[0], w[1]) as right-hand fragments. */
+template <int T> struct weight_terms {
+    unsigned b[terms<T>::PAIRS][2];
+};
+
+template <int T> DEV void spread_weights(const float w[2], weight_terms<T> *t)
+{
+    const int g = lane_id() >> 2, c = lane_id() & 3, from = 8 * c + (g >> 1);
+    const float x0 = __shfl_sync(FULL, w[0], from), x1 = __shfl_sync(FULL, w[0], from + 4);
+    const float x2 = __shfl_sync(FULL, w[1], from), x3 = __shfl_sync(FULL, w[1], from + 4);
+#pragma unroll
+    for (int pair = 0; pair < terms<T>::PAIRS; pair++) {
+        t->b[pair][0] = pack_terms<T>(x0, x1, pair, g & 1);
+        t->b[pair][1] = pack_terms<T>(x2, x3, pair, g & 1);
+    }
+}
+
+DEV unsigned low_halves(unsigned x, unsigned y) { return __byte_perm(x, y, 0x5410); }
+DEV unsigned high_halves(unsigned x, unsigned y) { return __byte_perm(x, y, 0x7632); }
+
+/* Adds the tile's weighted values; lane's sums are of head c, channels (8 j + g) * 8 ... + 7. */
+template <int T, int DP, int NT>
+DEV void add_weighted(const value_rows<DP> &v, const weight_terms<T> (&w)[NT], float (&o)[NT][DP / 64][8])
+{
+#pragma unroll
+    for (int j = 0; j < DP / 64; j++)
+#pragma unroll
+        for (int m = 0; m < 4; m++) {
+            const unsigned x[4] = { m == 0 ? v.r[0][j].x : m == 1 ? v.r[0][j].y : m == 2 ? v.r[0][j].z : v.r[0][j].w,
+                                    m == 0 ? v.r[1][j].x : m == 1 ? v.r[1][j].y : m == 2 ? v.r[1][j].z : v.r[1][j].w,
+                                    m == 0 ? v.r[2][j].x : m == 1 ? v.r[2][j].y : m == 2 ? v.r[2][j].z : v.r[2][j].w,
+                                    m == 0 ? v.r[3][j].x : m == 1 ? v.r[3][j].y : m == 2 ? v.r[3][j].z : v.r[3][j].w };
+            const unsigned a[4] = { low_halves(x[0], x[1]), high_halves(x[0], x[1]), low_halves(x[2], x[3]), high_halves(x[2], x[3]) };
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+#pragma unroll
+                for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
+                    multiply<T == PRHS_K_BF16>(acc, a, w[nt].b[pair][0], w[nt].b[pair][1]);
+                o[nt][j][2 * m] += joined_terms<T>(acc[0], acc[1]);
+                o[nt][j][2 * m + 1] += joined_terms<T>(acc[2], acc[3]);
+            }
+        }
+}
+
+/* Over the lanes that share a head (equal c). */
+DEV float column_max(float x)
+{
+    x = fmaxf(x, __shfl_xor_sync(FULL, x, 4));
+    x = fmaxf(x, __shfl_xor_sync(FULL, x, 8));
+    return fmaxf(x, __shfl_xor_sync(FULL, x, 16));
+}
+DEV float column_sum(float x)
+{
+    x += __shfl_xor_sync(FULL, x, 4);
+    x += __shfl_xor_sync(FULL, x, 8);
+    return x + __shfl_xor_sync(FULL, x, 16);
+}
+DEV bool column_any(bool x) { return __ballot_sync(FULL, x) & (0x11111111u << (lane_id() & 3)); }
+
+#endif

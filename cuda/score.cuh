@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * score: every candidate key against the decision row's queries, with the normalisers and, on demand, the moments of the middle. A block
+ * takes a chunk of absolute positions of a unit, its warps take turns over tiles, and their sums meet in shared memory. score.cu and
+ * score_mma.cu say how a warp takes a tile.
+ */
+#ifndef PRHS_SCORE_CUH
+#define PRHS_SCORE_CUH
+
+#include "common.cuh"
+
+#define WARPS 4
+#define THREADS (32 * WARPS)
+
+/* Over scores that are neither NaN nor +inf; sum is the whole warp's, relative to top. */
+struct logsum {
+    float top, sum;
+};
+
+/* A chunk of work, the same for all threads of the block. */
+struct job {
+    entry e;
+    prhs_set set;
+    const int *pages;
+    i64 b;
+    int u, first, last, chunk;
+    bool full;
+};
+
+DEV bool is_scored(const job &j, int pos) { return j.full || pos < j.set.sink_end || pos >= j.set.mid_begin; }
+DEV bool is_inside(const job &j, int pos) { return pos >= j.set.mid_begin && pos < j.set.mid_end; }
+
+/* Chunks of unit i, where no counts were kept. */
+DEV int count_unit(const prhs_k_score &a, const byte *seqs, byte *ws, int i)
+{
+    const i64 b = i / a.shape.units;
+    const entry e = entry_of(a.batch, seqs, b);
+    if (e.kind == IDLE || !(a.modes >> set_at(ws, a.work, a.shape, b, i % a.shape.units)->mode & 1))
+        return 0;
+    return score_chunks(a.work, e.pos0 + 1);
+}
+
+DEV logsum joined(const logsum *z, int count, int step)
+{
+    logsum r = { LOWEST, 0.0f };
+    for (int i = 0; i < count; i++)
+        r.top = fmaxf(r.top, z[i * step].top);
+    for (int i = 0; i < count; i++)
+        r.sum += z[i * step].sum * exp_weight(z[i * step].top - r.top);
+    return r;
+}
+
+/* The chunk's normalisers, from the warps' sums inside and outside of the middle. */
+template <int HB>
+DEV void put_norms(const prhs_k_score &a, const logsum (*mid)[HB], const logsum (*out)[HB], int heads, i64 slot, byte *ws)
+{
+    if ((int)threadIdx.x >= heads)
+        return;
+    const int h = threadIdx.x;
+    const logsum z[2] = { joined(&mid[0][h], WARPS, HB), joined(&out[0][h], WARPS, HB) }, all = joined(z, 2, 1);
+    ((float4 *)(ws + a.work.norm_off))[slot + (i64)h * a.work.score_chunks] = make_float4(all.top, all.sum, z[0].top, z[0].sum);
+}
+
+/* Takes turns over chunks; heads(job, h0) scores for HB heads of the unit from h0 on. */
+template <int HB, class Heads> DEV void score(const prhs_cu_score &p, Heads heads)
+{
+    __shared__ int prefix[THREADS];
+    grid_begin();
+    const prhs_k_score &a = p.a;
+    byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];
+    const bool kept = a.work.score_count_off != PRHS_NONE && !a.full;
+    const int *counts = kept ? INTS(ws, a.work.score_count_off) : nullptr;
+    take_turns(
+        a.batch.max_seqs * a.shape.units, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, seqs, ws, i); },
+        [&](int i, int item) {
+            job j;
+            j.b = i / a.shape.units;
+            j.u = i % a.shape.units;
+            j.e = entry_of(a.batch, seqs, j.b);
+            j.set = *set_at(ws, a.work, a.shape, j.b, j.u);
+            j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j.b);
+            j.full = a.full;
+            j.chunk = item;
+            const int n = j.e.pos0 + 1, size = chunk_tokens(n, a.work.score_chunk_min, a.work.score_chunks);
+            j.first = item * size;
+            j.last = min(j.first + size, n);
+            for (int h0 = 0; h0 < a.shape.unit_heads; h0 += HB)
+                heads(j, h0);
+        });
+}
+
+#endif
