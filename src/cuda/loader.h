@@ -120,6 +120,8 @@ typedef struct prhs_drv_launch {
     X(MemcpyDtoHAsync, cuMemcpyDtoHAsync_v2, (void *dst, prhs_drv_ptr src, size_t size, prhs_drv_stream stream))           \
     X(MemcpyDtoDAsync, cuMemcpyDtoDAsync_v2, (prhs_drv_ptr dst, prhs_drv_ptr src, size_t size, prhs_drv_stream stream))    \
     X(MemsetD32Async, cuMemsetD32Async, (prhs_drv_ptr dst, unsigned word, size_t words, prhs_drv_stream stream))           \
+    X(MemHostAlloc, cuMemHostAlloc, (void **pointer, size_t size, unsigned flags))                                         \
+    X(MemFreeHost, cuMemFreeHost, (void *pointer))                                                                         \
     X(PointerGetAttribute, cuPointerGetAttribute, (void *value, int attribute, prhs_drv_ptr pointer))                      \
     X(StreamCreate, cuStreamCreate, (prhs_drv_stream *stream, unsigned flags))                                             \
     X(StreamDestroy, cuStreamDestroy_v2, (prhs_drv_stream stream))                                                         \
