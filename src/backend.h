@@ -126,6 +126,9 @@ const char *prhs_op_name(prhs_op_kind kind);
 /* Fills the head of a device. */
 void prhs_device_init(prhs_device *dev, const prhs_backend *backend, const prhs_log *log, const prhs_device_info *info);
 
+/* The capability mask: what the caller allows, less what PRHS_CAPS in the environment takes away (tests and bug reports use it). */
+uint32_t prhs_caps_mask(uint32_t wanted);
+
 /* Counts what lives on a device: prhs_device_close() refuses while anything does. The front end retains for what it creates through
    the table; a backend's own interop calls (wrapped queues and buffers) retain themselves; destroying releases. */
 void prhs_device_retain(prhs_device *dev);

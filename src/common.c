@@ -44,6 +44,7 @@ const char *prhs_backend_name(prhs_backend_kind kind) {
     case PRHS_BACKEND_ANY: return "any";
     case PRHS_BACKEND_CPU: return "cpu";
     case PRHS_BACKEND_OPENCL: return "opencl";
+    case PRHS_BACKEND_CUDA: return "cuda";
     }
     return "?";
 }

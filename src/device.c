@@ -7,6 +7,9 @@
 #include "cpu/cpu.h"
 
 const prhs_backend *const prhs_backends[] = {
+#ifdef PRHS_HAVE_CUDA
+    &prhs_backend_cuda,
+#endif
 #ifdef PRHS_HAVE_OPENCL
     &prhs_backend_opencl,
 #endif
@@ -39,8 +42,7 @@ prhs_status prhs_enumerate(prhs_device_info *infos, size_t *count, const prhs_lo
     return PRHS_OK;
 }
 
-/* The capability mask: what the caller allows, less what the environment takes away (tests and bug reports use it). */
-static uint32_t caps_mask(uint32_t wanted) {
+uint32_t prhs_caps_mask(uint32_t wanted) {
     const char *text = getenv("PRHS_CAPS");
     if (!text || !*text)
         return wanted;
@@ -54,10 +56,10 @@ prhs_status prhs_device_open(const prhs_device_params *params, const prhs_log *l
     if (params->size != sizeof *params)
         return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_device_open: params->size is %zu, this library knows %zu", params->size,
                          sizeof *params);
-    if (params->backend != PRHS_BACKEND_ANY && params->backend != PRHS_BACKEND_CPU && params->backend != PRHS_BACKEND_OPENCL)
+    if ((unsigned)params->backend > PRHS_BACKEND_CUDA)
         return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_device_open: backend %d does not exist", (int)params->backend);
     prhs_device_params p = *params;
-    p.caps_mask = caps_mask(p.caps_mask);
+    p.caps_mask = prhs_caps_mask(p.caps_mask);
     for (size_t i = 0; prhs_backends[i]; i++) {
         const prhs_backend *backend = prhs_backends[i];
         if (params->backend == PRHS_BACKEND_ANY ? backend->enumerate(NULL, 0, NULL) <= params->index

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /**
  * @file device.h
- * Tier 1: devices, buffers, queues, events. An engine that has these already wraps its own (opencl.h) and uses only
+ * Tier 1: devices, buffers, queues, events. An engine that has these already wraps its own (cuda.h, opencl.h) and uses only
  * prhs_device_open-like calls from here.
  */
 #ifndef PRHS_DEVICE_H
@@ -13,19 +13,23 @@
 PRHS_EXTERN_C_BEGIN
 
 typedef enum prhs_backend_kind {
-    PRHS_BACKEND_ANY = 0,     /**< the first one that has a device: OpenCL, then cpu */
+    PRHS_BACKEND_ANY = 0,     /**< the first one that has a device: CUDA, OpenCL, then cpu */
     PRHS_BACKEND_CPU = 1,     /**< plain C on host threads; always there */
-    PRHS_BACKEND_OPENCL = 2   /**< any OpenCL 1.2 device whose driver libOpenCL.so.1 finds at run time */
+    PRHS_BACKEND_OPENCL = 2,  /**< any OpenCL 1.2 device whose driver libOpenCL.so.1 finds at run time */
+    PRHS_BACKEND_CUDA = 3     /**< NVIDIA devices of compute capability 8.0 and above; libcuda.so.1 is opened at run time */
 } prhs_backend_kind;
 
-/** Name of a backend kind ("cpu", "opencl"), a static string; "?" otherwise. Thread-safe. */
+/** Name of a backend kind ("cpu", "opencl", "cuda"), a static string; "?" otherwise. Thread-safe. */
 PRHS_API const char *prhs_backend_name(prhs_backend_kind kind);
 
 /** Capabilities, as bits. A mask at open (or the environment variable PRHS_CAPS, hexadecimal) takes them away. */
 typedef enum prhs_caps {
     PRHS_CAP_WIDE = 1 << 0,     /**< the kernels for CPU-type devices (work-groups of one, wide vectors) */
     PRHS_CAP_THREADS = 1 << 1,  /**< more than one host thread (cpu backend) */
-    PRHS_CAP_HOST_MEM = 1 << 2  /**< device buffers are host memory; prhs_buffer_host() works */
+    PRHS_CAP_HOST_MEM = 1 << 2, /**< device buffers are host memory; prhs_buffer_host() works */
+    PRHS_CAP_TENSOR = 1 << 3,   /**< tensor cores for prompts (cuda backend) */
+    PRHS_CAP_SM90 = 1 << 4,     /**< machine code for compute capability 9.0; without it such a device compiles the PTX for 8.0 */
+    PRHS_CAP_OVERLAP = 1 << 5   /**< a kernel starts while the one before it ends (programmatic dependent launch) */
 } prhs_caps;
 #define PRHS_CAPS_ALL 0xffffffffu
 

@@ -6,12 +6,6 @@
 
 #include <prhs/opencl.h>
 
-/* As the front end does for prhs_device_open(). */
-static uint32_t caps_mask(uint32_t wanted) {
-    const char *text = getenv("PRHS_CAPS");
-    return text && *text ? wanted & (uint32_t)strtoul(text, NULL, 16) : wanted;
-}
-
 /* Whether a context contains a device; false also where the driver does not say. */
 static bool contains(cl_context context, cl_device_id id) {
     cl_device_id ids[64];
@@ -47,7 +41,7 @@ prhs_status prhs_opencl_device_open(const prhs_opencl_params *params, const prhs
     prhs_device_params p = PRHS_DEVICE_PARAMS_INIT;
     p.backend = PRHS_BACKEND_OPENCL;
     p.index = prhs_cl_find(params->device);
-    p.caps_mask = caps_mask(params->caps_mask);
+    p.caps_mask = prhs_caps_mask(params->caps_mask);
     p.cache_dir = params->cache_dir;
     return prhs_cl_open_device(platform, params->device, p.index, params->context, &p, log, device);
 }

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "host.h"
+
+#include <stdlib.h>
+
+prhs_status prhs_nv_buffer_create(prhs_device *dev, size_t size, prhs_buffer **buf) {
+    prhs_nv_buffer *buffer = calloc(1, sizeof *buffer);
+    if (!buffer)
+        return prhs_fail(&dev->log, PRHS_ERR_MEMORY, "cuda: no host memory for a buffer");
+    prhs_status status = prhs_nv_enter(dev);
+    if (status == PRHS_OK) {
+        status = prhs_nv_check(dev, "cuMemAlloc", prhs_drv.MemAlloc(&buffer->pointer, size));
+        prhs_nv_leave();
+    }
+    if (status != PRHS_OK) {
+        free(buffer);
+        return status;
+    }
+    buffer->head = (prhs_buffer){ dev, size };
+    buffer->owned = true;
+    prhs_count(&dev->counters.allocations);
+    *buf = &buffer->head;
+    return PRHS_OK;
+}
+
+void prhs_nv_buffer_destroy(prhs_buffer *buf) {
+    prhs_nv_buffer *buffer = (prhs_nv_buffer *)buf;
+    if (buffer->owned && prhs_nv_enter(buf->dev) == PRHS_OK) {
+        prhs_nv_check(buf->dev, "cuMemFree", prhs_drv.MemFree(buffer->pointer));
+        prhs_nv_leave();
+    }
+    free(buffer);
+}

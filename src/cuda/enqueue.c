@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Launches: neighbours that one kernel serves are found here. Nothing allocates, loads or waits. */
+#include "host.h"
+
+#include <string.h>
+
+#include "../../cuda/launch.h"
+
+/* More decode rows a sequence than this are appended by a launch of their own, with a block a head. */
+#define PREPARE_ROWS 8
+
+typedef union launch {
+    unsigned char *mem[PRHS_ROLES]; /* where every launch struct begins */
+    prhs_cu_prepare prepare;
+    prhs_cu_serve serve;
+    prhs_cu_retrieve retrieve;
+#define X(NAME, name, ...) prhs_cu_##name name;
+#include "../kernels.def"
+#undef X
+} launch;
+
+/* Enters the op's buffers; false, and *l is as it was, where a role is taken by another buffer already. */
+static bool add_mems(launch *l, const prhs_op *op) {
+    unsigned char *mem[PRHS_ROLES];
+    memcpy(mem, l->mem, sizeof mem);
+    for (int i = 0; i < prhs_op_mems(op->kind); i++) {
+        unsigned char **at = &mem[prhs_nv_role(op->kind, i)];
+        unsigned char *pointer = op->mem[i] ? (unsigned char *)(uintptr_t)prhs_nv_pointer_of(op->mem[i]) : NULL;
+        if (*at && pointer && *at != pointer)
+            return false;
+        *at = pointer ? pointer : *at;
+    }
+    memcpy(l->mem, mem, sizeof mem);
+    return true;
+}
+
+/* How many ops from `ops` on one launch serves (1 or 2), and the one whose kernel it is. */
+static size_t together(const prhs_op *ops, size_t n, launch *l, const prhs_op **leader) {
+    const prhs_op *next = n > 1 ? &ops[1] : NULL;
+    *leader = &ops[0];
+    add_mems(l, &ops[0]);
+    if (!next)
+        return 1;
+    const bool prepares = ops[0].kind == PRHS_OP_APPEND && next->kind == PRHS_OP_PLAN && ops[0].args.append.batch.rows <= PREPARE_ROWS;
+    const bool serves = ops[0].kind == PRHS_OP_ATTEND && next->kind == PRHS_OP_FINISH;
+    const bool retrieves = ops[0].kind == PRHS_OP_SELECT && next->kind == PRHS_OP_MOMENTS;
+    if (!(prepares || serves || retrieves) || !add_mems(l, next))
+        return 1;
+    if (prepares)
+        *leader = next;
+    return 2;
+}
+
+/* Fills *l but for its buffers; pass: attends before these ops. Returns its size. */
+static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *leader, prhs_i32 pass) {
+    switch (leader->kind) {
+    case PRHS_OP_PLAN:
+        if (count > 1)
+            l->prepare.append = ops[0].args.append;
+        else
+            memset(&l->prepare.append, 0, sizeof l->prepare.append);
+        l->prepare.plan = leader->args.plan;
+        l->prepare.appends = count > 1;
+        l->prepare.reserved = 0;
+        return sizeof l->prepare;
+    case PRHS_OP_ATTEND:
+        l->serve.attend = leader->args.attend;
+        if (count > 1)
+            l->serve.finish = ops[1].args.finish;
+        else
+            memset(&l->serve.finish, 0, sizeof l->serve.finish);
+        l->serve.finishes = count > 1;
+        l->serve.pass = pass;
+        return sizeof l->serve;
+    case PRHS_OP_SELECT:
+        l->retrieve.select = leader->args.select;
+        if (count > 1)
+            l->retrieve.moments = ops[1].args.moments;
+        else
+            memset(&l->retrieve.moments, 0, sizeof l->retrieve.moments);
+        l->retrieve.has_moments = count > 1;
+        l->retrieve.pass = pass;
+        return sizeof l->retrieve;
+    default: break;
+    }
+    size_t size = 0;
+    const void *args = prhs_op_args(leader, &size);
+    memcpy((unsigned char *)l + sizeof l->mem, args, size);
+    return sizeof l->mem + size;
+}
+
+static prhs_status submit(prhs_queue *queue, const prhs_nv_kernel *kernel, launch *l, unsigned grid) {
+    void *params[] = { l };
+    const prhs_nv_choice *c = &kernel->choice;
+    prhs_status status;
+    if (kernel->overlap) {
+        prhs_drv_attribute overlap = { .id = PRHS_DRV_ATTRIBUTE_OVERLAP, .value.overlap = 1 };
+        const prhs_drv_launch how = { grid, 1, 1, c->threads, 1, 1, c->shared, prhs_nv_stream_of(queue), &overlap, 1 };
+        status = prhs_nv_check(queue->dev, c->name, prhs_drv.LaunchKernelEx(&how, kernel->function, params, NULL));
+    } else {
+        status = prhs_nv_check(queue->dev, c->name,
+                                 prhs_drv.LaunchKernel(kernel->function, grid, 1, 1, c->threads, 1, 1, c->shared,
+                                                       prhs_nv_stream_of(queue), params, NULL));
+    }
+    if (status == PRHS_OK)
+        prhs_count(&queue->dev->counters.launches);
+    return status;
+}
+
+/* One launch for the first ops of a list; *count: how many it serves. */
+static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs_i32 pass, size_t *count) {
+    prhs_nv_device *dev = prhs_nv_device_of(queue->dev);
+    const prhs_op *leader = NULL;
+    launch l;
+    memset(l.mem, 0, sizeof l.mem);
+    *count = together(ops, n, &l, &leader);
+    const prhs_op_key key = prhs_op_key_of(leader);
+    const prhs_nv_kernel *kernel = prhs_nv_find(dev, &key);
+    if (!kernel)
+        return prhs_fail(&dev->head.log, PRHS_ERR_STATE, "cuda: %s was never prepared for this head size and these dtypes",
+                         prhs_op_name(leader->kind));
+    fill(&l, ops, *count, leader, pass);
+    uint64_t items = 1;
+    for (size_t i = 0; i < *count; i++) {
+        const uint64_t more = prhs_nv_items(&ops[i]);
+        items = more > items ? more : items;
+    }
+    return submit(queue, kernel, &l, items < kernel->grid ? (unsigned)items : kernel->grid);
+}
+
+prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n) {
+    prhs_i32 pass = 0;
+    prhs_status status = prhs_nv_enter(queue->dev);
+    if (status != PRHS_OK)
+        return status;
+    for (size_t i = 0, count = 1; i < n && status == PRHS_OK; i += count) {
+        status = enqueue(queue, ops + i, n - i, pass, &count);
+        pass += ops[i].kind == PRHS_OP_ATTEND;
+    }
+    prhs_nv_leave();
+    return status;
+}

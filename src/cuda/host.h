@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The cuda backend's own types: what its files share. */
+#ifndef PRHS_CUDA_HOST_H
+#define PRHS_CUDA_HOST_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "../backend.h"
+#include "loader.h"
+
+/* Embedded kernels, one image a file of cuda/ (made by tools/embed_bin.py); ends with name NULL. */
+struct prhs_nv_image {
+    const char *name;
+    const unsigned char *fatbin; /* sm_80, sm_90, compute_80 PTX of this toolkit's version */
+    const unsigned char *ptx;    /* a fatbin of the compute_80 PTX with a version that old drivers take */
+};
+extern const struct prhs_nv_image prhs_nv_images[];
+
+#define PRHS_NV_IMAGES_MAX 16
+#define PRHS_NV_NAME_MAX 48
+
+/* What a key chooses: table.c. */
+typedef struct prhs_nv_choice {
+    const char *file;              /* cuda/<file>.cu */
+    const char *path;              /* what op_supported says */
+    char name[PRHS_NV_NAME_MAX]; /* of the kernel */
+    unsigned threads;              /* a block */
+    unsigned shared;               /* bytes of dynamic shared memory */
+} prhs_nv_choice;
+
+/* A loaded kernel. Entries are only ever added while the device lives, so readers need no lock. */
+typedef struct prhs_nv_kernel {
+    struct prhs_nv_kernel *next;
+    prhs_nv_choice choice;
+    prhs_drv_function function;
+    unsigned grid;                 /* blocks that the device holds at once */
+    bool overlap;                  /* it waits for its predecessor by itself */
+} prhs_nv_kernel;
+
+/* A prepared key; several may share a kernel. Only ever added, as above. */
+typedef struct prhs_nv_variant {
+    struct prhs_nv_variant *next;
+    prhs_op_key key;
+    const prhs_nv_kernel *kernel;
+} prhs_nv_variant;
+
+/* [0] of the fatbin, [1] of the low-version PTX; NULL: not loaded. */
+typedef struct prhs_nv_modules {
+    prhs_drv_module module[2];
+    int first;                     /* the one to begin with */
+} prhs_nv_modules;
+
+typedef struct prhs_nv_device {
+    prhs_device head;
+    prhs_drv_device id;
+    prhs_drv_context context;
+    bool primary;                  /* the context is the device's primary one, retained by us */
+    int major, minor;              /* compute capability */
+    int shared_most;               /* bytes a block may have */
+    atomic_int broken;             /* the sticky result that ended the context; 0: it works */
+    pthread_mutex_t prepare_lock;
+    prhs_nv_modules modules[PRHS_NV_IMAGES_MAX];
+    prhs_nv_kernel *kernels;     /* under prepare_lock */
+    _Atomic(prhs_nv_variant *) variants;
+} prhs_nv_device;
+
+typedef struct prhs_nv_buffer {
+    prhs_buffer head;
+    prhs_drv_ptr pointer;
+    bool owned;
+} prhs_nv_buffer;
+
+typedef struct prhs_nv_queue {
+    prhs_queue head;
+    prhs_drv_stream stream;
+    bool owned;
+} prhs_nv_queue;
+
+typedef struct prhs_nv_event {
+    prhs_event head;
+    prhs_drv_event event;
+    bool recorded;
+} prhs_nv_event;
+
+static inline prhs_nv_device *prhs_nv_device_of(const prhs_device *dev) { return (prhs_nv_device *)(uintptr_t)dev; }
+static inline prhs_drv_ptr prhs_nv_pointer_of(const prhs_buffer *buffer) { return ((const prhs_nv_buffer *)buffer)->pointer; }
+static inline prhs_drv_stream prhs_nv_stream_of(const prhs_queue *queue) { return ((const prhs_nv_queue *)queue)->stream; }
+
+/* errors.c */
+/* "cuda: call: NAME (code): words" with the status that the result maps to. */
+prhs_status prhs_nv_fail(const prhs_log *log, const char *call, prhs_drv_result result);
+/* PRHS_OK for success; else as above, and a result that ends the context is remembered. */
+prhs_status prhs_nv_check(prhs_device *dev, const char *call, prhs_drv_result result);
+/* Makes the device's context the thread's own until prhs_nv_leave(). Fails, always the same, once the context has ended. */
+prhs_status prhs_nv_enter(prhs_device *dev);
+void prhs_nv_leave(void);
+
+/* device.c */
+size_t prhs_nv_enumerate(prhs_device_info *infos, size_t cap, const prhs_log *log);
+prhs_status prhs_nv_open(const prhs_device_params *params, const prhs_log *log, prhs_device **dev);
+void prhs_nv_close(prhs_device *dev);
+/* Opens device `ordinal` on `context`; NULL: on its primary context. */
+prhs_status prhs_nv_open_device(int ordinal, prhs_drv_context context, uint32_t caps_mask, const prhs_log *log, prhs_device **dev);
+
+/* buffer.c */
+prhs_status prhs_nv_buffer_create(prhs_device *dev, size_t size, prhs_buffer **buf);
+void prhs_nv_buffer_destroy(prhs_buffer *buf);
+
+/* queue.c */
+prhs_status prhs_nv_queue_create(prhs_device *dev, prhs_queue **queue);
+void prhs_nv_queue_destroy(prhs_queue *queue);
+prhs_status prhs_nv_queue_finish(prhs_queue *queue);
+prhs_status prhs_nv_write(prhs_queue *queue, prhs_buffer *dst, size_t off, const void *src, size_t size);
+prhs_status prhs_nv_read(prhs_queue *queue, void *dst, const prhs_buffer *src, size_t off, size_t size);
+prhs_status prhs_nv_copy(prhs_queue *queue, prhs_buffer *dst, size_t dst_off, const prhs_buffer *src, size_t src_off, size_t size);
+prhs_status prhs_nv_fill(prhs_queue *queue, prhs_buffer *dst, size_t off, uint32_t word, size_t size);
+
+/* event.c */
+prhs_status prhs_nv_event_create(prhs_device *dev, prhs_event **event);
+void prhs_nv_event_destroy(prhs_event *event);
+prhs_status prhs_nv_event_record(prhs_queue *queue, prhs_event *event);
+prhs_status prhs_nv_event_query(prhs_event *event);
+prhs_status prhs_nv_event_elapsed(prhs_event *begin, prhs_event *end, double *seconds);
+
+/* table.c: which kernel serves a key, and how many items a launch has. All pure. */
+bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why);
+/* Items by capacity of an op; of several ops in one launch: the most. */
+uint64_t prhs_nv_items(const prhs_op *op);
+/* The role (cuda/launch.h) of an op's buffer i. */
+int prhs_nv_role(prhs_op_kind kind, int i);
+
+/* program.c */
+/* Index of a file's image, -1: this build has none. Pure. */
+int prhs_nv_image_of(const char *file);
+/* Loads a kernel; the caller holds prepare_lock and is inside the context. */
+prhs_status prhs_nv_kernel_load(prhs_nv_device *dev, prhs_nv_kernel *kernel);
+void prhs_nv_modules_unload(prhs_nv_device *dev);
+
+/* prepare.c */
+prhs_chunking prhs_nv_chunking(const prhs_device *dev, const prhs_op_key *key);
+const char *prhs_nv_op_supported(const prhs_device *dev, const prhs_op_key *key, const char **why);
+prhs_status prhs_nv_op_prepare(prhs_device *dev, const prhs_op_key *key);
+const prhs_nv_kernel *prhs_nv_find(prhs_nv_device *dev, const prhs_op_key *key);
+void prhs_nv_kernels_free(prhs_nv_device *dev);
+
+/* enqueue.c */
+prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n);
+
+#endif

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What is decided and loaded before anything runs. */
+#include "host.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+prhs_chunking prhs_nv_chunking(const prhs_device *dev, const prhs_op_key *key) {
+    /* The same for all devices; it is part of the bits and no tuning knob. */
+    (void)dev, (void)key;
+    return (prhs_chunking){ .attend_min = 128, .attend_chunks = 64, .score_min = 256, .score_chunks = 64, .prefill_tile = 64, .counts = true };
+}
+
+const char *prhs_nv_op_supported(const prhs_device *dev, const prhs_op_key *key, const char **why) {
+    prhs_nv_choice choice;
+    return prhs_nv_choose(prhs_nv_device_of(dev), key, &choice, why) ? choice.path : NULL;
+}
+
+static bool same_key(const prhs_op_key *a, const prhs_op_key *b) {
+    return a->kind == b->kind && a->dim == b->dim && a->unit_heads == b->unit_heads && a->group == b->group &&
+           a->kv_dtype == b->kv_dtype && a->q_dtype == b->q_dtype && a->out_dtype == b->out_dtype && a->moments == b->moments;
+}
+
+const prhs_nv_kernel *prhs_nv_find(prhs_nv_device *dev, const prhs_op_key *key) {
+    const prhs_nv_variant *v = atomic_load_explicit(&dev->variants, memory_order_acquire);
+    while (v && !same_key(&v->key, key))
+        v = v->next;
+    return v ? v->kernel : NULL;
+}
+
+static double now(void) {
+    struct timespec t;
+    return timespec_get(&t, TIME_UTC) ? (double)t.tv_sec + 1e-9 * (double)t.tv_nsec : 0.0;
+}
+
+/* The kernel of a choice, loaded once a device; the caller holds prepare_lock. */
+static prhs_status kernel_of(prhs_nv_device *dev, const prhs_nv_choice *choice, const prhs_nv_kernel **out) {
+    for (const prhs_nv_kernel *k = dev->kernels; k; k = k->next)
+        if (strcmp(k->choice.name, choice->name) == 0) {
+            *out = k;
+            return PRHS_OK;
+        }
+    const double begin = now();
+    prhs_nv_kernel *kernel = calloc(1, sizeof *kernel);
+    if (!kernel)
+        return prhs_fail(&dev->head.log, PRHS_ERR_MEMORY, "cuda: no host memory for a kernel");
+    prhs_count(&dev->head.counters.allocations);
+    kernel->choice = *choice;
+    prhs_status status = prhs_nv_enter(&dev->head);
+    if (status == PRHS_OK) {
+        status = prhs_nv_kernel_load(dev, kernel);
+        prhs_nv_leave();
+    }
+    if (status != PRHS_OK) {
+        free(kernel);
+        return status;
+    }
+    prhs_logf(&dev->head.log, PRHS_LOG_INFO, "cuda: loaded %s in %.1f ms, %u blocks of %u", choice->name, (now() - begin) * 1e3, kernel->grid,
+              choice->threads);
+    kernel->next = dev->kernels;
+    dev->kernels = kernel;
+    *out = kernel;
+    return PRHS_OK;
+}
+
+/* Adds a variant; the caller holds prepare_lock. */
+static prhs_status prepare(prhs_nv_device *dev, const prhs_op_key *key, const prhs_nv_choice *choice) {
+    const prhs_nv_kernel *kernel = NULL;
+    prhs_status status = kernel_of(dev, choice, &kernel);
+    if (status != PRHS_OK)
+        return status;
+    prhs_nv_variant *v = calloc(1, sizeof *v);
+    if (!v)
+        return prhs_fail(&dev->head.log, PRHS_ERR_MEMORY, "cuda: no host memory for a kernel");
+    prhs_count(&dev->head.counters.allocations);
+    v->key = *key;
+    v->kernel = kernel;
+    v->next = atomic_load_explicit(&dev->variants, memory_order_relaxed);
+    atomic_store_explicit(&dev->variants, v, memory_order_release);
+    return PRHS_OK;
+}
+
+prhs_status prhs_nv_op_prepare(prhs_device *device, const prhs_op_key *key) {
+    prhs_nv_device *dev = prhs_nv_device_of(device);
+    prhs_nv_choice choice;
+    const char *why = NULL;
+    if (!prhs_nv_choose(dev, key, &choice, &why))
+        return prhs_fail(&device->log, PRHS_ERR_UNSUPPORTED, "cuda: %s: %s", prhs_op_name(key->kind), why);
+    pthread_mutex_lock(&dev->prepare_lock);
+    prhs_status status = prhs_nv_find(dev, key) ? PRHS_OK : prepare(dev, key, &choice);
+    pthread_mutex_unlock(&dev->prepare_lock);
+    return status;
+}
+
+void prhs_nv_kernels_free(prhs_nv_device *dev) {
+    prhs_nv_variant *v = atomic_load_explicit(&dev->variants, memory_order_acquire);
+    while (v) {
+        prhs_nv_variant *next = v->next;
+        free(v);
+        v = next;
+    }
+    while (dev->kernels) {
+        prhs_nv_kernel *next = dev->kernels->next;
+        free(dev->kernels);
+        dev->kernels = next;
+    }
+    if (dev->context && prhs_nv_enter(&dev->head) == PRHS_OK) {
+        prhs_nv_modules_unload(dev);
+        prhs_nv_leave();
+    }
+}
