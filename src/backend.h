@@ -82,6 +82,9 @@ struct prhs_backend {
 
     prhs_status (*buffer_create)(prhs_device *dev, size_t size, prhs_buffer **buf);
     void (*buffer_destroy)(prhs_buffer *buf);
+    /* Host memory, zeroed, that write and read reach without holding up the caller. NULL, both: any memory will do. */
+    prhs_status (*host_alloc)(prhs_device *dev, size_t size, void **host);
+    void (*host_free)(prhs_device *dev, void *host);
     prhs_status (*queue_create)(prhs_device *dev, prhs_queue **queue);
     void (*queue_destroy)(prhs_queue *queue);
     /* Waits until all that was enqueued is done; returns a fault of the queue. */
@@ -133,6 +136,10 @@ uint32_t prhs_caps_mask(uint32_t wanted);
    the table; a backend's own interop calls (wrapped queues and buffers) retain themselves; destroying releases. */
 void prhs_device_retain(prhs_device *dev);
 void prhs_device_release(prhs_device *dev);
+
+/* The backend's host memory, else the C library's; `call` is for the sentence of a failure. NULL may be freed. */
+prhs_status prhs_host_alloc(prhs_device *dev, const char *call, size_t size, void **host);
+void prhs_host_free(prhs_device *dev, void *host);
 
 /* One formatted sentence through a log (NULL allowed). prhs_fail logs at ERROR level and returns `status`. */
 #if defined(__GNUC__)

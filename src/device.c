@@ -131,6 +131,21 @@ prhs_status prhs_buffer_wrap_host(prhs_device *device, void *host, size_t size, 
     return status;
 }
 
+prhs_status prhs_host_alloc(prhs_device *dev, const char *call, size_t size, void **host) {
+    prhs_count(&dev->counters.allocations);
+    if (dev->backend->host_alloc)
+        return dev->backend->host_alloc(dev, size, host);
+    *host = calloc(1, size);
+    return *host ? PRHS_OK : prhs_fail(&dev->log, PRHS_ERR_MEMORY, "%s: no host memory", call);
+}
+
+void prhs_host_free(prhs_device *dev, void *host) {
+    if (host && dev->backend->host_free)
+        dev->backend->host_free(dev, host);
+    else
+        free(host);
+}
+
 void prhs_buffer_destroy(prhs_buffer *buffer) {
     if (!buffer)
         return;

@@ -138,7 +138,11 @@ static prhs_status fill_session(prhs_session *s, const prhs_session_params *para
         s->factors[2 * i] = prhs_psaw_factor(&params->policy, params->layers, i);
         s->factors[2 * i + 1] = prhs_etf_factor(&params->policy, params->layers, i);
     }
-    status = prhs_event_create(s->dev, &s->fault_event);
+    void *word = NULL;
+    status = prhs_host_alloc(s->dev, "prhs_session_create", sizeof *s->fault_word, &word);
+    s->fault_word = word;
+    if (status == PRHS_OK)
+        status = prhs_event_create(s->dev, &s->fault_event);
     if (status == PRHS_OK)
         status = prepare(s);
     if (status == PRHS_OK)
@@ -177,6 +181,7 @@ void prhs_session_destroy(prhs_session *session) {
     if (!session)
         return;
     prhs_event_destroy(session->fault_event);
+    prhs_host_free(session->dev, session->fault_word);
     free(session->factors);
     prhs_device_release(session->dev);
     free(session);

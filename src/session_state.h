@@ -18,7 +18,7 @@ struct prhs_session {
     bool moments, sums;      /* mass gate; mean residual */
     uint32_t *factors;       /* [layers][2]: PSAW's and ETF's */
     prhs_event *fault_event; /* of the look at the error word that is in flight or was last seen */
-    uint32_t fault_word;     /* where it arrives */
+    uint32_t *fault_word;    /* where it arrives: prhs_host_alloc() */
     uint32_t fault_bits;     /* what the last look saw */
     bool fault_in_flight, fault_seen;
 };

@@ -11,23 +11,26 @@ struct prhs_stats_request {
     prhs_event *event;
     bool enqueued, arrived;
     size_t size;
-    prhs_i64 data[]; /* the statistics of all slots, as they lie on the device */
+    prhs_i64 *data; /* the statistics of all slots, as they lie on the device: prhs_host_alloc() */
 };
 
 prhs_status prhs_stats_request_create(prhs_session *session, prhs_stats_request **request) {
     if (!session || !request)
         return prhs_fail(session ? &session->dev->log : NULL, PRHS_ERR_ARGUMENT, "prhs_stats_request_create: NULL argument");
     *request = NULL;
-    size_t size = (size_t)session->layout.state.stat_slot_bytes * session->params.max_slots;
     prhs_count(&session->dev->counters.allocations);
-    prhs_stats_request *r = calloc(1, sizeof *r + size);
+    prhs_stats_request *r = calloc(1, sizeof *r);
     if (!r)
         return prhs_fail(&session->dev->log, PRHS_ERR_MEMORY, "prhs_stats_request_create: no host memory");
     r->session = session;
-    r->size = size;
-    prhs_status status = prhs_event_create(session->dev, &r->event);
+    r->size = (size_t)session->layout.state.stat_slot_bytes * session->params.max_slots;
+    void *data = NULL;
+    prhs_status status = prhs_host_alloc(session->dev, "prhs_stats_request_create", r->size ? r->size : 1, &data);
+    r->data = data;
+    if (status == PRHS_OK)
+        status = prhs_event_create(session->dev, &r->event);
     if (status != PRHS_OK) {
-        free(r);
+        prhs_stats_request_destroy(r);
         return status;
     }
     *request = r;
@@ -38,6 +41,7 @@ void prhs_stats_request_destroy(prhs_stats_request *request) {
     if (!request)
         return;
     prhs_event_destroy(request->event);
+    prhs_host_free(request->session->dev, request->data);
     free(request);
 }
 
@@ -207,12 +211,12 @@ prhs_status prhs_session_poll(prhs_session *session, prhs_queue *queue) {
             return last;
         s->fault_in_flight = false;
         s->fault_seen = true;
-        s->fault_bits = s->fault_word;
+        s->fault_bits = *s->fault_word;
         last = fault_status(s);
     }
     if (last == PRHS_ERR_DATA)
         return last;
-    prhs_status status = s->dev->backend->read(queue, &s->fault_word, s->state.buffer, (size_t)s->state.offset, sizeof s->fault_word);
+    prhs_status status = s->dev->backend->read(queue, s->fault_word, s->state.buffer, (size_t)s->state.offset, sizeof *s->fault_word);
     if (status == PRHS_OK)
         status = prhs_event_record(queue, s->fault_event);
     if (status != PRHS_OK)

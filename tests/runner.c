@@ -9,8 +9,8 @@
 #include "suite/suite.h"
 
 static const char usage[] =
-    "usage: prhs-tests [--backend cpu|opencl] [--index N] [--caps HEX] [--threads N] [--cache-dir DIR] [--seed N]\n"
-    "                  [--filter TEXT] [--quick] [--verbose] [--list]\n";
+    "usage: prhs-tests [--backend cpu|opencl|cuda] [--index N] [--caps HEX] [--threads N] [--cache-dir DIR]\n"
+    "                  [--seed N] [--filter TEXT] [--quick] [--verbose] [--list]\n";
 
 static void print_line(void *user, const char *line) {
     (void)user;
@@ -35,9 +35,17 @@ static int flag(const char *arg, prhs_suite_options *opt, int *list) {
     return 1;
 }
 
+/* PRHS_BACKEND_ANY: there is none of that name. */
+static prhs_backend_kind backend_of(const char *name) {
+    for (int kind = PRHS_BACKEND_CPU; strcmp(prhs_backend_name((prhs_backend_kind)kind), "?") != 0; kind++)
+        if (strcmp(name, prhs_backend_name((prhs_backend_kind)kind)) == 0)
+            return (prhs_backend_kind)kind;
+    return PRHS_BACKEND_ANY;
+}
+
 static int value(const char *arg, const char *text, prhs_suite_options *opt) {
     if (!strcmp(arg, "--backend"))
-        opt->backend = !strcmp(text, "cpu") ? PRHS_BACKEND_CPU : !strcmp(text, "opencl") ? PRHS_BACKEND_OPENCL : PRHS_BACKEND_ANY;
+        opt->backend = backend_of(text);
     else if (!strcmp(arg, "--index"))
         opt->index = (uint32_t)strtoul(text, NULL, 0);
     else if (!strcmp(arg, "--caps"))
@@ -69,7 +77,7 @@ int main(int argc, char **argv) {
         i++;
     }
     if (opt.backend == PRHS_BACKEND_ANY)
-        return bad("--backend takes cpu or opencl");
+        return bad("--backend takes cpu, opencl or cuda");
     if (list) {
         prhs_suite_list(print_line, NULL);
         return 0;

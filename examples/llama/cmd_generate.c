@@ -27,7 +27,7 @@ typedef struct generation {
 static const char help[] =
     "usage: prhs-llama generate --model FILE [options] PROMPT\n"
     "  --model FILE        GGUF model of the llama family\n"
-    "  --device NAME       cpu, opencl, opencl:INDEX or any (default)\n"
+    "  --device NAME       cpu, opencl, cuda, each also as NAME:INDEX, or any (default)\n"
     "  --policy NAME[,key=value...]  default cis-mass; keys: k s gate tau floor eps m rb rf g sinks local dense n join residual\n"
     "                      psaw psaw_layer phi alpha etf etf_layer psi gamma\n"
     "  --kv TYPE           f16 (default), f32 or bf16\n"

@@ -35,7 +35,7 @@ typedef struct job {
 static const char help[] =
     "usage: prhs-llama perplexity --model FILE [options] TEXT-FILE\n"
     "  --model FILE        GGUF model of the llama family\n"
-    "  --device NAME       cpu, opencl, opencl:INDEX or any (default)\n"
+    "  --device NAME       cpu, opencl, cuda, each also as NAME:INDEX, or any (default)\n"
     "  --policy NAME[,key=value...]  may be repeated; dense is always run first, as the baseline\n"
     "                      keys: k s gate tau floor eps m rb rf g sinks local dense n join residual psaw psaw_layer phi alpha etf\n"
     "                      etf_layer psi gamma\n"

@@ -30,6 +30,8 @@ bool parse_device(const char *text, common_options *o) {
         o->backend = PRHS_BACKEND_CPU;
     else if (n == 6 && memcmp(text, "opencl", n) == 0)
         o->backend = PRHS_BACKEND_OPENCL;
+    else if (n == 4 && memcmp(text, "cuda", n) == 0)
+        o->backend = PRHS_BACKEND_CUDA;
     else if (n == 3 && memcmp(text, "any", n) == 0)
         o->backend = PRHS_BACKEND_ANY;
     else

@@ -131,7 +131,8 @@ PRHS_API void prhs_queue_destroy(prhs_queue *queue);
 PRHS_API prhs_status prhs_queue_finish(prhs_queue *queue);
 
 /**
- * Enqueue a transfer of `size` bytes. Host memory must stay valid and untouched until the queue has come past it.
+ * Enqueue a transfer of `size` bytes. Host memory must stay valid and untouched until the queue has come past it. CUDA: a read into
+ * memory that is not page-locked returns when the queue has come past it, as cuMemcpyDtoHAsync does.
  * PRHS_ERR_ARGUMENT: NULL, or the range leaves the buffer. PRHS_ERR_DRIVER: the driver refused.
  */
 PRHS_API prhs_status prhs_queue_write(prhs_queue *queue, prhs_mem dst, const void *src, size_t size);

@@ -2,6 +2,7 @@
 #include "host.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 prhs_status prhs_nv_buffer_create(prhs_device *dev, size_t size, prhs_buffer **buf) {
     prhs_nv_buffer *buffer = calloc(1, sizeof *buffer);
@@ -30,4 +31,23 @@ void prhs_nv_buffer_destroy(prhs_buffer *buf) {
         prhs_nv_leave();
     }
     free(buffer);
+}
+
+/* Page-locked: a read into other memory would hold the caller up until the queue has come to it. */
+prhs_status prhs_nv_host_alloc(prhs_device *dev, size_t size, void **host) {
+    prhs_status status = prhs_nv_enter(dev);
+    if (status != PRHS_OK)
+        return status;
+    status = prhs_nv_check(dev, "cuMemHostAlloc", prhs_drv.MemHostAlloc(host, size, 0));
+    prhs_nv_leave();
+    if (status == PRHS_OK)
+        memset(*host, 0, size);
+    return status;
+}
+
+void prhs_nv_host_free(prhs_device *dev, void *host) {
+    if (prhs_nv_enter(dev) != PRHS_OK)
+        return;
+    prhs_nv_check(dev, "cuMemFreeHost", prhs_drv.MemFreeHost(host));
+    prhs_nv_leave();
 }

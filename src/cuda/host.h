@@ -106,6 +106,8 @@ prhs_status prhs_nv_open_device(int ordinal, prhs_drv_context context, uint32_t 
 /* buffer.c */
 prhs_status prhs_nv_buffer_create(prhs_device *dev, size_t size, prhs_buffer **buf);
 void prhs_nv_buffer_destroy(prhs_buffer *buf);
+prhs_status prhs_nv_host_alloc(prhs_device *dev, size_t size, void **host);
+void prhs_nv_host_free(prhs_device *dev, void *host);
 
 /* queue.c */
 prhs_status prhs_nv_queue_create(prhs_device *dev, prhs_queue **queue);

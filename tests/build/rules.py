@@ -12,9 +12,9 @@ import sys
 
 BENT = re.compile(r"-ffast-math|-Ofast|-funsafe-math|-ffinite-math|-fassociative-math|-freciprocal-math|-fno-signed-zeros|"
                   r"-cl-fast-relaxed-math|-cl-finite-math-only|-cl-unsafe-math|-cl-no-signed-zeros|-cl-mad-enable|"
-                  r"-cl-denorms-are-zero")
-FOLDERS = ["include", "src", "cl", "tools", "examples", "tests", "scripts", "bench", ".ci"]
-SOURCE = re.compile(r"\.(c|h|cl|clh|def|map|py|sh)$|^meson\.build$")
+                  r"-cl-denorms-are-zero|-+use_fast_math|-+ftz=true|-+prec-(div|sqrt)=false")
+FOLDERS = ["include", "src", "cl", "cuda", "tools", "examples", "tests", "scripts", "bench", ".ci"]
+SOURCE = re.compile(r"\.(c|h|cl|clh|cu|cuh|def|map|py|sh)$|^meson\.build$")
 SPDX = "SPDX-License-Identifier: Apache-2.0"
 
 
@@ -52,7 +52,7 @@ def main():
             continue
         if SPDX not in text[:300]:
             bad.append(f"{name}: no SPDX line")
-        if name.startswith(("src/", "cl/")) and BENT.search(text):
+        if name.startswith(("src/", "cl/", "cuda/", "tools/")) and BENT.search(text):
             bad.append(f"{name}: {BENT.search(text).group()}")
     for line in bad:
         print("FAIL " + line)

@@ -28,7 +28,7 @@ static void print_paths(const prhs_device_info *info, const prhs_shape *shape) {
     if (prhs_ops_get_paths(device, &ops, paths, &n) == PRHS_OK) {
         printf("    kernels for %u query heads, %u KV heads of %u, f16:\n", shape->heads, shape->kv_heads, shape->dim);
         for (size_t i = 0; i < n; i++)
-            printf("        %-14s %-8s %s\n", paths[i].op, paths[i].path ? paths[i].path : "none", paths[i].why);
+            printf("        %-14s %-12s %s\n", paths[i].op, paths[i].path ? paths[i].path : "none", paths[i].why);
     }
     prhs_device_close(device);
 }
@@ -39,12 +39,22 @@ static void print_size(const char *what, uint64_t bytes) {
 }
 
 static void print_device(const prhs_device_info *d) {
+    static const struct {
+        uint32_t bit;
+        const char *name;
+    } caps[] = {
+        { PRHS_CAP_WIDE, "wide" },     { PRHS_CAP_THREADS, "threads" }, { PRHS_CAP_HOST_MEM, "host-memory" },
+        { PRHS_CAP_TENSOR, "tensor" }, { PRHS_CAP_SM90, "sm_90" },      { PRHS_CAP_OVERLAP, "overlap" },
+    };
     printf("%s %u: %s\n    platform %s, driver %s\n    %u compute units", prhs_backend_name(d->backend), d->index, d->name, d->platform,
            d->driver, d->compute_units);
     print_size("memory", d->memory);
     print_size("largest buffer", d->max_buffer);
-    printf("\n    capabilities:%s%s%s\n", d->caps & PRHS_CAP_WIDE ? " wide" : "", d->caps & PRHS_CAP_THREADS ? " threads" : "",
-           d->caps & PRHS_CAP_HOST_MEM ? " host-memory" : "");
+    printf("\n    capabilities:");
+    for (size_t i = 0; i < sizeof caps / sizeof caps[0]; i++)
+        if (d->caps & caps[i].bit)
+            printf(" %s", caps[i].name);
+    printf("\n");
 }
 
 /* The caller's array of all devices; NULL where it cannot be had. */

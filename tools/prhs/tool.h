@@ -18,7 +18,7 @@ int tool_bench(int argc, char **argv);
 #define TOOL_DEVICE_OPTIONS \
     { "backend", 1, 0, 'b' }, { "device", 1, 0, 'd' }, { "caps", 1, 0, 'c' }, { "threads", 1, 0, 't' }, { "cache-dir", 1, 0, 'C' }
 #define TOOL_DEVICE_HELP \
-    "  --backend NAME    cpu, opencl or any (default: the first that has a device)\n" \
+    "  --backend NAME    cpu, opencl, cuda or any (default: the first that has a device)\n" \
     "  --device INDEX    as 'prhs info' counts them (0)\n" \
     "  --caps HEX        capabilities that may be used, as bits (all)\n" \
     "  --threads N       cpu: host threads (one a core)\n" \
