@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles one CUDA file for every device: compile_cuda.py NVCC SOURCE.cu OUT.fatbin OUT.ptx.fatbin DEPFILE [NVCC-ARGUMENT...]
+"""Compiles one CUDA file for every device: compile_cuda.py NVCC SOURCE.cu OUT.fatbin OUT.ptx.lzma DEPFILE [NVCC-ARGUMENT...]
 
-OUT.fatbin: machine code for compute capability 8.0 (which 8.6 and 8.9 run too) and 9.0. OUT.ptx.fatbin: the PTX for 8.0, for newer devices, and
+OUT.fatbin: machine code for compute capability 8.0 (which 8.6 and 8.9 run too) and 9.0. OUT.ptx.lzma: the PTX for 8.0, for newer devices and
 for drivers that do not take this toolkit's machine code. Its version is lowered to PTX_VERSION, because a driver refuses PTX that is newer
-than itself; the code for 8.0 is assembled from just this text, so that the build fails where it needs more than that version.
+than itself; the code for 8.0 is assembled from just this text, so that the build fails where it needs more than that version. Around
+every kernel stand the lines "//:name" and "//.", by which the library takes out the one it needs.
 """
+import lzma
 import os
 import re
 import subprocess
 import sys
 import tempfile
 
-PTX_VERSION = "7.0"  # CUDA 11.0: every driver that knows compute capability 8.0
+PTX_VERSION = "7.4"  # CUDA 11.4, the oldest driver that the loader takes
 
 
 def run(*command):
@@ -23,32 +25,52 @@ def run(*command):
         print(done.stdout + done.stderr)
 
 
-def lower(path):
-    with open(path, encoding="utf-8") as f:
-        text = f.read()
+def lower(text):
     text, n = re.subn(r"^\.version\s+\S+$", ".version " + PTX_VERSION, text, flags=re.M)
     if n != 1:
-        sys.exit(f"compile_cuda.py: {path} has {n} lines with a version")
-    # Comments and leading blanks are most of what is not code.
-    text = "\n".join(line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("//")) + "\n"
-    with open(path, "w", encoding="utf-8") as f:
-        f.write(text)
+        sys.exit(f"compile_cuda.py: {n} lines with a version")
+    # Comments, and hints that came with later versions.
+    return "".join(line for line in text.splitlines(True) if not re.match(r"\s*(//|\.pragma\s+\"used_bytes_mask)", line))
+
+
+def mark(text):
+    """Lines "//:name" and "//." around each kernel."""
+    out, at = [], 0
+    for m in re.finditer(r"^(?:\.visible )?\.entry (\w+)\(", text, re.M):
+        end, depth = text.index("{", m.end()), 0
+        while True:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+            if depth == 0:
+                break
+        out += [text[at:m.start()], f"//:{m.group(1)}\n", text[m.start():end], "\n//.\n"]
+        at = end
+    return "".join(out) + text[at:]
+
+
+def pack(text):
+    filters = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 24}]
+    data = lzma.compress(text.encode(), format=lzma.FORMAT_ALONE, filters=filters)
+    return data[:5] + len(text.encode()).to_bytes(8, "little") + data[13:]  # with the size that Python leaves open
 
 
 def main():
     nvcc, source, out, out_ptx, depfile, *more = sys.argv[1:]
     folder = os.path.dirname(os.path.realpath(nvcc))
-    ptxas, fatbinary = os.path.join(folder, "ptxas"), os.path.join(folder, "fatbinary")
     base = [nvcc, "-std=c++17", "-O3", *more]
     with tempfile.TemporaryDirectory() as work:
         ptx, sm80, sm90 = work + "/80.ptx", work + "/80.cubin", work + "/90.cubin"
         run(*base, "-ptx", "-arch=compute_80", "-MD", "-MF", depfile, "-MT", out, "-o", ptx, source)
-        lower(ptx)
-        run(ptxas, "-O3", "-arch=sm_80", ptx, "-o", sm80)
+        with open(ptx, encoding="utf-8") as f:
+            text = mark(lower(f.read()))
+        with open(ptx, "w", encoding="utf-8") as f:
+            f.write(text)
+        run(os.path.join(folder, "ptxas"), "-O3", "-arch=sm_80", ptx, "-o", sm80)
         run(*base, "-cubin", "-arch=sm_90", "-o", sm90, source)
-        run(fatbinary, "-64", "--create=" + out, "--compress-all", f"--image3=kind=elf,sm=80,file={sm80}", f"--image3=kind=elf,sm=90,file={sm90}")
-        # The one way of compressing that old drivers know.
-        run(fatbinary, "-64", "--create=" + out_ptx, "--compress-all", "--compress-mode=speed", f"--image3=kind=ptx,sm=80,file={ptx}")
+        run(os.path.join(folder, "fatbinary"), "-64", "--create=" + out, "--compress-all", "--compress-mode=size",
+            f"--image3=kind=elf,sm=80,file={sm80}", f"--image3=kind=elf,sm=90,file={sm90}")
+        with open(out_ptx, "wb") as f:
+            f.write(pack(text))
 
 
 main()

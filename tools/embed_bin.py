@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Embeds compiled CUDA kernels in a C file: embed_bin.py OUT.c NAME.fatbin NAME.ptx.fatbin ...
+"""Embeds compiled CUDA kernels in a C file: embed_bin.py OUT.c NAME.fatbin NAME.ptx.lzma ...
 
 The result defines prhs_nv_images[]; the last entry has name NULL. The bytes come in through the assembler's .incbin; the digest beside it
 changes with them, so that no build tool takes an old object for the new one.
@@ -15,20 +15,23 @@ extern const unsigned char {symbol}[];
 """
 
 
-def embed(path, symbol):
+def embed(data, path, symbol):
+    return BLOCK.format(symbol=symbol, path=os.path.abspath(path), digest=hashlib.sha256(data).hexdigest())
+
+
+def read(path):
     with open(path, "rb") as f:
-        digest = hashlib.sha256(f.read()).hexdigest()
-    return BLOCK.format(symbol=symbol, path=os.path.abspath(path), digest=digest)
+        return f.read()
 
 
 def main():
     out, files = sys.argv[1], sys.argv[2:]
     parts, table = ["/* Made by tools/embed_bin.py. */", '#include "cuda/host.h"', ""], []
     for fatbin, ptx in zip(files[::2], files[1::2]):
-        name = os.path.basename(fatbin).split(".")[0]
-        parts += [embed(fatbin, f"prhs_nv_fatbin_{name}"), embed(ptx, f"prhs_nv_ptx_{name}")]
-        table.append(f'    {{ "{name}", prhs_nv_fatbin_{name}, prhs_nv_ptx_{name} }},')
-    parts += ["const struct prhs_nv_image prhs_nv_images[] = {", *table, "    { 0, 0, 0 },", "};", ""]
+        name, text = os.path.basename(fatbin).split(".")[0], read(ptx)
+        parts += [embed(read(fatbin), fatbin, f"prhs_nv_fatbin_{name}"), embed(text, ptx, f"prhs_nv_ptx_{name}")]
+        table.append(f'    {{ "{name}", prhs_nv_fatbin_{name}, prhs_nv_ptx_{name}, {len(text)} }},')
+    parts += ["const struct prhs_nv_image prhs_nv_images[] = {", *table, "    { 0, 0, 0, 0 },", "};", ""]
     with open(out, "w", encoding="utf-8") as f:
         f.write("\n".join(parts))
 

@@ -9,11 +9,12 @@
 #include "../backend.h"
 #include "loader.h"
 
-/* Embedded kernels, one image a file of cuda/ (made by tools/embed_bin.py); ends with name NULL. */
+/* Embedded kernels, one image a file of cuda/ (made by tools/compile_cuda.py and tools/embed_bin.py); ends with name NULL. */
 struct prhs_nv_image {
     const char *name;
-    const unsigned char *fatbin; /* sm_80, sm_90, compute_80 PTX of this toolkit's version */
-    const unsigned char *ptx;    /* a fatbin of the compute_80 PTX with a version that old drivers take */
+    const unsigned char *fatbin; /* machine code: sm_80, sm_90 */
+    const unsigned char *ptx;    /* compute_80, of a version that old drivers take; packed and marked as tools/compile_cuda.py says */
+    size_t ptx_size;
 };
 extern const struct prhs_nv_image prhs_nv_images[];
 
@@ -34,6 +35,7 @@ typedef struct prhs_nv_kernel {
     struct prhs_nv_kernel *next;
     prhs_nv_choice choice;
     prhs_drv_function function;
+    prhs_drv_module module;        /* its own, of PTX; NULL: the function is of its file's module */
     unsigned grid;                 /* blocks that the device holds at once */
     bool overlap;                  /* it waits for its predecessor by itself */
 } prhs_nv_kernel;
@@ -45,12 +47,6 @@ typedef struct prhs_nv_variant {
     const prhs_nv_kernel *kernel;
 } prhs_nv_variant;
 
-/* [0] of the fatbin, [1] of the low-version PTX; NULL: not loaded. */
-typedef struct prhs_nv_modules {
-    prhs_drv_module module[2];
-    int first;                     /* the one to begin with */
-} prhs_nv_modules;
-
 typedef struct prhs_nv_device {
     prhs_device head;
     prhs_drv_device id;
@@ -60,7 +56,8 @@ typedef struct prhs_nv_device {
     int shared_most;               /* bytes a block may have */
     atomic_int broken;             /* the sticky result that ended the context; 0: it works */
     pthread_mutex_t prepare_lock;
-    prhs_nv_modules modules[PRHS_NV_IMAGES_MAX];
+    prhs_drv_module modules[PRHS_NV_IMAGES_MAX]; /* machine code by image; NULL: not loaded */
+    bool refused[PRHS_NV_IMAGES_MAX];            /* the driver does not take the machine code */
     prhs_nv_kernel *kernels;     /* under prepare_lock */
     _Atomic(prhs_nv_variant *) variants;
 } prhs_nv_device;
@@ -137,6 +134,7 @@ int prhs_nv_role(prhs_op_kind kind, int i);
 int prhs_nv_image_of(const char *file);
 /* Loads a kernel; the caller holds prepare_lock and is inside the context. */
 prhs_status prhs_nv_kernel_load(prhs_nv_device *dev, prhs_nv_kernel *kernel);
+void prhs_nv_kernel_unload(prhs_nv_device *dev, prhs_nv_kernel *kernel);
 void prhs_nv_modules_unload(prhs_nv_device *dev);
 
 /* prepare.c */

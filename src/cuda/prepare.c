@@ -100,12 +100,15 @@ void prhs_nv_kernels_free(prhs_nv_device *dev) {
         free(v);
         v = next;
     }
+    const bool inside = dev->context && prhs_nv_enter(&dev->head) == PRHS_OK;
     while (dev->kernels) {
         prhs_nv_kernel *next = dev->kernels->next;
+        if (inside)
+            prhs_nv_kernel_unload(dev, dev->kernels);
         free(dev->kernels);
         dev->kernels = next;
     }
-    if (dev->context && prhs_nv_enter(&dev->head) == PRHS_OK) {
+    if (inside) {
         prhs_nv_modules_unload(dev);
         prhs_nv_leave();
     }

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Kernels out of the embedded images: machine code or PTX of this toolkit, else the PTX that older drivers take. */
+/* Kernels out of the embedded images: machine code where the driver takes it, else PTX. */
 #include "host.h"
 
+#include <stdlib.h>
 #include <string.h>
+
+#include "lzma.h"
 
 int prhs_nv_image_of(const char *file) {
     for (int i = 0; i < PRHS_NV_IMAGES_MAX && prhs_nv_images[i].name; i++)
@@ -11,13 +14,48 @@ int prhs_nv_image_of(const char *file) {
     return -1;
 }
 
-/* Results that say: not this image, perhaps the older PTX. */
-static bool refused(prhs_drv_result result) {
-    return result == PRHS_DRV_INVALID_IMAGE || result == PRHS_DRV_NO_BINARY_FOR_GPU || result == PRHS_DRV_INVALID_PTX ||
-           result == PRHS_DRV_UNSUPPORTED_PTX_VERSION;
+/* --- PTX --- */
+
+/* Keeps, of the kernels in a marked text, only the one of this name, so that the driver compiles no others; false: it is not there. */
+static bool keep_kernel(char *text, const char *name) {
+    const size_t size = strlen(name);
+    bool found = false;
+    char *to = text;
+    for (char *from = text; *from;) {
+        char *begin = strstr(from, "\n//:"), *end = begin ? strstr(begin, "\n//.") : NULL;
+        if (!end)
+            end = begin = from + strlen(from);
+        memmove(to, from, (size_t)(begin - from));
+        to += begin - from;
+        if (begin < end && strncmp(begin + 4, name, size) == 0 && begin[4 + size] == '\n') {
+            memmove(to, begin, (size_t)(end - begin));
+            to += end - begin;
+            found = true;
+        }
+        from = *end ? end + 4 : end;
+    }
+    *to = '\0';
+    return found;
 }
 
-static prhs_drv_result load_module(prhs_nv_device *dev, const char *file, const unsigned char *image, prhs_drv_module *module) {
+/* malloc()ed text of one kernel, or NULL. */
+static char *ptx_of(const struct prhs_nv_image *image, const char *name) {
+    uint64_t size = 0;
+    for (int i = 7; i >= 0; i--)
+        size = size << 8 | image->ptx[5 + i];
+    char *text = malloc((size_t)size + 1);
+    if (!text)
+        return NULL;
+    text[size] = '\0';
+    if (prhs_nv_lzma(image->ptx, image->ptx_size, (unsigned char *)text, (size_t)size) && keep_kernel(text, name))
+        return text;
+    free(text);
+    return NULL;
+}
+
+/* --- modules --- */
+
+static prhs_drv_result load_module(prhs_nv_device *dev, const char *name, const void *image, prhs_drv_module *module) {
     char words[512] = "";
     int option[] = { PRHS_DRV_JIT_ERROR_LOG, PRHS_DRV_JIT_ERROR_LOG_SIZE };
     void *value[] = { words, (void *)(uintptr_t)(sizeof words - 1) };
@@ -29,22 +67,14 @@ static prhs_drv_result load_module(prhs_nv_device *dev, const char *file, const 
         if ((unsigned char)*c < ' ')
             *c = ' ';
     if (words[0])
-        prhs_logf(&dev->head.log, PRHS_LOG_WARN, "cuda: the driver's compiler on cuda/%s.cu: %s", file, words);
+        prhs_logf(&dev->head.log, PRHS_LOG_WARN, "cuda: the driver's compiler on %s: %s", name, words);
     return result;
 }
 
-/* The function out of one image; *call names what failed. */
-static prhs_drv_result from_image(prhs_nv_device *dev, prhs_nv_kernel *kernel, int image, int which, const char **call) {
-    const prhs_nv_choice *choice = &kernel->choice;
-    prhs_drv_module *module = &dev->modules[image].module[which];
-    prhs_drv_result result = PRHS_DRV_SUCCESS;
-    *call = "cuModuleLoadDataEx";
-    if (!*module)
-        result = load_module(dev, choice->file, which ? prhs_nv_images[image].ptx : prhs_nv_images[image].fatbin, module);
-    if (result == PRHS_DRV_SUCCESS) {
-        *call = "cuModuleGetFunction";
-        result = prhs_drv.ModuleGetFunction(&kernel->function, *module, choice->name);
-    }
+/* The function out of a module; *call names what failed. */
+static prhs_drv_result get_function(prhs_nv_kernel *kernel, prhs_drv_module module, const char **call) {
+    *call = "cuModuleGetFunction";
+    prhs_drv_result result = prhs_drv.ModuleGetFunction(&kernel->function, module, kernel->choice.name);
     /* Drivers load lazily: here, and not at the first launch, which may be under a capture. */
     if (result == PRHS_DRV_SUCCESS && prhs_drv.FuncLoad) {
         *call = "cuFuncLoad";
@@ -53,16 +83,60 @@ static prhs_drv_result from_image(prhs_nv_device *dev, prhs_nv_kernel *kernel, i
     return result;
 }
 
+static prhs_drv_result from_code(prhs_nv_device *dev, prhs_nv_kernel *kernel, int image, const char **call) {
+    prhs_drv_result result = PRHS_DRV_SUCCESS;
+    *call = "cuModuleLoadDataEx";
+    if (!dev->modules[image])
+        result = load_module(dev, kernel->choice.file, prhs_nv_images[image].fatbin, &dev->modules[image]);
+    return result == PRHS_DRV_SUCCESS ? get_function(kernel, dev->modules[image], call) : result;
+}
+
+static prhs_status from_ptx(prhs_nv_device *dev, prhs_nv_kernel *kernel, int image) {
+    const char *name = kernel->choice.name, *call = "cuModuleLoadDataEx";
+    char *text = ptx_of(&prhs_nv_images[image], name);
+    if (!text)
+        return prhs_fail(&dev->head.log, PRHS_ERR_MEMORY, "cuda: no host memory for the PTX of %s", name);
+    prhs_drv_result result = load_module(dev, name, text, &kernel->module);
+    free(text);
+    if (result == PRHS_DRV_SUCCESS)
+        result = get_function(kernel, kernel->module, &call);
+    return prhs_nv_check(&dev->head, call, result);
+}
+
+/* Results that say: not this code; the PTX may do. */
+static bool refused(prhs_drv_result result) {
+    return result == PRHS_DRV_INVALID_IMAGE || result == PRHS_DRV_NO_BINARY_FOR_GPU || result == PRHS_DRV_INVALID_PTX ||
+           result == PRHS_DRV_UNSUPPORTED_PTX_VERSION;
+}
+
+static prhs_status load_function(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
+    const int image = prhs_nv_image_of(kernel->choice.file);
+    const char *call = NULL;
+    const bool masked = dev->major == 9 && !(dev->head.info.caps & PRHS_CAP_SM90);
+    if (!masked && !dev->refused[image]) {
+        const prhs_drv_result result = from_code(dev, kernel, image, &call);
+        /* Only the sm_90 code waits for its predecessor by itself. */
+        kernel->overlap = dev->major == 9 && dev->head.info.caps & PRHS_CAP_OVERLAP;
+        if (!refused(result))
+            return prhs_nv_check(&dev->head, call, result);
+        prhs_logf(&dev->head.log, PRHS_LOG_INFO, "cuda: the driver does not take the machine code of cuda/%s.cu (%d), it compiles the PTX",
+                  kernel->choice.file, result);
+        dev->refused[image] = true;
+    }
+    kernel->overlap = false;
+    return from_ptx(dev, kernel, image);
+}
+
 static prhs_status set_up(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
     const prhs_nv_choice *choice = &kernel->choice;
     int blocks = 0;
     prhs_status status = PRHS_OK;
     if (choice->shared > 48u << 10)
         status = prhs_nv_check(&dev->head, "cuFuncSetAttribute",
-                                 prhs_drv.FuncSetAttribute(kernel->function, PRHS_DRV_FUNC_MAX_DYNAMIC, (int)choice->shared));
+                               prhs_drv.FuncSetAttribute(kernel->function, PRHS_DRV_FUNC_MAX_DYNAMIC, (int)choice->shared));
     if (status == PRHS_OK)
         status = prhs_nv_check(&dev->head, "cuOccupancyMaxActiveBlocksPerMultiprocessor",
-                                 prhs_drv.Occupancy(&blocks, kernel->function, (int)choice->threads, choice->shared));
+                               prhs_drv.Occupancy(&blocks, kernel->function, (int)choice->threads, choice->shared));
     if (status == PRHS_OK && blocks < 1)
         status = prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s does not fit on a multiprocessor of this device", choice->name);
     kernel->grid = (unsigned)blocks * (dev->head.info.compute_units ? dev->head.info.compute_units : 1);
@@ -70,28 +144,22 @@ static prhs_status set_up(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
 }
 
 prhs_status prhs_nv_kernel_load(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
-    const int image = prhs_nv_image_of(kernel->choice.file);
-    prhs_nv_modules *modules = &dev->modules[image];
-    if (dev->major == 9 && !(dev->head.info.caps & PRHS_CAP_SM90))
-        modules->first = 1;
-    const char *call = NULL;
-    prhs_drv_result result = from_image(dev, kernel, image, modules->first, &call);
-    if (modules->first == 0 && refused(result)) {
-        prhs_logf(&dev->head.log, PRHS_LOG_INFO, "cuda: the driver refuses cuda/%s.cu (%d), its older PTX is tried", kernel->choice.file, result);
-        modules->first = 1;
-        result = from_image(dev, kernel, image, 1, &call);
-    }
-    prhs_status status = prhs_nv_check(&dev->head, call, result);
+    prhs_status status = load_function(dev, kernel);
+    if (status == PRHS_OK)
+        status = set_up(dev, kernel);
     if (status != PRHS_OK)
-        return status;
-    /* Only the sm_90 code waits for its predecessor by itself. */
-    kernel->overlap = modules->first == 0 && dev->major == 9 && dev->head.info.caps & PRHS_CAP_OVERLAP;
-    return set_up(dev, kernel);
+        prhs_nv_kernel_unload(dev, kernel);
+    return status;
+}
+
+void prhs_nv_kernel_unload(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
+    if (kernel->module)
+        prhs_nv_check(&dev->head, "cuModuleUnload", prhs_drv.ModuleUnload(kernel->module));
+    kernel->module = NULL;
 }
 
 void prhs_nv_modules_unload(prhs_nv_device *dev) {
     for (int i = 0; i < PRHS_NV_IMAGES_MAX; i++)
-        for (int j = 0; j < 2; j++)
-            if (dev->modules[i].module[j])
-                prhs_nv_check(&dev->head, "cuModuleUnload", prhs_drv.ModuleUnload(dev->modules[i].module[j]));
+        if (dev->modules[i])
+            prhs_nv_check(&dev->head, "cuModuleUnload", prhs_drv.ModuleUnload(dev->modules[i]));
 }

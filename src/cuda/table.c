@@ -58,7 +58,7 @@ static void choose_lanes(const prhs_op_key *key, const char *stem, prhs_nv_choic
 
 static void choose_padded(const prhs_nv_device *dev, const prhs_op_key *key, const char *stem, prhs_nv_choice *choice, const char **why) {
     const bool tensor = dev->head.info.caps & PRHS_CAP_TENSOR && key->kv_dtype != PRHS_K_F32;
-    snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_d%d", stem, dtype_name(key->kv_dtype), 32 << rung(key->dim, 32));
+    snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_d%d", stem, dtype_name(key->kv_dtype), 64 << rung(key->dim, 64));
     choice->path = tensor ? "tensor cores" : "simt";
     *why = tensor ? "16-bit K/V" : key->kv_dtype == PRHS_K_F32 ? "float32 K/V" : "the tensor cores are masked";
 }
