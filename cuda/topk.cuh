@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Exact top-k by a whole block: the best `want` of n keys as bits of a bitmap. A histogram brackets the threshold, one pass over the keys
+ * sorts them into above, below and between, and the few between are ranked against each other. Every guess is checked by counting; where
+ * one fails (ties, odd distributions), digit by digit of the keys, then of the positions, leads to the same bits.
+ */
+#ifndef PRHS_TOPK_CUH
+#define PRHS_TOPK_CUH
+
+#include "common.cuh"
+
+#define DEV_MEMBER __device__ __forceinline__
+
+#define BINS 2048
+#define FEW (BINS / 2)            /* keys that are ranked against each other, at most */
+#define SAMPLE 4096
+#define BAD_KEY 0xffffffffu       /* NaN and +inf */
+#define NOTHING_KEY 0x007fffffu   /* -inf; 0: no candidate */
+
+/* Larger keys come first: NaN and +inf, then by value; -0 is +0. */
+DEV unsigned order_key(float x)
+{
+    const unsigned b = __float_as_uint(x + 0.0f);
+    return bad_score(x) ? BAD_KEY : b ^ ((unsigned)((int)b >> 31) | 0x80000000u);
+}
+DEV float key_value(unsigned k) { return __uint_as_float(k & 0x80000000u ? k ^ 0x80000000u : ~k); }
+
+/* What the block's threads share. */
+struct found_bin {
+    int bin, before, count; /* keys in better bins, and in this one */
+};
+struct topk_shared {
+    union {
+        unsigned bins[BINS];
+        struct {
+            unsigned key[FEW];
+            int at[FEW];
+        } few;
+    };
+    int sums[32];
+    found_bin found[2];
+    unsigned top, low;  /* the largest number's key; the inverse of the smallest's */
+    int above, between;
+};
+
+/* A source of keys has count(), key(i), at(i): the key's position, and four(i, key): the keys i, i + 32, i + 64, i + 96, 0 past the end.
+   IN_ORDER: at(i) is i, and bit i of the bitmap stands for it. */
+struct stored_keys {
+    static const bool IN_ORDER = true;
+    const unsigned *keys, *out; /* bits of `out`: no candidates; may be null */
+    int n;
+    DEV_MEMBER int count() const { return n; }
+    DEV_MEMBER int at(int i) const { return i; }
+    DEV_MEMBER unsigned key(int i) const { return out && out[i >> 5] >> (i & 31) & 1 ? 0 : keys[i]; }
+    DEV_MEMBER void four(int i, unsigned k[4]) const
+    {
+#pragma unroll
+        for (int t = 0; t < 4; t++)
+            k[t] = i + 32 * t < n ? key(i + 32 * t) : 0;
+    }
+};
+struct chosen_keys {
+    static const bool IN_ORDER = false;
+    const unsigned *keys;
+    const int *position;
+    int n;
+    DEV_MEMBER int count() const { return n; }
+    DEV_MEMBER int at(int i) const { return position[i]; }
+    DEV_MEMBER unsigned key(int i) const { return keys[i]; }
+    DEV_MEMBER void four(int i, unsigned k[4]) const
+    {
+#pragma unroll
+        for (int t = 0; t < 4; t++)
+            k[t] = i + 32 * t < n ? keys[i + 32 * t] : 0;
+    }
+};
+
+/* Sum of x over the threads before this one; *total: over all. */
+DEV int block_before(int x, int *sums, int *total)
+{
+    const int lane = lane_id(), warp = warp_id();
+    int s = x;
+#pragma unroll
+    for (int w = 1; w < 32; w <<= 1) {
+        const int y = __shfl_up_sync(FULL, s, w);
+        s += lane >= w ? y : 0;
+    }
+    if (lane == 31)
+        sums[warp] = s;
+    __syncthreads();
+    const int mine = lane < (int)(blockDim.x >> 5) ? sums[lane] : 0;
+    *total = __reduce_add_sync(FULL, mine);
+    s += __reduce_add_sync(FULL, lane < warp ? mine : 0) - x;
+    __syncthreads();
+    return s;
+}
+
+DEV void clear_bins(topk_shared *sh)
+{
+    for (int i = threadIdx.x; i < BINS; i += blockDim.x)
+        sh->bins[i] = 0;
+}
+
+/* The bins of two ranks, counted from 1 in the order of the bins; the first and the last bin for ranks that nobody has. */
+DEV void find_bins(topk_shared *sh, int rank0, int rank1)
+{
+    const int each = BINS / blockDim.x, first = threadIdx.x * each;
+    int sum = 0, total;
+    __syncthreads();
+    for (int i = 0; i < each; i += 2) {
+        const uint2 b = *(const uint2 *)(sh->bins + first + i);
+        sum += b.x + b.y;
+    }
+    const int before = block_before(sum, sh->sums, &total);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int rank = r ? rank1 : rank0;
+        if (threadIdx.x == 0 && (rank < 1 || rank > total))
+            sh->found[r] = found_bin{ rank < 1 ? 0 : BINS - 1, 0, 0 };
+        if (before < rank && rank <= before + sum) {
+            int at = first, passed = before;
+            for (; passed + (int)sh->bins[at] < rank; at++)
+                passed += sh->bins[at];
+            sh->found[r] = found_bin{ at, passed, (int)sh->bins[at] };
+        }
+    }
+    __syncthreads();
+}
+
+/* Keys above `high` are in, those below `low` are not. */
+struct bracket {
+    unsigned high, low;
+};
+
+/* Bins of even width between the largest number and the smallest: of scores by their value, of weights by their key (their exponent,
+   mostly). Bin 0: NaN and +inf; the last ones: the smallest, and -inf. */
+struct ruler {
+    unsigned top;
+    int shift;         /* < 0: by value */
+    float zero, scale, step;
+    DEV_MEMBER int bin(unsigned k) const
+    {
+        if (k == BAD_KEY)
+            return 0;
+        if (shift >= 0)
+            return 1 + (int)min((top - k) >> shift, (unsigned)(BINS - 3));
+        return 1 + (int)fminf((zero - key_value(k)) * scale, BINS - 3.0f);
+    }
+    /* About the largest key of bin b. */
+    DEV_MEMBER unsigned edge(int b) const
+    {
+        if (b < 2)
+            return b < 1 ? BAD_KEY : BAD_KEY - 1;
+        if (b > BINS - 2)
+            return 1;
+        const unsigned down = shift >= 0 ? (unsigned)(b - 1) << shift : 0;
+        return shift < 0 ? order_key(zero - (b - 1) * step) : top > down ? top - down : 1;
+    }
+};
+
+DEV ruler ruler_of(unsigned top, unsigned low, bool by_value)
+{
+    ruler r = { top, -1, 0.0f, 0.0f, 0.0f };
+    if (by_value && top > low) {
+        r.zero = key_value(top);
+        const float range = r.zero - key_value(low);
+        r.scale = (BINS - 3) / range;
+        r.step = range / (BINS - 3);
+    }
+    if (!by_value) {
+        r.shift = max(21 - __clz((int)(top - low)), 0);
+        r.shift += top > low && (top - low) >> r.shift > BINS - 3;
+    }
+    return r;
+}
+
+/* The keys between which ranks rank0 to rank1 lie, with a bin to spare on either side. */
+template <class S> DEV bracket narrow(const S &s, int rank0, int rank1, bool by_value, topk_shared *sh)
+{
+    unsigned top = 0, low = 0;
+    __syncthreads();
+    if (threadIdx.x == 0)
+        sh->top = sh->low = 0;
+    clear_bins(sh);
+    __syncthreads();
+    for (int i = threadIdx.x; i < s.count(); i += blockDim.x) {
+        const unsigned k = s.key(i);
+        const bool number = k > NOTHING_KEY && k != BAD_KEY;
+        top = max(top, number ? k : 0);
+        low = max(low, number ? ~k : 0);
+    }
+    top = __reduce_max_sync(FULL, top);
+    low = __reduce_max_sync(FULL, low);
+    if (lane_id() == 0) {
+        atomicMax(&sh->top, top);
+        atomicMax(&sh->low, low);
+    }
+    __syncthreads();
+    const ruler r = ruler_of(sh->top, ~sh->low, by_value);
+    for (int i = threadIdx.x; i < s.count(); i += blockDim.x) {
+        const unsigned k = s.key(i);
+        if (k)
+            atomicAdd(&sh->bins[r.bin(k)], 1u);
+    }
+    find_bins(sh, rank0, rank1);
+    return bracket{ r.edge(sh->found[0].bin - 1), r.edge(sh->found[1].bin + 2) };
+}
+
+/* Counts the keys above the bracket, marks them (in order only), and gathers those between: at most `cap` of them. */
+template <class S> DEV void split(const S &s, const bracket &b, unsigned *marks, unsigned *keys, int *at, int cap, topk_shared *sh)
+{
+    const int lane = lane_id(), n = s.count();
+    int above = 0;
+    __syncthreads();
+    if (threadIdx.x == 0)
+        sh->above = sh->between = 0;
+    __syncthreads();
+    for (int tile = warp_id() * 128; tile < n; tile += blockDim.x * 4) {
+        unsigned k[4], in[4];
+        int members = 0, base = 0;
+        s.four(tile + lane, k);
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            const unsigned up = __ballot_sync(FULL, k[t] > b.high);
+            in[t] = __ballot_sync(FULL, k[t] >= b.low && k[t] <= b.high && k[t]);
+            above += __popc(up);
+            members += __popc(in[t]);
+            if (S::IN_ORDER && lane == t && tile + 32 * t < n)
+                marks[(tile >> 5) + t] = up;
+        }
+        if (members == 0)
+            continue;
+        if (lane == 0)
+            base = atomicAdd(&sh->between, members);
+        base = __shfl_sync(FULL, base, 0);
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            const int to = base + __popc(in[t] & ((1u << lane) - 1));
+            if (in[t] >> lane & 1 && to < cap) {
+                keys[to] = k[t];
+                at[to] = s.at(tile + lane + 32 * t);
+            }
+            base += __popc(in[t]);
+        }
+    }
+    if (lane == 0)
+        atomicAdd(&sh->above, above);
+    __syncthreads();
+}
+
+DEV void mark(unsigned *marks, int at) { atomicOr(marks + (at >> 5), 1u << (at & 31)); }
+
+/* Marks the best `want` of the few by counting who is better. */
+DEV void rank_few(int n, int want, unsigned *marks, const topk_shared *sh)
+{
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        const unsigned key = sh->few.key[i];
+        const int at = sh->few.at[i];
+        int better = 0;
+        for (int j = 0; j < n; j++)
+            better += sh->few.key[j] > key || (sh->few.key[j] == key && sh->few.at[j] < at);
+        if (better < want)
+            mark(marks, at);
+    }
+}
+
+/* Keys above `key` are in, and keys equal to it up to position `at`. */
+struct limit {
+    unsigned key;
+    int at;
+};
+
+/* Digit by digit: three of the key, from the largest on, then three of the position, from the smallest on. */
+template <class S> DEV limit find_limit(const S &s, int want, topk_shared *sh)
+{
+    unsigned fixed = 0, value = 0; /* the digits of the key, or of the position, that are known */
+    limit l = { 0, 0 };
+    for (int round = 0; round < 6; round++) {
+        const bool places = round >= 3;
+        const int shift = round % 3 == 0 ? 21 : round % 3 == 1 ? 10 : 0;
+        const unsigned digit = round % 3 == 2 ? 1023 : 2047;
+        __syncthreads();
+        clear_bins(sh);
+        __syncthreads();
+        for (int i = threadIdx.x; i < s.count(); i += blockDim.x) {
+            const unsigned k = s.key(i), x = places ? (unsigned)s.at(i) : k;
+            if (k && (!places || k == l.key) && (x & fixed) == value)
+                atomicAdd(&sh->bins[places ? x >> shift & digit : digit - (x >> shift & digit)], 1u);
+        }
+        find_bins(sh, want, want);
+        const found_bin f = sh->found[0];
+        want -= f.before;
+        fixed |= digit << shift;
+        value |= (places ? f.bin : digit - f.bin) << shift;
+        if (!places)
+            l = limit{ value, 0x7fffffff };
+        else
+            l.at = (int)(value | ~fixed);
+        if (want == f.count) /* all that share these digits */
+            break;
+        if (round == 2)
+            fixed = value = 0;
+    }
+    return l;
+}
+
+/* Marks what find_limit finds. */
+template <class S> DEV_CALL void by_digits(const S &s, int want, unsigned *marks, topk_shared *sh)
+{
+    const limit l = find_limit(s, want, sh);
+    const int n = s.count();
+    for (int tile = warp_id() * 32; tile < n; tile += blockDim.x) {
+        const int i = tile + lane_id();
+        const unsigned k = i < n ? s.key(i) : 0;
+        const bool in = k && (k > l.key || (k == l.key && s.at(i) <= l.at));
+        const unsigned bits = __ballot_sync(FULL, in);
+        if (S::IN_ORDER && lane_id() == 0)
+            marks[tile >> 5] = bits;
+        if (!S::IN_ORDER && in)
+            mark(marks, s.at(i));
+    }
+    __syncthreads();
+}
+
+/* Marks the best `want` of keys in shared memory; not in order: beside those that are marked already. */
+template <class S> DEV void settle(const S &s, int want, bool by_value, unsigned *marks, topk_shared *sh)
+{
+    const bracket b = narrow(s, want, want, by_value, sh);
+    split(s, b, marks, sh->few.key, sh->few.at, FEW, sh);
+    const int left = want - sh->above, few = sh->between;
+    if (left < 0 || left > few || few > min(FEW, (int)blockDim.x)) {
+        by_digits(s, want, marks, sh);
+        return;
+    }
+    if (!S::IN_ORDER)
+        for (int i = threadIdx.x; i < s.count(); i += blockDim.x)
+            if (s.key(i) > b.high)
+                mark(marks, s.at(i));
+    if (left > 0)
+        rank_few(few, left, marks, sh);
+    __syncthreads();
+}
+
+/*
+ * Marks the best `want` of keys that are computed anew each time, of which `valid` are not 0: a sample says where the threshold may be.
+ * room: of shared memory for 2 * cap words, at least SAMPLE.
+ */
+template <class S> DEV void settle_many(const S &s, int want, int valid, bool by_value, unsigned *marks, unsigned *room, int cap, topk_shared *sh)
+{
+    const int n = s.count(), stride = n / SAMPLE;
+    int real = 0, sampled;
+    for (int i = threadIdx.x; i < SAMPLE; i += blockDim.x) {
+        room[i] = s.key(i * stride + (int)(((unsigned)i * 2654435769u >> 12) % (unsigned)stride));
+        real += room[i] != 0;
+    }
+    block_before(real, sh->sums, &sampled);
+    const float rank = (float)want * ((float)sampled / (float)valid), spare = 8.0f + 6.0f * sqrtf(rank * fmaxf(1.0f - rank / sampled, 0.0f));
+    const stored_keys sample = { room, nullptr, SAMPLE };
+    const bracket b = narrow(sample, (int)floorf(rank - spare), (int)ceilf(rank + spare), by_value, sh);
+    split(s, b, marks, room, (int *)room + cap, cap, sh);
+    const int left = want - sh->above, few = sh->between;
+    if (left < 0 || left > few || few > cap)
+        by_digits(s, want, marks, sh);
+    else if (left > 0)
+        settle(chosen_keys{ room, (const int *)room + cap, few }, left, by_value, marks, sh);
+}
+
+#endif
