@@ -99,7 +99,7 @@ template <int T> DEV void sum_row(const lanes &l, const raw8<T> &raw, bool count
 /* Rows [first, last) that `load(j)` reads, in steps by warps [0, warps). */
 template <int T, class Load> DEV void sum_rows(const lanes &l, int first, int last, int warp, int warps, Load load, summed *s)
 {
-    const int UNROLL = T == PRHS_K_F32 ? 4 : 8, step = UNROLL * l.per;
+    const int UNROLL = 4, step = UNROLL * l.per;
     for (int j = first + warp * step; j < last; j += warps * step) {
         raw8<T> r[UNROLL];
 #pragma unroll

@@ -7,12 +7,14 @@ DEV void gate_row(const prhs_k_gate &a, byte *const mem[], int item)
     const int dim = a.shape.dim, head = item % a.shape.heads;
     const float *moments = FLOATS(mem[PRHS_R_MOMENTS_IN], a.moment_off) + (i64)item * 2 * dim;
     const float dropped = FLOATS(mem[PRHS_R_DROPPED], a.dropped_off)[item], lse = FLOATS(mem[PRHS_R_LSE], a.lse_off)[item];
-    float q[8], ref[8], mean[8], var[8];
-    lane_channels(a.q, mem[PRHS_R_Q], item / a.shape.heads, head, dim, q);
-    lane_floats(FLOATS(mem[PRHS_R_QREF], a.qref_off) + (i64)item * dim, dim, ref);
-    lane_floats(moments, dim, mean);
-    lane_floats(moments + dim, dim, var);
-    const float cosine = row_cosine(q, ref), shift = dropped_shift(q, ref, mean, var, a.shape.scale);
+    finding f = { { 0.0f, 0.0f, 0.0f }, 0.0f, 0.0f };
+    for (int base = 0; base < dim; base += GATE_BLOCK) {
+        evidence v;
+        lane_channels(a.q, mem[PRHS_R_Q], item / a.shape.heads, head, dim, base, v.q);
+        load_references(FLOATS(mem[PRHS_R_QREF], a.qref_off) + (i64)item * dim, moments, dim, base, &v);
+        add_evidence(v, &f);
+    }
+    const float cosine = whole_cosine(f.cosine), shift = dropped_shift(f, a.shape.scale);
     if (lane_id())
         return;
     FLOATS(mem[PRHS_R_COSINE], a.cosine_off)[item] = cosine;

@@ -1,70 +1,102 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A query against a reference query: the cosine, and how far the log-sum-exp of the dropped keys has moved. One warp a row, 8 channels a
- * lane; plan, finish and gate all come here, so that the same rows always give the same bits.
+ * A query against a reference query: the cosine, and how far the log-sum-exp of the dropped keys has moved. One warp a row, 4 channels a
+ * lane, in blocks of 128; plan, finish and gate all come here, so that the same rows always give the same bits.
  */
 #ifndef PRHS_GATE_CUH
 #define PRHS_GATE_CUH
 
 #include "common.cuh"
 
-DEV void no_channels(float x[8])
-{
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        x[i] = 0.0f;
-}
+#define GATE_BLOCK 128 /* channels */
 
-/* The lane's channels of a row; lanes past it have zeros. */
-DEV void lane_channels(const prhs_k_rows &rows, byte *base, i64 row, int head, int dim, float x[8])
+/* The lane's four channels of a block that starts at `base`; lanes past the row have zeros. */
+DEV void lane_channels(const prhs_k_rows &rows, byte *mem, i64 row, int head, int dim, int base, float x[4])
 {
-    const int c = lane_id() * 8;
-    if (c < dim)
-        load_eight(rows.dtype, row_at(rows, base, row, head) + c * element(rows.dtype), x);
-    else
-        no_channels(x);
+    const int c = base + lane_id() * 4;
+    if (c >= dim) {
+        x[0] = x[1] = x[2] = x[3] = 0.0f;
+        return;
+    }
+    const byte *p = row_at(rows, mem, row, head) + c * element(rows.dtype);
+    if (rows.dtype == PRHS_K_F32) {
+        const float4 y = *(const float4 *)p;
+        x[0] = y.x, x[1] = y.y, x[2] = y.z, x[3] = y.w;
+        return;
+    }
+    const unsigned long long y = *(const unsigned long long *)p;
+    const unsigned low = (unsigned)y, high = (unsigned)(y >> 32);
+    const float2 a = rows.dtype == PRHS_K_F16 ? half2_floats(low) : bf162_floats(low);
+    const float2 b = rows.dtype == PRHS_K_F16 ? half2_floats(high) : bf162_floats(high);
+    x[0] = a.x, x[1] = a.y, x[2] = b.x, x[3] = b.y;
 }
 
 /* The same of an array of floats, which a caller of the ops tier may have put at any multiple of 4 bytes. */
-DEV void lane_floats(const float *row, int dim, float x[8])
+DEV void lane_floats(const float *row, int dim, int base, float x[4])
 {
-    const int c = lane_id() * 8;
+    const int c = base + lane_id() * 4;
     if (c >= dim) {
-        no_channels(x);
+        x[0] = x[1] = x[2] = x[3] = 0.0f;
     } else if (((size_t)row & 15) == 0) {
-        const float4 lo = *(const float4 *)(row + c), hi = *(const float4 *)(row + c + 4);
-        x[0] = lo.x, x[1] = lo.y, x[2] = lo.z, x[3] = lo.w;
-        x[4] = hi.x, x[5] = hi.y, x[6] = hi.z, x[7] = hi.w;
+        const float4 y = *(const float4 *)(row + c);
+        x[0] = y.x, x[1] = y.y, x[2] = y.z, x[3] = y.w;
     } else {
 #pragma unroll
-        for (int i = 0; i < 8; i++)
+        for (int i = 0; i < 4; i++)
             x[i] = row[c + i];
     }
 }
 
-DEV float row_cosine(const float a[8], const float b[8])
+/* A lane's part of a.b, a.a and b.b. */
+struct angle {
+    float ab, aa, bb;
+};
+
+DEV void add_angle(const float a[4], const float b[4], angle *s)
 {
-    float ab = 0.0f, aa = 0.0f, bb = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        ab += a[i] * b[i];
-        aa += a[i] * a[i];
-        bb += b[i] * b[i];
+    for (int i = 0; i < 4; i++) {
+        s->ab += a[i] * b[i];
+        s->aa += a[i] * a[i];
+        s->bb += b[i] * b[i];
     }
-    return cosine_of(warp_sum(ab), warp_sum(aa), warp_sum(bb));
 }
 
-/* Second-order estimate of the dropped keys' log-sum-exp at q, relative to the reference's. */
-DEV float dropped_shift(const float q[8], const float ref[8], const float mean[8], const float var[8], float scale)
+DEV float whole_cosine(const angle &s) { return cosine_of(warp_sum(s.ab), warp_sum(s.aa), warp_sum(s.bb)); }
+
+/* A query, the reference's, mean and variance of the dropped keys: what a verdict rests on. */
+struct evidence {
+    float q[4], ref[4], mean[4], var[4];
+};
+
+/* A lane's part of the sums over the evidence. */
+struct finding {
+    angle cosine;
+    float linear, square;
+};
+
+DEV void load_references(const float *ref, const float *moments, int dim, int base, evidence *v)
 {
-    float linear = 0.0f, square = 0.0f;
+    lane_floats(ref, dim, base, v->ref);
+    lane_floats(moments, dim, base, v->mean);
+    lane_floats(moments + dim, dim, base, v->var);
+}
+
+DEV void add_evidence(const evidence &v, finding *f)
+{
+    add_angle(v.q, v.ref, &f->cosine);
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const float d = q[i] - ref[i];
-        linear += d * mean[i];
-        square += d * d * var[i];
+    for (int i = 0; i < 4; i++) {
+        const float d = v.q[i] - v.ref[i];
+        f->linear += d * v.mean[i];
+        f->square += d * d * v.var[i];
     }
-    return scale * warp_sum(linear) + 0.5f * scale * scale * warp_sum(square);
+}
+
+/* Second-order estimate of the dropped keys' log-sum-exp at the query, relative to the reference's. */
+DEV float dropped_shift(const finding &f, float scale)
+{
+    return scale * warp_sum(f.linear) + 0.5f * scale * scale * warp_sum(f.square);
 }
 
 #endif

@@ -13,7 +13,7 @@ struct row_parts {
 DEV float merge_row(const row_parts &x, int dim, int dtype, byte *out)
 {
     const int UNROLL = 8;
-    const weights w = merge_weights(x.lse, x.lse_step, x.parts);
+    const weights w = merge_weights(load_lse(x.lse, x.lse_step, x.parts), x.lse, x.lse_step, x.parts);
     for (int base = 0; base < dim; base += 32) {
         const int d = base + lane_id();
         float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };

@@ -13,25 +13,36 @@ struct weights {
     float lse, top, sum;
 };
 
-/* By a whole warp. What other multiprocessors wrote in this kernel is seen. */
-DEV weights merge_weights(const float *lse, i64 step, int parts)
+/* The first 64 parts' log-sum-exps, two a lane: asked for early. What other multiprocessors wrote in this kernel is seen. */
+struct lse_parts {
+    float l[2];
+};
+
+DEV lse_parts load_lse(const float *lse, i64 step, int parts)
 {
-    float l[2], sum = 0.0f, m = NOTHING;
-    bool nan = false;
+    lse_parts x;
 #pragma unroll
     for (int k = 0; k < 2; k++) {
         const int i = lane_id() + 32 * k;
-        l[k] = i < parts ? __ldcg(lse + i * step) : NOTHING;
+        x.l[k] = i < parts ? __ldcg(lse + i * step) : NOTHING;
     }
+    return x;
+}
+
+/* By a whole warp. */
+DEV weights merge_weights(const lse_parts &x, const float *lse, i64 step, int parts)
+{
+    float sum = 0.0f, m = NOTHING;
+    bool nan = false;
     for (int i = lane_id() + 64; i < parts; i += 32) {
-        const float x = __ldcg(lse + i * step);
-        nan |= isnan(x);
-        m = x > m ? x : m;
+        const float l = __ldcg(lse + i * step);
+        nan |= isnan(l);
+        m = l > m ? l : m;
     }
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-        nan |= isnan(l[k]);
-        m = l[k] > m ? l[k] : m;
+        nan |= isnan(x.l[k]);
+        m = x.l[k] > m ? x.l[k] : m;
     }
     m = warp_max(m);
     if (__any_sync(FULL, nan))
@@ -40,7 +51,7 @@ DEV weights merge_weights(const float *lse, i64 step, int parts)
         return weights{ NOTHING, 0.0f, 1.0f };
 #pragma unroll
     for (int k = 0; k < 2; k++)
-        sum += expf(l[k] - m);
+        sum += expf(x.l[k] - m);
     for (int i = lane_id() + 64; i < parts; i += 32)
         sum += expf(__ldcg(lse + i * step) - m);
     sum = warp_sum(sum);

@@ -23,22 +23,27 @@ DEV bool cosines_hold(const plan_job &j, int r, const float *ref)
     const int heads = a.shape.unit_heads, dim = a.shape.dim, h0 = j.u * heads;
     bool holds = true;
     for (int i = 0; i < heads; i += HEADS) {
-        float x[HEADS][8], y[HEADS][8];
+        angle sums[HEADS] = {};
+        for (int base = 0; base < dim; base += GATE_BLOCK) {
+            float x[HEADS][4], y[HEADS][4];
 #pragma unroll
-        for (int k = 0; k < HEADS; k++) {
-            const int h = h0 + i + k;
-            if (i + k >= heads)
-                continue;
-            lane_channels(a.q, j.mem[PRHS_R_Q], j.e.row0 + r, h, dim, x[k]);
-            if (ref)
-                lane_floats(ref + (i64)h * dim, dim, y[k]);
-            else
-                lane_channels(a.q, j.mem[PRHS_R_Q], j.e.row0, h, dim, y[k]);
+            for (int k = 0; k < HEADS; k++) {
+                const int h = h0 + i + k;
+                if (i + k >= heads)
+                    break;
+                lane_channels(a.q, j.mem[PRHS_R_Q], j.e.row0 + r, h, dim, base, x[k]);
+                if (ref)
+                    lane_floats(ref + (i64)h * dim, dim, base, y[k]);
+                else
+                    lane_channels(a.q, j.mem[PRHS_R_Q], j.e.row0, h, dim, base, y[k]);
+            }
+#pragma unroll
+            for (int k = 0; k < HEADS && i + k < heads; k++)
+                add_angle(x[k], y[k], &sums[k]);
         }
 #pragma unroll
-        for (int k = 0; k < HEADS; k++)
-            if (i + k < heads)
-                holds = row_cosine(x[k], y[k]) > a.policy.tau && holds;
+        for (int k = 0; k < HEADS && i + k < heads; k++)
+            holds = whole_cosine(sums[k]) > a.policy.tau && holds;
     }
     return holds;
 }
@@ -168,7 +173,7 @@ DEV void append_heads(const prhs_k_append &a, byte *const mem[], i64 b, int hk)
         append_by_warp<PRHS_K_BF16>(a, mem, b, hk);
 }
 
-KERNEL(prhs_prepare, prhs_cu_prepare, 128, 4)
+KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
 {
     grid_begin();
     grid_release();
