@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * audit: the exact dropped mass of row 0, from the scores of all cached tokens; statistics only. A block a unit; a thread takes every
+ * 128th quad of positions and asks once which of them are attended.
+ */
+#include "common.cuh"
+
+#define THREADS 128
+#define WARPS (THREADS / 32)
+#define HEADS 4 /* that share a look at the set */
+
+/* Running log-sum-exp. */
+struct tally {
+    float top, sum;
+    bool bad;
+};
+
+DEV void add_score(tally *t, float s)
+{
+    if (bad_score(s)) {
+        t->bad = true;
+    } else if (s > t->top) {
+        t->sum = t->sum * expf(t->top - s) + 1.0f;
+        t->top = s;
+    } else if (s != NOTHING) {
+        t->sum += expf(s - t->top);
+    }
+}
+
+/* Which of positions p .. p + 3 the set attends, a bit each. */
+DEV int attended_bits(const prhs_set &s, const int *list, int p)
+{
+    int low = 0, high = s.count, bits = 0;
+    while (low < high) { /* the first run that ends behind p */
+        const int mid = (low + high) >> 1;
+        if (list[mid] + s.run > p)
+            high = mid;
+        else
+            low = mid + 1;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int q = p + i;
+        if (low < s.count && list[low] + s.run <= q)
+            low++;
+        const bool in = q < s.sink_end || q >= s.win_begin || (q >= s.edge_begin && q < s.edge_end) || (low < s.count && list[low] <= q);
+        bits |= in << i;
+    }
+    return bits;
+}
+
+/* The block's log-sum-exp of the threads' tallies. Ends with a barrier. */
+DEV float block_lse(const tally &t)
+{
+    __shared__ float tops[WARPS], sums[WARPS];
+    __shared__ int bads[WARPS];
+    const float top = warp_max(t.top), sum = warp_sum(t.top == LOWEST ? 0.0f : t.sum * expf(t.top - top));
+    const bool bad = __any_sync(FULL, t.bad);
+    if (lane_id() == 0) {
+        tops[warp_id()] = top;
+        sums[warp_id()] = sum;
+        bads[warp_id()] = bad;
+    }
+    __syncthreads();
+    float m = LOWEST, z = 0.0f;
+    bool any = false;
+    for (int w = 0; w < WARPS; w++) {
+        m = fmaxf(m, tops[w]);
+        any |= bads[w];
+    }
+    for (int w = 0; w < WARPS; w++)
+        z += tops[w] == LOWEST ? 0.0f : sums[w] * expf(tops[w] - m);
+    __syncthreads();
+    return any ? NEVER : m == LOWEST ? NOTHING : m + logf(z);
+}
+
+/* Log-sum-exps of the scores that are attended ([0]) and of those that are not ([1]), for heads [0, heads) of the rows at `scores`. */
+DEV void split_scores(const prhs_set &set, const int *list, const float *scores, i64 stride, int heads, int n, float lse[HEADS][2])
+{
+    tally t[HEADS][2];
+#pragma unroll
+    for (int h = 0; h < HEADS; h++)
+        t[h][0] = t[h][1] = tally{ LOWEST, 0.0f, false };
+    for (int p = threadIdx.x * 4; p < n; p += THREADS * 4) {
+        const int bits = attended_bits(set, list, p);
+#pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+            if (h >= heads)
+                break;
+            const float4 y = *(const float4 *)(scores + h * stride + p); /* rows are padded */
+            const float s[4] = { y.x, y.y, y.z, y.w };
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                if (p + i >= n)
+                    break;
+                if (bits >> i & 1)
+                    add_score(&t[h][0], s[i]);
+                else
+                    add_score(&t[h][1], s[i]);
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < HEADS; h++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            lse[h][i] = block_lse(t[h][i]);
+}
+
+DEV void book_audit(const prhs_k_audit &a, byte *state, int slot, int h, const float lse[2])
+{
+    prhs_head_stat *st = STAT_AT(state, a.state, head_stat_off, slot, prhs_head_stat) + h;
+    const float mass = lse[1] == NOTHING ? 0.0f : 1.0f / (1.0f + expf(lse[0] - lse[1]));
+    if (isnan(mass)) {
+        st->nan_count++;
+    } else {
+        st->audit_sum += llrintf(mass * PRHS_MASS_ONE);
+        st->audit_count++;
+    }
+    SLOT_AT(state, a.state, head_off, slot, prhs_head_ref)[h].audit_last = mass;
+}
+
+DEV void audit_unit(const prhs_k_audit &a, byte *const mem[], i64 b, int u)
+{
+    const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], b);
+    const prhs_set set = *set_at(mem[PRHS_R_WORK], a.work, a.shape, b, u);
+    if (e.kind != DECODE || set.mode == PRHS_MODE_IDLE || set.mode == PRHS_MODE_DENSE)
+        return;
+    byte *state = mem[PRHS_R_STATE];
+    const int *list = a.state.list_off == PRHS_NONE ? nullptr : SLOT_AT(state, a.state, list_off, e.slot, int) + (i64)u * a.state.list_cap;
+    for (int i = 0; i < a.shape.unit_heads; i += HEADS) {
+        const int h = u * a.shape.unit_heads + i, heads = min(HEADS, a.shape.unit_heads - i);
+        float lse[HEADS][2];
+        split_scores(set, list, FLOATS(mem[PRHS_R_WORK], a.work.score_off) + (b * a.shape.heads + h) * a.work.score_stride,
+                     a.work.score_stride, heads, e.pos0 + 1, lse);
+#pragma unroll
+        for (int k = 0; k < HEADS; k++)
+            if (threadIdx.x == 0 && k < heads)
+                book_audit(a, state, e.slot, h + k, lse[k]);
+    }
+}
+
+KERNEL(prhs_audit, prhs_cu_audit, THREADS, 4)
+{
+    grid_begin();
+    const int units = p.a.shape.units, items = p.a.batch.max_seqs * units;
+    for (int i = blockIdx.x; i < items; i += gridDim.x)
+        audit_unit(p.a, p.mem, i / units, i % units);
+}

@@ -1,0 +1,457 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * finish: merges a unit's rows, judges shared lists (mass gate), applies the residual, writes outputs, counts, and what the next pass takes
+ * turns over. By a block of 128 threads: warps share heads and parts, threads share channels. What is read first comes in together; the
+ * partial results are of other multiprocessors.
+ */
+#ifndef PRHS_FINISH_CUH
+#define PRHS_FINISH_CUH
+
+#include "gate.cuh"
+#include "parts.cuh"
+
+#define FINISH_THREADS 128
+#define FINISH_HEADS 64    /* of a unit, at most */
+#define MERGE_FLOATS 512   /* channels that the block merges at a time, of as many heads as they are */
+#define MERGE_UNROLL 4     /* parts in flight */
+
+struct finish_shared {
+    float acc[4][MERGE_FLOATS]; /* each warp's parts */
+    float mass[FINISH_HEADS], lse[FINISH_HEADS], top[FINISH_HEADS], sum[FINISH_HEADS];
+    int holds[4];
+};
+
+struct unit_job {
+    const prhs_k_finish &a;
+    byte *const *mem;
+    finish_shared *sh;
+    entry e;
+    prhs_set set;
+    i64 b;
+    int u, pass;
+};
+
+/* A row of the unit on its way to its end. */
+struct row_job {
+    int r, work, parts;
+    bool judged;  /* by the mass gate */
+    i64 at;       /* of the first head's parts */
+};
+
+/* Work of row 0; rows are units apart. */
+DEV int *work_at(const unit_job &x)
+{
+    return INTS(x.mem[PRHS_R_WORK], x.a.work.work_off) + x.b * x.a.batch.rows * x.a.shape.units + x.u;
+}
+
+/* What the unit and its heads remember and count; dense layers have none of these. */
+DEV prhs_unit_state *state_at(const unit_job &x)
+{
+    return SLOT_AT(x.mem[PRHS_R_STATE], x.a.state, unit_off, x.e.slot, prhs_unit_state) + x.u;
+}
+DEV prhs_head_ref *heads_at(const unit_job &x)
+{
+    return SLOT_AT(x.mem[PRHS_R_STATE], x.a.state, head_off, x.e.slot, prhs_head_ref) + x.u * x.a.shape.unit_heads;
+}
+DEV prhs_unit_stat *stat_at(const unit_job &x)
+{
+    return STAT_AT(x.mem[PRHS_R_STATE], x.a.state, unit_stat_off, x.e.slot, prhs_unit_stat) + x.u;
+}
+DEV prhs_head_stat *head_stats_at(const unit_job &x)
+{
+    return STAT_AT(x.mem[PRHS_R_STATE], x.a.state, head_stat_off, x.e.slot, prhs_head_stat) + x.u * x.a.shape.unit_heads;
+}
+
+DEV void add_count(prhs_i64 *count, i64 n) { atomicAdd((unsigned long long *)count, (unsigned long long)n); }
+
+/* --- parts --- */
+
+/* What a thread merges: four channels of a head. */
+struct quad {
+    const float *o, *lse; /* of part 0 */
+    bool real;
+};
+
+/* Heads [h0, h0 + merge_heads(dim)) are merged together. */
+DEV int merge_heads(int dim) { return MERGE_FLOATS / dim; }
+
+DEV quad quad_of(const unit_job &x, const row_job &row, int h0, int i)
+{
+    const prhs_k_work &w = x.a.work;
+    const int dim = x.a.shape.dim, quads = dim / 4, h = h0 + i / quads;
+    const i64 at = row.at + (i64)h * w.chunks;
+    byte *ws = x.mem[PRHS_R_WORK];
+    return quad{ FLOATS(ws, w.part_off) + at * dim + i % quads * 4, FLOATS(ws, w.part_lse_off) + at,
+                 i < merge_heads(dim) * quads && h < x.a.shape.unit_heads };
+}
+
+/* Parts first, first + 4, ... of a quad. */
+struct parts_in_flight {
+    float4 o[MERGE_UNROLL];
+    float l[MERGE_UNROLL];
+};
+
+DEV parts_in_flight load_parts(const quad &q, int dim, int first, int parts)
+{
+    parts_in_flight f;
+#pragma unroll
+    for (int i = 0; i < MERGE_UNROLL; i++) {
+        const int part = first + 4 * i;
+        f.o[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        f.l[i] = NOTHING;
+        if (q.real && part < parts) {
+            f.o[i] = load_shared_result(q.o + (i64)part * dim);
+            f.l[i] = __ldcg(q.lse + part);
+        }
+    }
+    return f;
+}
+
+DEV void add_parts(const parts_in_flight &f, float top, float acc[4])
+{
+#pragma unroll
+    for (int i = 0; i < MERGE_UNROLL; i++) {
+        const float w = part_weight(f.l[i], top);
+        add_part(&acc[0], f.l[i], w, f.o[i].x);
+        add_part(&acc[1], f.l[i], w, f.o[i].y);
+        add_part(&acc[2], f.l[i], w, f.o[i].z);
+        add_part(&acc[3], f.l[i], w, f.o[i].w);
+    }
+}
+
+/* The warp's parts of heads from h0 on, into shared memory; `f` holds the first of its first quad. */
+DEV void merge_parts(const unit_job &x, const row_job &row, int h0, parts_in_flight f)
+{
+    const int dim = x.a.shape.dim, quads = dim / 4, n = min(merge_heads(dim), x.a.shape.unit_heads - h0) * quads, step = 4 * MERGE_UNROLL;
+#pragma unroll 1
+    for (int i = lane_id(); i < n; i += 32) {
+        const quad q = quad_of(x, row, h0, i);
+        const float top = x.sh->top[h0 + i / quads];
+        float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+        if (i >= 32)
+            f = load_parts(q, dim, warp_id(), row.parts);
+#pragma unroll 1
+        for (int first = warp_id(); first < row.parts; first += step) {
+            if (first >= step)
+                f = load_parts(q, dim, first, row.parts);
+            add_parts(f, top, acc);
+        }
+        *(float4 *)&x.sh->acc[warp_id()][i * 4] = make_float4(acc[0], acc[1], acc[2], acc[3]);
+    }
+}
+
+/* --- verdict --- */
+
+/* A block of channels of what a warp judges head h of the row with. */
+DEV evidence load_evidence(const unit_job &x, int r, int h, int base)
+{
+    const prhs_k_finish &a = x.a;
+    const int dim = a.shape.dim;
+    byte *state = x.mem[PRHS_R_STATE];
+    evidence v;
+    lane_channels(a.q, x.mem[PRHS_R_Q], x.e.row0 + r, h, dim, base, v.q);
+    load_references(SLOT_AT(state, a.state, qref_off, x.e.slot, float) + (i64)h * dim,
+                    SLOT_AT(state, a.state, moment_off, x.e.slot, float) + (i64)h * 2 * dim, dim, base, &v);
+    return v;
+}
+
+/* Log-sum-exp and dropped mass of head i of the row, by a warp. False: it fails the mass gate. */
+DEV bool judge_head(const unit_job &x, const row_job &row, int i)
+{
+    const prhs_k_finish &a = x.a;
+    const int mode = x.set.mode;
+    const bool sparse = mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE;
+    const int h = x.u * a.shape.unit_heads + i;
+    const float dropped = sparse ? heads_at(x)[i].l_dropped : NOTHING, delta = sparse ? heads_at(x)[i].delta : 0.0f;
+    const float *lse = FLOATS(x.mem[PRHS_R_WORK], a.work.part_lse_off) + row.at + (i64)i * a.work.chunks;
+    const lse_parts parts = load_lse(lse, 1, row.parts);
+    finding f = { { 0.0f, 0.0f, 0.0f }, 0.0f, 0.0f };
+    if (row.judged)
+        for (int base = 0; base < a.shape.dim; base += GATE_BLOCK)
+            add_evidence(load_evidence(x, row.r, h, base), &f);
+    const weights w = merge_weights(parts, lse, 1, row.parts);
+    float mass = 0.0f;
+    bool holds = true;
+    if (row.judged) {
+        const float cosine = whole_cosine(f.cosine), shift = dropped_shift(f, a.shape.scale);
+        mass = dropped == NOTHING ? 0.0f : mass_of(dropped + shift - w.lse);
+        holds = mass - delta <= a.policy.eps && cosine > a.policy.tau;
+    } else if (row.r == 0 && mode == PRHS_MODE_RETRIEVE) {
+        mass = dropped == NOTHING ? 0.0f : mass_of(dropped - w.lse);
+    } else if (row.r == 0 && mode == PRHS_MODE_SHARE) {
+        mass = delta;
+    }
+    if (lane_id() == 0) {
+        x.sh->mass[i] = mass;
+        x.sh->lse[i] = w.lse;
+        x.sh->top[i] = w.top;
+        x.sh->sum[i] = w.sum;
+        FLOATS(x.mem[PRHS_R_WORK], a.work.lse_off)[(x.b * a.batch.rows + row.r) * a.shape.heads + h] = w.lse;
+    }
+    return holds;
+}
+
+/* Judges the row, or only looks at it; ends with a barrier. */
+DEV bool judge(const unit_job &x, const row_job &row)
+{
+    bool holds = true;
+#pragma unroll 1
+    for (int i = warp_id(); i < x.a.shape.unit_heads; i += 4)
+        holds = judge_head(x, row, i) && holds;
+    if (lane_id() == 0)
+        x.sh->holds[warp_id()] = holds;
+    __syncthreads();
+    return x.sh->holds[0] && x.sh->holds[1] && x.sh->holds[2] && x.sh->holds[3];
+}
+
+/* --- output --- */
+
+/* Four channels of the mean of the values, the thread's; the unit's heads share a KV head. */
+DEV float4 mean_of(const unit_job &x)
+{
+    const prhs_k_finish &a = x.a;
+    const int dim = a.shape.dim, hk = x.u * a.shape.unit_heads / a.shape.group;
+    byte *state = x.mem[PRHS_R_STATE];
+    const prhs_value_count count = SLOT_AT(state, a.state, vcount_off, x.e.slot, prhs_value_count)[hk];
+    const i64 *sum = SLOT_AT(state, a.state, vsum_off, x.e.slot, i64) + (i64)hk * dim + threadIdx.x % (dim / 4) * 4;
+    const float scale = count.nonfinite > 0 ? NEVER : 0x1p-24f / (float)count.rows;
+    return make_float4((float)sum[0] * scale, (float)sum[1] * scale, (float)sum[2] * scale, (float)sum[3] * scale);
+}
+
+DEV void store_four(int dtype, byte *row, int d, const float y[4])
+{
+    if (dtype == PRHS_K_F32) {
+        *(float4 *)(row + d * 4) = make_float4(y[0], y[1], y[2], y[3]);
+        return;
+    }
+    unsigned long long bits = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        bits |= (unsigned long long)(dtype == PRHS_K_F16 ? float_half(y[i]) : bfloat_of(y[i])) << 16 * i;
+    *(unsigned long long *)(row + d * 2) = bits;
+}
+
+/* Heads from h0 on: the warps' parts meet, the residual is added. */
+DEV void put_heads(const unit_job &x, const row_job &row, int h0, float4 mean)
+{
+    const prhs_k_finish &a = x.a;
+    const int dim = a.shape.dim, quads = dim / 4, i = threadIdx.x, h = h0 + i / quads;
+    if (i >= merge_heads(dim) * quads || h >= a.shape.unit_heads)
+        return;
+    const float sum = x.sh->sum[h], d = a.policy.residual ? x.sh->mass[h] : 0.0f, m[4] = { mean.x, mean.y, mean.z, mean.w };
+    float y[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const float o = (x.sh->acc[0][i * 4 + k] + x.sh->acc[1][i * 4 + k]) + (x.sh->acc[2][i * 4 + k] + x.sh->acc[3][i * 4 + k]);
+        y[k] = isnan(sum) ? NEVER : o / sum;
+        if (d != 0.0f)
+            y[k] = (1.0f - d) * y[k] + d * m[k];
+    }
+    store_four(a.out.dtype, row_at(a.out, x.mem[PRHS_R_OUT], x.e.row0 + row.r, x.u * a.shape.unit_heads + h), i % quads * 4, y);
+}
+
+/* Writes the row; its log-sum-exps are in shared memory, and the thread's first parts in `f`. */
+DEV void output(const unit_job &x, const row_job &row, const parts_in_flight &f, float4 mean)
+{
+    const prhs_k_finish &a = x.a;
+    const int heads = a.shape.unit_heads, batch = merge_heads(a.shape.dim);
+    if (a.lse_off != PRHS_NONE && (int)threadIdx.x < heads)
+        FLOATS(x.mem[PRHS_R_LSE], a.lse_off)[(i64)(x.e.row0 + row.r) * a.shape.heads + x.u * heads + threadIdx.x] = x.sh->lse[threadIdx.x];
+#pragma unroll 1
+    for (int h0 = 0; h0 < heads; h0 += batch) {
+        if (h0) {
+            __syncthreads();
+            merge_parts(x, row, h0, load_parts(quad_of(x, row, h0, lane_id()), a.shape.dim, warp_id(), row.parts));
+        } else {
+            merge_parts(x, row, h0, f);
+        }
+        __syncthreads();
+        put_heads(x, row, h0, mean);
+    }
+}
+
+/* --- counts --- */
+
+DEV void add_mass(prhs_i64 *sum, prhs_i64 *count, prhs_i64 *nan, float mass)
+{
+    if (isnan(mass)) {
+        add_count(nan, 1);
+        return;
+    }
+    add_count(sum, llrintf(mass * PRHS_MASS_ONE));
+    add_count(count, 1);
+}
+
+/* `reference`: the window at the reference. */
+DEV void count_modes(const unit_job &x, int tokens, int reference)
+{
+    const prhs_set &s = x.set;
+    prhs_unit_stat *st = stat_at(x);
+    add_count(&st->steps, 1);
+    add_count(&st->attended, tokens);
+    if (s.mode == PRHS_MODE_DENSE) {
+        add_count(&st->dense, 1);
+    } else if (s.mode == PRHS_MODE_WINDOW) {
+        add_count(&st->window, 1);
+        add_count(&st->kept, tokens);
+    } else if (s.mode == PRHS_MODE_STREAM) {
+        add_count(&st->stream, 1);
+        add_count(&st->kept, set_fixed(s) + (x.e.pos0 + 1 - s.win_begin));
+    } else {
+        add_count(s.mode == PRHS_MODE_SHARE ? &st->share : &st->retrieve, 1);
+        add_count(&st->kept, set_fixed(s) + reference);
+    }
+}
+
+/* Books row 0 of a sparse layer: a thread a head. */
+DEV void book(const unit_job &x, int tokens, int reference)
+{
+    const int mode = x.set.mode, i = threadIdx.x;
+    if (i == 0) {
+        if (x.e.kind == SEED)
+            add_count(&stat_at(x)->seed, 1);
+        else
+            count_modes(x, tokens, reference);
+        state_at(x)->set.mode = mode;
+    }
+    if (i >= x.a.shape.unit_heads)
+        return;
+    prhs_head_stat *s = &head_stats_at(x)[i];
+    const float mass = x.sh->mass[i];
+    heads_at(x)[i].delta_last = mode == PRHS_MODE_WINDOW || mode == PRHS_MODE_STREAM ? NEVER : mass;
+    if (mode == PRHS_MODE_RETRIEVE)
+        heads_at(x)[i].delta = mass;
+    if (x.e.kind == SEED)
+        return;
+    if (mode == PRHS_MODE_RETRIEVE)
+        add_mass(&s->exact_sum, &s->exact_count, &s->nan_count, mass);
+    else if (mode == PRHS_MODE_SHARE)
+        add_mass(&s->estimate_sum, &s->estimate_count, &s->nan_count, mass);
+}
+
+/* --- rows that attend again --- */
+
+DEV void hand_on(const unit_job &x, int first)
+{
+    for (int r = first + threadIdx.x; r < x.e.rows; r += FINISH_THREADS)
+        work_at(x)[(i64)r * x.a.shape.units] = PRHS_WORK_SET;
+}
+
+DEV int row_chunks(const unit_job &x, int r, int work) { return attend_chunks(x.a.work, work_tokens(x.set, work, x.e.pos0 + r)); }
+
+/* Chunks of the unit in the attend that follows; where nobody knows which pass this is, in all later ones. */
+DEV void put_next(const unit_job &x, int chunks)
+{
+    const prhs_k_work &w = x.a.work;
+    if (w.attend_count_off == PRHS_NONE || threadIdx.x)
+        return;
+    const i64 units = (i64)x.a.batch.max_seqs * x.a.shape.units;
+    int *count = INTS(x.mem[PRHS_R_WORK], w.attend_count_off) + x.b * x.a.shape.units + x.u;
+    for (int pass = max(x.pass + 1, 1); pass < PRHS_PASSES && (x.pass < 0 || pass == x.pass + 1); pass++)
+        count[pass * units] = chunks;
+}
+
+/* The shared list fails: the unit retrieves, and its rows attend again. How many chunks that will be, select knows. */
+DEV void fail(const unit_job &x)
+{
+    const prhs_k_finish &a = x.a;
+    if (threadIdx.x == 0) {
+        byte *ws = x.mem[PRHS_R_WORK];
+        *set_at(ws, a.work, a.shape, x.b, x.u) = fresh_set(a.policy, x.e.pos0, x.e.kv_len);
+        if (a.work.score_count_off != PRHS_NONE)
+            INTS(ws, a.work.score_count_off)[x.b * a.shape.units + x.u] = score_chunks(a.work, x.e.pos0 + 1);
+        add_count(&stat_at(x)->mass_failed, 1);
+    }
+    hand_on(x, 0);
+}
+
+/* Work of rows that have just been handed on, as chunks. */
+DEV int later_chunks(const unit_job &x)
+{
+    int chunks = 0;
+    for (int r = 1; r < x.e.rows; r++)
+        chunks += row_chunks(x, r, PRHS_WORK_SET);
+    return chunks;
+}
+
+/* --- the unit --- */
+
+DEV row_job row_of(const unit_job &x, int r, int work)
+{
+    const prhs_k_finish &a = x.a;
+    const int mode = x.set.mode;
+    const bool sparse = mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE;
+    return row_job{ r, work, row_chunks(x, r, work),
+                    a.policy.gate == PRHS_K_GATE_MASS && work == PRHS_WORK_SET && sparse && (r > 0 || mode == PRHS_MODE_SHARE),
+                    ((x.b * a.batch.rows + r) * a.shape.heads + x.u * a.shape.unit_heads) * a.work.chunks };
+}
+
+/* The end of a row that has been attended: its output, or another pass. False: the unit's other rows wait, too. */
+DEV bool end_row(const unit_job &x, int r, int work, float4 mean, int reference, int *next)
+{
+    const prhs_k_finish &a = x.a;
+    const row_job row = row_of(x, r, work);
+    const parts_in_flight f = load_parts(quad_of(x, row, 0, lane_id()), a.shape.dim, warp_id(), row.parts);
+    if (!judge(x, row)) {
+        if (r == 0) {
+            fail(x);
+            return false;
+        }
+        *next += row_chunks(x, r, PRHS_WORK_ALL);
+        if (threadIdx.x == 0) {
+            work_at(x)[(i64)r * a.shape.units] = PRHS_WORK_ALL;
+            add_count(&stat_at(x)->rows_dense, 1);
+        }
+        return true;
+    }
+    if (r == 0 && !a.policy.dense)
+        book(x, work_tokens(x.set, work, x.e.pos0), reference);
+    if (x.e.kind != SEED)
+        output(x, row, f, mean);
+    if (threadIdx.x == 0)
+        work_at(x)[(i64)r * a.shape.units] = PRHS_WORK_NONE;
+    if (r > 0 || !row.judged)
+        return true;
+    hand_on(x, 1);
+    put_next(x, later_chunks(x));
+    return false;
+}
+
+DEV void end_rows(const unit_job &x)
+{
+    const prhs_k_finish &a = x.a;
+    const int mode = x.set.mode;
+    const bool sparse = mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE;
+    const int reference = sparse ? state_at(x)->set.end - state_at(x)->set.win_begin : 0;
+    float4 mean = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    int next = 0;
+    if (sparse && a.policy.residual)
+        mean = mean_of(x);
+#pragma unroll 1
+    for (int r = 0; r < x.e.rows; r++) {
+        const int work = work_at(x)[(i64)r * a.shape.units];
+        if (work != PRHS_WORK_NONE) {
+            if (!end_row(x, r, work, mean, reference, &next))
+                return;
+            __syncthreads();
+        } else if (r == 0 && a.verify && mode == PRHS_MODE_RETRIEVE) {
+            __syncthreads(); /* all have seen that row 0 has no work */
+            hand_on(x, 0);
+            return;
+        }
+    }
+    put_next(x, next);
+}
+
+/* Unit u of entry b, by all threads of the block together; pass: attends before this one, -1 where that is unknown. */
+DEV_CALL void finish_unit(const prhs_k_finish &a, byte *const mem[], i64 b, int u, int pass)
+{
+    __shared__ __align__(16) finish_shared shared;
+    const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], b);
+    const prhs_set set = *set_at(mem[PRHS_R_WORK], a.work, a.shape, b, u);
+    if (e.kind != IDLE && set.mode != PRHS_MODE_IDLE)
+        end_rows(unit_job{ a, mem, &shared, e, set, b, u, pass });
+    __syncthreads();
+}
+
+#endif

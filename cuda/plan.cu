@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * prepare: how each unit is served in this step and what its rows do first; and in decode batches append, which shares the launch because
+ * neither reads what the other writes. A warp a (sequence, unit), then a warp a (sequence, KV head).
+ */
+#include "append.cuh"
+#include "gate.cuh"
+
+#define HEADS 4 /* whose rows are in flight together */
+
+struct plan_job {
+    const prhs_k_plan &a;
+    byte *const *mem;
+    const entry &e;
+    i64 b;
+    int u;
+};
+
+/* cos(row r, reference) > tau for all heads of the unit; ref null: against row 0. */
+DEV bool cosines_hold(const plan_job &j, int r, const float *ref)
+{
+    const prhs_k_plan &a = j.a;
+    const int heads = a.shape.unit_heads, dim = a.shape.dim, h0 = j.u * heads;
+    bool holds = true;
+    for (int i = 0; i < heads; i += HEADS) {
+        angle sums[HEADS] = {};
+        for (int base = 0; base < dim; base += GATE_BLOCK) {
+            float x[HEADS][4], y[HEADS][4];
+#pragma unroll
+            for (int k = 0; k < HEADS; k++) {
+                const int h = h0 + i + k;
+                if (i + k >= heads)
+                    break;
+                lane_channels(a.q, j.mem[PRHS_R_Q], j.e.row0 + r, h, dim, base, x[k]);
+                if (ref)
+                    lane_floats(ref + (i64)h * dim, dim, base, y[k]);
+                else
+                    lane_channels(a.q, j.mem[PRHS_R_Q], j.e.row0, h, dim, base, y[k]);
+            }
+#pragma unroll
+            for (int k = 0; k < HEADS && i + k < heads; k++)
+                add_angle(x[k], y[k], &sums[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < HEADS && i + k < heads; k++)
+            holds = whole_cosine(sums[k]) > a.policy.tau && holds;
+    }
+    return holds;
+}
+
+DEV void add_one(prhs_i64 *count, int n) { atomicAdd((u64 *)count, (u64)n); }
+
+DEV prhs_unit_stat *unit_stat(const plan_job &j)
+{
+    return STAT_AT(j.mem[PRHS_R_STATE], j.a.state, unit_stat_off, j.e.slot, prhs_unit_stat) + j.u;
+}
+
+/* SHARE or RETRIEVE: *set holds the fresh set and becomes the shared one. Returns the reference in force, null: row 0. */
+DEV const float *decide(const plan_job &j, prhs_set *set)
+{
+    const prhs_k_policy &p = j.a.policy;
+    const prhs_unit_state *unit = SLOT_AT(j.mem[PRHS_R_STATE], j.a.state, unit_off, j.e.slot, prhs_unit_state) + j.u;
+    const float *ref = SLOT_AT(j.mem[PRHS_R_STATE], j.a.state, qref_off, j.e.slot, float);
+    /* The cosine before it is known whether it matters: its rows come together with the state. */
+    const prhs_unit_state st = *unit;
+    const bool holds = p.gate == PRHS_K_GATE_NONE || cosines_hold(j, 0, ref);
+    const int t = j.e.pos0, mid = set->mid_end;
+    if (st.ref_pos < 0 || st.ref_pos >= t || (st.ref_pos + p.layer) / p.block != (t + p.layer) / p.block)
+        return nullptr;
+    if (!holds) {
+        if (lane_id() == 0)
+            add_one(&unit_stat(j)->cosine_failed, 1);
+        return nullptr;
+    }
+    *set = st.set;
+    set->mode = PRHS_MODE_SHARE;
+    set->end = j.e.kv_len;
+    if (p.gate == PRHS_K_GATE_NONE) {
+        set->mid_end = mid;
+        if (set->win_begin > set->mid_begin) /* the middle had a whole run: else all of it stays attended */
+            set->win_begin = mid / p.run * p.run;
+    }
+    return ref;
+}
+
+/* Rows [first, first + 32) whose own cosine fails, a bit each. Row 0 has been judged. */
+DEV unsigned failed_rows(const plan_job &j, int first, const float *ref)
+{
+    unsigned failed = 0;
+    for (int r = max(first, 1); r < min(first + 32, j.e.rows); r++)
+        failed |= cosines_hold(j, r, ref) ? 0 : 1u << (r - first);
+    if (failed && lane_id() == 0)
+        add_one(&unit_stat(j)->rows_dense, __popc(failed));
+    return failed;
+}
+
+/* What row r does first, its cosine apart; gate MASS attends row 0 first. */
+DEV int first_work(const plan_job &j, int mode, int r)
+{
+    if (r >= j.e.rows || mode == PRHS_MODE_IDLE)
+        return PRHS_WORK_NONE;
+    if (mode == PRHS_MODE_DENSE)
+        return PRHS_WORK_ALL;
+    if (j.a.policy.gate == PRHS_K_GATE_MASS && (mode == PRHS_MODE_RETRIEVE || (mode == PRHS_MODE_SHARE && r > 0)))
+        return PRHS_WORK_NONE;
+    return PRHS_WORK_SET;
+}
+
+/* Writes the work of all rows; returns how many chunks they are. */
+DEV int put_work(const plan_job &j, const prhs_set &set, const float *ref)
+{
+    const prhs_k_plan &a = j.a;
+    const bool own = a.policy.gate == PRHS_K_GATE_COSINE && (set.mode == PRHS_MODE_SHARE || set.mode == PRHS_MODE_RETRIEVE);
+    int *work = INTS(j.mem[PRHS_R_WORK], a.work.work_off) + j.b * a.batch.rows * a.shape.units + j.u, chunks = 0;
+    for (int first = 0; first < a.batch.rows; first += 32) {
+        const int r = first + lane_id();
+        int w = first_work(j, set.mode, r);
+        if (own && failed_rows(j, first, ref) >> lane_id() & 1)
+            w = PRHS_WORK_ALL;
+        if (r < a.batch.rows)
+            work[(i64)r * a.shape.units] = w;
+        chunks += attend_chunks(a.work, work_tokens(set, w, j.e.pos0 + r));
+    }
+    return warp_sum_int(chunks);
+}
+
+/* What the kernels that follow take turns over. */
+DEV void put_counts(const plan_job &j, int mode, int chunks)
+{
+    const prhs_k_work &w = j.a.work;
+    if (w.attend_count_off == PRHS_NONE)
+        return;
+    byte *ws = j.mem[PRHS_R_WORK];
+    const i64 units = (i64)j.a.batch.max_seqs * j.a.shape.units, i = j.b * j.a.shape.units + j.u;
+    int *attend = INTS(ws, w.attend_count_off) + i;
+    /* A unit that retrieves is counted when its list is known; before, only the mass gate's finish has to see it. */
+    attend[0] = mode == PRHS_MODE_IDLE                                                       ? 0
+                : mode == PRHS_MODE_RETRIEVE && j.a.policy.gate != PRHS_K_GATE_MASS ? 0
+                                                                                             : max(chunks, 1);
+    for (int pass = 1; pass < PRHS_PASSES; pass++)
+        attend[pass * units] = 0;
+    INTS(ws, w.score_count_off)[i] = mode == PRHS_MODE_RETRIEVE ? score_chunks(w, j.e.pos0 + 1) : 0;
+    INTS(ws, w.arrived_off)[i] = 0;
+}
+
+DEV void plan_unit(const prhs_k_plan &a, byte *const mem[], i64 b, int u)
+{
+    const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], b);
+    const plan_job j = { a, mem, e, b, u };
+    const prhs_set idle = { PRHS_MODE_IDLE, 0, 0, 0, 0, 1, 0, 0, 0, 0, { 0, 0 } };
+    const float *ref = nullptr;
+    prhs_set set = idle;
+    if (e.kind != IDLE)
+        set = fresh_set(a.policy, e.pos0, e.kv_len);
+    if (e.kind == SEED && set.mode != PRHS_MODE_RETRIEVE)
+        set = idle;
+    if (e.kind == DECODE && set.mode == PRHS_MODE_RETRIEVE)
+        ref = decide(j, &set);
+    const int chunks = put_work(j, set, ref);
+    if (lane_id())
+        return;
+    *set_at(mem[PRHS_R_WORK], a.work, a.shape, b, u) = set;
+    put_counts(j, set.mode, chunks);
+}
+
+DEV void append_heads(const prhs_k_append &a, byte *const mem[], i64 b, int hk)
+{
+    if (a.kv.dtype == PRHS_K_F32)
+        append_by_warp<PRHS_K_F32>(a, mem, b, hk);
+    else if (a.kv.dtype == PRHS_K_F16)
+        append_by_warp<PRHS_K_F16>(a, mem, b, hk);
+    else
+        append_by_warp<PRHS_K_BF16>(a, mem, b, hk);
+}
+
+KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
+{
+    grid_begin();
+    grid_release();
+    const int units = p.plan.shape.units, heads = p.plan.shape.kv_heads, warps = gridDim.x * 4;
+    const int plans = p.plan.batch.max_seqs * units, appends = p.appends ? p.plan.batch.max_seqs * heads : 0;
+    int i = blockIdx.x * 4 + warp_id();
+    for (; i < plans; i += warps)
+        plan_unit(p.plan, p.mem, i / units, i % units);
+    for (i -= plans; i < appends; i += warps)
+        append_heads(p.append, p.mem, i / heads, i % heads);
+}
