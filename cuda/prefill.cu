@@ -2,9 +2,9 @@
 /*
  * prefill on tensor cores, for 16-bit K/V: causal attention of prompt rows. A block takes a tile of lanes, a warp 32 (D > 128: 16) of
  * them, and walks through blocks of keys that are cut at absolute positions: S = Q K^T in registers, online softmax, O += P V. K and V
- * blocks follow one another through a ring of three slots, two copies ahead. Threads: 128. Dynamic shared memory, bytes: PREFILL_SHARED:
- * 41088 for d64, 82048 for d128, 82048 for d256. Grid: any; best is a block an item, kv_heads * (ceil(max_rows * group / lanes) + max_seqs)
- * with 128 lanes a tile, for d256 64: the device then hands short tiles to whoever is free.
+ * blocks follow one another through a ring of three slots, two copies ahead. Threads: 128. Dynamic shared memory, bytes: d64: 41088, d128 and
+ * d256: 82048; where q has another dtype than K/V, 16384 or 32768 more. Grid: any; best is a block a tile, kv_heads * (ceil(max_rows *
+ * group / lanes) + max_seqs) with 128 lanes a tile, for d256 64: the device then hands the short tiles to whoever is free.
  *
  * A value that is not finite spoils rows that give it no weight, since 0 * NaN is NaN. Such a tile is seen by its output and goes through
  * once more without such values, and then counts, by the same products, which rows and channels they belong to.
@@ -26,7 +26,7 @@ template <bool BF16, int DP, int DK> struct geometry {
     static constexpr int slot = keys * row;              /* K or V of a block */
     static constexpr int warp_rows = 32 / pieces;        /* rows that a warp copies at once, one word a thread */
     static constexpr int turns = keys / (4 * warp_rows); /* until four warps have copied a slot */
-    static constexpr int q_at = 0, ring_at = lanes * row, exponent_at = ring_at + 3 * slot, shared = exponent_at + 128;
+    static constexpr int q_at = 0, ring_at = lanes * row, exponent_at = ring_at + 3 * slot, rest_at = exponent_at + 128;
 };
 
 /* Offset of a word: the eight words that ldmatrix reads at once, one a row, lie in different banks. */
@@ -58,11 +58,24 @@ template <class G> DEV unsigned pack(float x, float y) { return G::bf16 ? floats
 
 /* --- queries --- */
 
+/* Eight channels as 16-bit words, and what they are off by. */
+struct narrowed {
+    uint4 word, rest;
+};
+
+template <class G> DEV void narrow_pair(float x, float y, unsigned *word, unsigned *rest)
+{
+    *word = pack<G>(x, y);
+    const float2 f = G::bf16 ? bf162_floats(*word) : half2_floats(*word);
+    const float dx = x - f.x, dy = y - f.y;
+    *rest = pack<G>(isnan(dx) ? 0.0f : dx, isnan(dy) ? 0.0f : dy);
+}
+
 /*
- * Eight channels of a row as 16-bit words. Rows of another dtype are brought to [1, 2) by a power of two first, which `exponent` undoes:
- * so nothing overflows or vanishes.
+ * Rows of another dtype are brought to [1, 2) by a power of two, which `exponent` undoes: so nothing overflows or vanishes; and the rest
+ * goes through the products as well.
  */
-template <class G> DEV uint4 narrow(const prhs_k_rows &q, const byte *row, int d, bool real, int *exponent)
+template <class G> DEV narrowed narrow(const prhs_k_rows &q, const byte *row, int d, bool real, int *exponent)
 {
     float x[8], top = 0.0f;
 #pragma unroll
@@ -76,9 +89,13 @@ template <class G> DEV uint4 narrow(const prhs_k_rows &q, const byte *row, int d
         top = fmaxf(top, __shfl_xor_sync(FULL, top, w));
     const int e = top > 0.0f ? min(max((int)(__float_as_uint(top) >> 23) - 127, -126), 126) : 0;
     const float factor = power_of_2(-e);
+    narrowed r;
+    narrow_pair<G>(x[0] * factor, x[1] * factor, &r.word.x, &r.rest.x);
+    narrow_pair<G>(x[2] * factor, x[3] * factor, &r.word.y, &r.rest.y);
+    narrow_pair<G>(x[4] * factor, x[5] * factor, &r.word.z, &r.rest.z);
+    narrow_pair<G>(x[6] * factor, x[7] * factor, &r.word.w, &r.rest.w);
     *exponent = e;
-    return make_uint4(pack<G>(x[0] * factor, x[1] * factor), pack<G>(x[2] * factor, x[3] * factor), pack<G>(x[4] * factor, x[5] * factor),
-                      pack<G>(x[6] * factor, x[7] * factor));
+    return r;
 }
 
 template <class G> DEV void load_queries(const prhs_cu_prefill &p, const tile &t, unsigned char *shared)
@@ -91,13 +108,15 @@ template <class G> DEV void load_queries(const prhs_cu_prefill &p, const tile &t
         const int lane = copied_row<G>(me, i);
         const bool real = lane < t.lanes && piece * 8 < p.a.shape.dim;
         const byte *row = row_at(q, p.mem[PRHS_R_Q], lane_row(p.a, t, real ? lane : 0), lane_head(p.a, t, real ? lane : 0));
-        uint4 w = make_uint4(0, 0, 0, 0);
+        uint4 word = make_uint4(0, 0, 0, 0);
         int exponent = 0;
-        if (q.dtype != G::dtype)
-            w = narrow<G>(q, row, piece * 8, real, &exponent);
-        else if (real)
-            w = load_stream(row + piece * 16);
-        *(uint4 *)(shared + G::q_at + word_at<G>(lane, piece)) = w;
+        if (q.dtype != G::dtype) {
+            const narrowed n = narrow<G>(q, row, piece * 8, real, &exponent);
+            word = n.word;
+            *(uint4 *)(shared + G::rest_at + word_at<G>(lane, piece)) = n.rest;
+        } else if (real)
+            word = load_stream(row + piece * 16);
+        *(uint4 *)(shared + G::q_at + word_at<G>(lane, piece)) = word;
         if (piece == 0)
             ((signed char *)(shared + G::exponent_at))[lane] = (signed char)exponent;
     }
@@ -237,7 +256,20 @@ template <class G> DEV void clear_state(state<G> &x)
     }
 }
 
-template <class G> DEV void multiply_keys(const unsigned char *q, const unsigned char *k, scores<G> &x)
+/* A part that is not finite has nothing to add to infinities of the main product, but would make them NaN. */
+template <class G> DEV void drop_specials(scores<G> &x)
+{
+#pragma unroll
+    for (int m = 0; m < G::stripes; m++)
+#pragma unroll
+        for (int n = 0; n < G::keys / 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                x.s[m][n][e] = fabsf(x.s[m][n][e]) <= 3.4e38f ? x.s[m][n][e] : 0.0f;
+}
+
+/* S, the queries' rests first where they have any. */
+template <class G> DEV void multiply_keys(const unsigned char *shared, const unsigned char *k, bool rests, scores<G> &x)
 {
     const place_in_block me = here();
     const int l = me.lane;
@@ -250,21 +282,27 @@ template <class G> DEV void multiply_keys(const unsigned char *q, const unsigned
 #pragma unroll
             for (int e = 0; e < 4; e++)
                 x.s[m][n][e] = 0.0f;
+#pragma unroll 1
+    for (int rest = rests; rest >= 0; rest--) {
+        const unsigned char *q = shared + (rest ? G::rest_at : G::q_at);
 #pragma unroll
-    for (int i = 0; i < G::steps; i++) {
-        unsigned a[G::stripes][4], b[4];
+        for (int i = 0; i < G::steps; i++) {
+            unsigned a[G::stripes][4], b[4];
 #pragma unroll
-        for (int m = 0; m < G::stripes; m++)
-            load_matrices(a[m], q + (q_at ^ i * 32) + m * 16 * G::row);
+            for (int m = 0; m < G::stripes; m++)
+                load_matrices(a[m], q + (q_at ^ i * 32) + m * 16 * G::row);
 #pragma unroll
-        for (int n = 0; n < G::keys / 16; n++) {
-            load_matrices(b, k + (k_at ^ i * 32) + n * 16 * G::row);
+            for (int n = 0; n < G::keys / 16; n++) {
+                load_matrices(b, k + (k_at ^ i * 32) + n * 16 * G::row);
 #pragma unroll
-            for (int m = 0; m < G::stripes; m++) {
-                multiply<G::bf16>(x.s[m][2 * n], a[m], b[0], b[1]);
-                multiply<G::bf16>(x.s[m][2 * n + 1], a[m], b[2], b[3]);
+                for (int m = 0; m < G::stripes; m++) {
+                    multiply<G::bf16>(x.s[m][2 * n], a[m], b[0], b[1]);
+                    multiply<G::bf16>(x.s[m][2 * n + 1], a[m], b[2], b[3]);
+                }
             }
         }
+        if (rest)
+            drop_specials<G>(x);
     }
 }
 
@@ -380,7 +418,7 @@ template <class G> DEV void weigh(const prhs_cu_prefill &p, const job &j, int ke
                                   state<G> &x, weights<G> &w)
 {
     scores<G> s;
-    multiply_keys<G>(shared + G::q_at, k, s);
+    multiply_keys<G>(shared, k, p.a.q.dtype != G::dtype, s);
     if (!sees_all(j.own[here().warp], p.a.sinks, key, G::keys))
         hide<G>(p.a, j.t, key, s);
     if (pass < COUNT_NANS)
@@ -415,10 +453,14 @@ template <class G> DEV float *staged(unsigned char *shared, int warp, int row)
     return (float *)(shared + G::ring_at) + (warp * 8 + row) * (G::row / 2 + 8);
 }
 
-/*
- * Output and log-sum-exp of a staged lane, by a warp; true where an output is NaN although no score was. Adding 0 makes a zero's sign
- * plus, whatever key blocks it came through.
- */
+/* A channel of the output. A zero's sign and a NaN's bits do not tell which blocks the row came through. */
+DEV float ended(float o, float sum, float inverse)
+{
+    const float x = o * inverse + 0.0f;
+    return sum == 0.0f ? 0.0f : isnan(x) ? NEVER : x;
+}
+
+/* Output and log-sum-exp of a staged lane, by a warp; true where an output is NaN although no score was. */
 template <class G> DEV bool put_lane(const prhs_cu_prefill &p, const tile &t, int lane, int pass, int exponent, const float *o)
 {
     const int row = lane_row(p.a, t, lane), head = lane_head(p.a, t, lane), dim = p.a.shape.dim;
@@ -433,14 +475,14 @@ template <class G> DEV bool put_lane(const prhs_cu_prefill &p, const tile &t, in
     for (int d = 2 * lane_id(); d < dim; d += 64) {
         const float2 x = *(const float2 *)(o + d);
         nan |= isnan(x.x) || isnan(x.y);
-        store_pair(p.a.out.dtype, out, d, sum == 0.0f ? 0.0f : x.x * inverse + 0.0f, sum == 0.0f ? 0.0f : x.y * inverse + 0.0f);
+        store_pair(p.a.out.dtype, out, d, ended(x.x, sum, inverse), ended(x.y, sum, inverse));
     }
     if (p.a.lse_off != PRHS_NONE && lane_id() == 0) {
         const float scale = p.a.shape.scale * power_of_2(exponent), factor = scale * LOG2E;
         /* scaled_top is rounded: the rest is what all weights are off by. */
         const float rest = fmaf(top, factor, -scaled_top(top, factor)) * 0.693147181f;
         FLOATS(p.mem[PRHS_R_LSE], p.a.lse_off)[(i64)row * p.a.shape.heads + head] =
-            sum == 0.0f ? NOTHING : top * scale - rest + logf(sum);
+            sum == 0.0f ? NOTHING : isnan(sum) ? NEVER : top * scale - rest + logf(sum);
     }
     return nan && !isnan(sum);
 }
