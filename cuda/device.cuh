@@ -34,6 +34,13 @@ DEV void grid_release()
 #endif
 }
 
+/* x, of which the compiler knows nothing: what follows from it is computed anew here, rather than kept in registers from far above. */
+DEV int opaque(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 /* 16 bytes that are read once. */
 DEV uint4 load_stream(const void *p)
 {
@@ -51,9 +58,30 @@ DEV float4 load_shared_result(const float *p)
 /* e^x; x = -inf gives 0, NaN stays. At most 2 + |x| ulp: used where large |x| means a small weight. */
 DEV float exp_weight(float x) { return __expf(x); }
 
+/* 2^x; x = -inf gives 0, NaN stays, 0 gives 1; at most 2 ulp, denormal results are 0. */
+DEV float exp2_weight(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* Two packed halves or bfloat16s as floats. */
 DEV float2 half2_floats(unsigned x) { return __half22float2(*(const __half2 *)&x); }
 DEV float2 bf162_floats(unsigned x) { return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)); }
+/* Two floats packed, the first one in the low half. */
+DEV unsigned floats_half2(float x, float y)
+{
+    unsigned r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
+    return r;
+}
+DEV unsigned floats_bf162(float x, float y)
+{
+    unsigned r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
+    return r;
+}
 DEV float half_float(unsigned short x) { return __half2float(__ushort_as_half(x)); }
 DEV unsigned short float_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
 
