@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Modules and launches: the kernels are those that the emulator was linked with, whatever the image says. */
+#include "api.h"
+
+#include <string.h>
+
+#define PLAIN_SHARED (48u << 10)
+
+PRHS_PUBLIC result cuModuleLoadDataEx(prhs_drv_module *module, const void *image, unsigned options, int *option, void **value) {
+    CALL();
+    (void)options, (void)option, (void)value;
+    result error = image ? fake_unsafe() : PRHS_DRV_INVALID_IMAGE;
+    if (!error && !(*module = fake_new(MODULE, sizeof **module)))
+        error = PRHS_DRV_OUT_OF_MEMORY;
+    DONE(error);
+}
+
+static prhs_drv_function function_of(prhs_drv_module module, const char *name) {
+    for (object *o = fake_first(); o; o = o->next) {
+        prhs_drv_function f = (prhs_drv_function)o;
+        if (o->kind == FUNCTION && f->module == module && (!name || strcmp(f->kernel->name, name) == 0))
+            return f;
+    }
+    return NULL;
+}
+
+PRHS_PUBLIC result cuModuleUnload(prhs_drv_module module) {
+    fake_lock();
+    const result error = fake_call("cuModuleUnload");
+    if (!fake_known(module, MODULE)) {
+        fake_complain("cuModuleUnload: no such module");
+        DONE(PRHS_DRV_INVALID_HANDLE);
+    }
+    fake_run_all();
+    for (prhs_drv_function f; (f = function_of(module, NULL)) != NULL;)
+        fake_delete(f);
+    fake_delete(module);
+    DONE(error);
+}
+
+PRHS_PUBLIC result cuModuleGetFunction(prhs_drv_function *function, prhs_drv_module module, const char *name) {
+    CALL();
+    const emu_kernel *kernel = emu_find(name);
+    if (!fake_known(module, MODULE))
+        DONE(PRHS_DRV_INVALID_HANDLE);
+    if (!kernel) {
+        fake_complain("there is no kernel %s", name);
+        DONE(PRHS_DRV_NOT_FOUND);
+    }
+    *function = function_of(module, name);
+    if (!*function && (*function = fake_new(FUNCTION, sizeof **function)) != NULL) {
+        (*function)->kernel = kernel;
+        (*function)->module = module;
+        (*function)->dynamic = PLAIN_SHARED;
+    }
+    DONE(*function ? 0 : PRHS_DRV_OUT_OF_MEMORY);
+}
+
+PRHS_PUBLIC result cuFuncLoad(prhs_drv_function function) {
+    CALL();
+    DONE(fake_known(function, FUNCTION) ? 0 : PRHS_DRV_INVALID_HANDLE);
+}
+
+PRHS_PUBLIC result cuFuncGetAttribute(int *value, int attribute, prhs_drv_function function) {
+    CALL();
+    if (!fake_known(function, FUNCTION))
+        DONE(PRHS_DRV_INVALID_HANDLE);
+    *value = attribute == PRHS_DRV_FUNC_REGISTERS ? 64 : function->dynamic;
+    DONE(attribute == PRHS_DRV_FUNC_REGISTERS || attribute == PRHS_DRV_FUNC_MAX_DYNAMIC ? 0 : PRHS_DRV_INVALID_VALUE);
+}
+
+PRHS_PUBLIC result cuFuncSetAttribute(prhs_drv_function function, int attribute, int value) {
+    CALL();
+    if (!fake_known(function, FUNCTION))
+        DONE(PRHS_DRV_INVALID_HANDLE);
+    if (attribute != PRHS_DRV_FUNC_MAX_DYNAMIC || value < 0 || value > fake_shared_most())
+        DONE(PRHS_DRV_INVALID_VALUE);
+    function->dynamic = value;
+    DONE(0);
+}
+
+PRHS_PUBLIC result cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, prhs_drv_function function, int block, size_t shared) {
+    CALL();
+    if (!fake_known(function, FUNCTION) || block < 1)
+        DONE(PRHS_DRV_INVALID_VALUE);
+    const int by_shared = shared ? (int)((size_t)(fake_shared_most() + 1024) / (shared + 1024)) : 32, by_threads = 2048 / block;
+    *blocks = (int)function->kernel->blocks < by_threads ? (int)function->kernel->blocks : by_threads;
+    *blocks = *blocks < by_shared ? *blocks : by_shared;
+    DONE(0);
+}
+
+static result launch(prhs_drv_function function, const prhs_drv_launch *how, void **params, void **extra) {
+    if (!fake_current() || !fake_known(function, FUNCTION) || (how->stream && !fake_known(how->stream, STREAM))) {
+        fake_complain("a launch without a context, of no function, or on no stream");
+        return PRHS_DRV_INVALID_HANDLE;
+    }
+    const emu_kernel *k = function->kernel;
+    const bool bad = how->grid_x == 0 || how->grid_y != 1 || how->grid_z != 1 || how->block_y != 1 || how->block_z != 1 || !params || extra ||
+                     how->block_x == 0 || how->block_x > k->threads || how->shared > (unsigned)function->dynamic;
+    if (bad) {
+        fake_complain("launch of %s with %u x %u x %u blocks of %u threads (at most %u), %u bytes (at most %d)", k->name, how->grid_x,
+                      how->grid_y, how->grid_z, how->block_x, k->threads, how->shared, function->dynamic);
+        return PRHS_DRV_INVALID_VALUE;
+    }
+    bool overlaps = false;
+    for (unsigned i = 0; i < how->count; i++)
+        overlaps |= how->attributes[i].id == PRHS_DRV_ATTRIBUTE_OVERLAP && how->attributes[i].value.overlap;
+    const item it = { .what = KERNEL, .kernel = k, .grid = how->grid_x, .block = how->block_x, .shared = how->shared, .overlaps = overlaps,
+                      .params = params[0] };
+    return fake_submit(how->stream, &it);
+}
+
+PRHS_PUBLIC result cuLaunchKernel(prhs_drv_function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                                  unsigned block_y, unsigned block_z, unsigned shared, prhs_drv_stream stream, void **params, void **extra) {
+    CALL();
+    const prhs_drv_launch how = { grid_x, grid_y, grid_z, block_x, block_y, block_z, shared, stream, NULL, 0 };
+    DONE(launch(function, &how, params, extra));
+}
+
+PRHS_PUBLIC result cuLaunchKernelEx(const prhs_drv_launch *how, prhs_drv_function function, void **params, void **extra) {
+    CALL();
+    DONE(launch(function, how, params, extra));
+}
