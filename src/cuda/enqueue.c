@@ -9,6 +9,8 @@
 /* More decode rows a sequence than this are appended by a launch of their own, with a block a head. */
 #define PREPARE_ROWS 8
 
+#define GRID_MOST (1u << 20)
+
 typedef union launch {
     unsigned char *mem[PRHS_ROLES]; /* where every launch struct begins */
     prhs_cu_prepare prepare;
@@ -89,17 +91,28 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
     return sizeof l->mem + size;
 }
 
-static prhs_status submit(prhs_queue *queue, const prhs_nv_kernel *kernel, launch *l, unsigned grid) {
+/* Blocks: no more than there is work for; nor than are resident at once, where blocks take turns. */
+static unsigned grid_of(const prhs_nv_kernel *kernel, const prhs_op *ops, size_t count) {
+    uint64_t blocks = 1;
+    for (size_t i = 0; i < count; i++) {
+        const uint64_t more = prhs_nv_blocks(&ops[i]);
+        blocks = more > blocks ? more : blocks;
+    }
+    const uint64_t most = kernel->choice.spread ? GRID_MOST : kernel->grid;
+    return (unsigned)(blocks < most ? blocks : most);
+}
+
+static prhs_status submit(prhs_queue *queue, const prhs_nv_kernel *kernel, launch *l, unsigned grid, unsigned threads, unsigned shared) {
     void *params[] = { l };
     const prhs_nv_choice *c = &kernel->choice;
     prhs_status status;
     if (kernel->overlap) {
         prhs_drv_attribute overlap = { .id = PRHS_DRV_ATTRIBUTE_OVERLAP, .value.overlap = 1 };
-        const prhs_drv_launch how = { grid, 1, 1, c->threads, 1, 1, c->shared, prhs_nv_stream_of(queue), &overlap, 1 };
+        const prhs_drv_launch how = { grid, 1, 1, threads, 1, 1, shared, prhs_nv_stream_of(queue), &overlap, 1 };
         status = prhs_nv_check(queue->dev, c->name, prhs_drv.LaunchKernelEx(&how, kernel->function, params, NULL));
     } else {
         status = prhs_nv_check(queue->dev, c->name,
-                                 prhs_drv.LaunchKernel(kernel->function, grid, 1, 1, c->threads, 1, 1, c->shared,
+                                 prhs_drv.LaunchKernel(kernel->function, grid, 1, 1, threads, 1, 1, shared,
                                                        prhs_nv_stream_of(queue), params, NULL));
     }
     if (status == PRHS_OK)
@@ -120,12 +133,13 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs
         return prhs_fail(&dev->head.log, PRHS_ERR_STATE, "cuda: %s was never prepared for this head size and these dtypes",
                          prhs_op_name(leader->kind));
     fill(&l, ops, *count, leader, pass);
-    uint64_t items = 1;
-    for (size_t i = 0; i < *count; i++) {
-        const uint64_t more = prhs_nv_items(&ops[i]);
-        items = more > items ? more : items;
-    }
-    return submit(queue, kernel, &l, items < kernel->grid ? (unsigned)items : kernel->grid);
+    unsigned threads = kernel->choice.threads, shared = kernel->choice.shared;
+    if (kernel->choice.sized)
+        prhs_nv_size(leader, &threads, &shared);
+    if (shared > kernel->choice.shared)
+        return prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s needs %u bytes of shared memory for this max_kv_len, a block may have %u",
+                         kernel->choice.name, shared, kernel->choice.shared);
+    return submit(queue, kernel, &l, grid_of(kernel, ops, *count), threads, shared);
 }
 
 prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n) {

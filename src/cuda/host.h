@@ -28,6 +28,8 @@ typedef struct prhs_nv_choice {
     char name[PRHS_NV_NAME_MAX]; /* of the kernel */
     unsigned threads;              /* a block */
     unsigned shared;               /* bytes of dynamic shared memory */
+    bool sized;                    /* both are at most that: prhs_nv_size() has a launch's own; shared: what there is */
+    bool spread;                   /* a block an item, however many: the device hands out short ones */
 } prhs_nv_choice;
 
 /* A loaded kernel. Entries are only ever added while the device lives, so readers need no lock. */
@@ -122,10 +124,12 @@ prhs_status prhs_nv_event_record(prhs_queue *queue, prhs_event *event);
 prhs_status prhs_nv_event_query(prhs_event *event);
 prhs_status prhs_nv_event_elapsed(prhs_event *begin, prhs_event *end, double *seconds);
 
-/* table.c: which kernel serves a key, and how many items a launch has. All pure. */
+/* table.c: which kernel serves a key, and how many blocks a launch needs. All pure. */
 bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why);
-/* Items by capacity of an op; of several ops in one launch: the most. */
-uint64_t prhs_nv_items(const prhs_op *op);
+/* The block of a launch whose choice is `sized`. */
+void prhs_nv_size(const prhs_op *op, unsigned *threads, unsigned *shared);
+/* Blocks that an op's items need by capacity. */
+uint64_t prhs_nv_blocks(const prhs_op *op);
 /* The role (cuda/launch.h) of an op's buffer i. */
 int prhs_nv_role(prhs_op_kind kind, int i);
 

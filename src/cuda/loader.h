@@ -62,6 +62,7 @@ enum { /* CUdevice_attribute */
 };
 
 enum { /* CUfunction_attribute */
+    PRHS_DRV_FUNC_SHARED = 1,      /* bytes of static shared memory */
     PRHS_DRV_FUNC_REGISTERS = 4,
     PRHS_DRV_FUNC_MAX_DYNAMIC = 8
 };

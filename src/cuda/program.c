@@ -128,10 +128,16 @@ static prhs_status load_function(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
 }
 
 static prhs_status set_up(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
-    const prhs_nv_choice *choice = &kernel->choice;
-    int blocks = 0;
+    prhs_nv_choice *choice = &kernel->choice;
+    int blocks = 0, fixed = 0;
     prhs_status status = PRHS_OK;
-    if (choice->shared > 48u << 10)
+    if (choice->sized) {
+        /* All that a block may have besides its own arrays. */
+        status = prhs_nv_check(&dev->head, "cuFuncGetAttribute",
+                               prhs_drv.FuncGetAttribute(&fixed, PRHS_DRV_FUNC_SHARED, kernel->function));
+        choice->shared = fixed < dev->shared_most ? (unsigned)(dev->shared_most - fixed) : 0;
+    }
+    if (status == PRHS_OK && choice->shared > 48u << 10)
         status = prhs_nv_check(&dev->head, "cuFuncSetAttribute",
                                prhs_drv.FuncSetAttribute(kernel->function, PRHS_DRV_FUNC_MAX_DYNAMIC, (int)choice->shared));
     if (status == PRHS_OK)
@@ -139,6 +145,9 @@ static prhs_status set_up(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
                                prhs_drv.Occupancy(&blocks, kernel->function, (int)choice->threads, choice->shared));
     if (status == PRHS_OK && blocks < 1)
         status = prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s does not fit on a multiprocessor of this device", choice->name);
+    /* With smaller blocks more of them are resident; more than fit wait for their turn, which is as good. */
+    if (choice->sized)
+        blocks = 8;
     kernel->grid = (unsigned)blocks * (dev->head.info.compute_units ? dev->head.info.compute_units : 1);
     return status;
 }

@@ -9,70 +9,95 @@
 /* How a kernel's name goes on after prhs_<stem>. */
 typedef enum naming {
     PLAIN,   /* nothing */
-    LANES,   /* _<K/V dtype>_l<lanes a row>_h<heads a block>, and _m with moments */
-    PADDED   /* _<K/V dtype>_d<head size, padded> */
+    SHARING, /* for decode: see choose_sharing() */
+    PROMPT   /* for prompts: see choose_prompt() */
 } naming;
 
 static const struct {
     const char *file, *stem;
     naming naming;
-    unsigned threads;
 } kernels[PRHS_OP_COUNT] = {
-    [PRHS_OP_APPEND] = { "append", "append", PLAIN, 128 },
-    [PRHS_OP_RANGE_SUM] = { "append", "range_sum", PLAIN, 128 },
-    [PRHS_OP_TRUNCATE] = { "append", "truncate", PLAIN, 128 },
-    [PRHS_OP_PLAN] = { "plan", "prepare", PLAIN, 128 },
-    [PRHS_OP_SCORE] = { "score", "score", LANES, 128 },
-    [PRHS_OP_SELECT] = { "select", "retrieve", PLAIN, 512 },
-    [PRHS_OP_MOMENTS] = { "select", "moments", PLAIN, 128 },
-    [PRHS_OP_ATTEND] = { "serve", "serve", LANES, 128 },
-    [PRHS_OP_FINISH] = { "finish", "finish", PLAIN, 128 },
-    [PRHS_OP_AUDIT] = { "audit", "audit", PLAIN, 128 },
-    [PRHS_OP_PREFILL] = { "prefill", "prefill", PADDED, 128 },
-    [PRHS_OP_COMBINE] = { "merge", "combine", PLAIN, 128 },
-    [PRHS_OP_MERGE] = { "merge", "merge", PLAIN, 128 },
-    [PRHS_OP_GATE] = { "gate", "gate", PLAIN, 128 },
+    [PRHS_OP_APPEND] = { "append", "append", PLAIN },   [PRHS_OP_RANGE_SUM] = { "append", "range_sum", PLAIN },
+    [PRHS_OP_TRUNCATE] = { "append", "truncate", PLAIN }, [PRHS_OP_PLAN] = { "plan", "prepare", PLAIN },
+    [PRHS_OP_SCORE] = { "score", "score", SHARING },    [PRHS_OP_SELECT] = { "select", "retrieve", PLAIN },
+    [PRHS_OP_MOMENTS] = { "moments", "moments", PLAIN }, [PRHS_OP_ATTEND] = { "serve", "serve", SHARING },
+    [PRHS_OP_FINISH] = { "finish", "finish", PLAIN },   [PRHS_OP_AUDIT] = { "audit", "audit", PLAIN },
+    [PRHS_OP_PREFILL] = { "prefill", "prefill", PROMPT }, [PRHS_OP_COMBINE] = { "merge", "combine", PLAIN },
+    [PRHS_OP_MERGE] = { "merge", "merge", PLAIN },      [PRHS_OP_GATE] = { "gate", "gate", PLAIN },
 };
 
 static const char *dtype_name(prhs_i32 dtype) { return dtype == PRHS_K_F32 ? "f32" : dtype == PRHS_K_F16 ? "f16" : "bf16"; }
 
-/* Index of the smallest power of two times `least` that is not below n; at most 3. */
-static int rung(prhs_i32 n, prhs_i32 least) {
+/* Index of the smallest of least, 2 least, 4 least, ... that is not below n; at most `most`. */
+static int rung(prhs_i32 n, prhs_i32 least, int most) {
     int i = 0;
-    while (i < 3 && n > least << i)
+    while (i < most && n > least << i)
         i++;
     return i;
 }
 
-/* Rows of up to 32, 64, 128, 256 channels take 4, 8, 16, 32 lanes; a block serves 1, 2, 4 or 8 heads of a unit together. */
-static void choose_lanes(const prhs_op_key *key, const char *stem, prhs_nv_choice *choice, const char **why) {
-#define PATHS(l) { "simt l" #l " h1", "simt l" #l " h2", "simt l" #l " h4", "simt l" #l " h8" }
-    static const char *const paths[4][4] = { PATHS(4), PATHS(8), PATHS(16), PATHS(32) };
-#undef PATHS
-    const int l = rung(key->dim, 32), h = rung(key->unit_heads, 1);
-    snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_l%d_h%d%s", stem, dtype_name(key->kv_dtype), 4 << l, 1 << h,
-             key->moments ? "_m" : "");
-    choice->path = paths[l][h];
-    *why = "l lanes share a K/V row by its head size; h heads of a unit share it by their number";
+static bool tensor(const prhs_nv_device *dev, const prhs_op_key *key, const char **why) {
+    *why = key->kv_dtype == PRHS_K_F32                    ? "float32 K/V"
+           : !(dev->head.info.caps & PRHS_CAP_TENSOR) ? "the tensor cores are masked"
+                                                      : "16-bit K/V";
+    return key->kv_dtype != PRHS_K_F32 && dev->head.info.caps & PRHS_CAP_TENSOR;
 }
 
-static void choose_padded(const prhs_nv_device *dev, const prhs_op_key *key, const char *stem, prhs_nv_choice *choice, const char **why) {
-    const bool tensor = dev->head.info.caps & PRHS_CAP_TENSOR && key->kv_dtype != PRHS_K_F32;
-    snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_d%d", stem, dtype_name(key->kv_dtype), 64 << rung(key->dim, 64));
-    choice->path = tensor ? "tensor cores" : "simt";
-    *why = tensor ? "16-bit K/V" : key->kv_dtype == PRHS_K_F32 ? "float32 K/V" : "the tensor cores are masked";
+/*
+ * score and serve, whose blocks let h heads of a unit share each K/V row. On tensor cores: _<K/V dtype>_d<head size, padded>_h<4 or 8>.
+ * Else _<K/V dtype>_l<lanes>_h<1, 2, 4, 8>: rows of up to 32, 64, 128, 256 channels take 4, 8, 16, 32 lanes; _m with moments.
+ */
+static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why) {
+#define TENSOR(d) { "tensor d" #d " h4", "tensor d" #d " h8" }
+#define SIMT(l) { "simt l" #l " h1", "simt l" #l " h2", "simt l" #l " h4", "simt l" #l " h8" }
+    static const char *const tensor_paths[3][2] = { TENSOR(64), TENSOR(128), TENSOR(256) };
+    static const char *const simt_paths[4][4] = { SIMT(4), SIMT(8), SIMT(16), SIMT(32) };
+#undef TENSOR
+#undef SIMT
+    const char *stem = kernels[key->kind].stem, *dtype = dtype_name(key->kv_dtype);
+    if (tensor(dev, key, why) && key->unit_heads > 1 && !key->moments) {
+        const int d = rung(key->dim, 64, 2), h = key->unit_heads > 4 && d < 2;
+        snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_d%d_h%d", stem, dtype, 64 << d, 4 << h);
+        choice->file = key->kind == PRHS_OP_SCORE ? "score_mma" : "serve_mma";
+        choice->path = tensor_paths[d][h];
+        *why = "16-bit K/V, and heads that share their rows";
+        return;
+    }
+    const int l = rung(key->dim, 32, 3), h = rung(key->unit_heads, 1, key->moments ? 2 : 3);
+    snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_l%d_h%d%s", stem, dtype, 4 << l, 1 << h, key->moments ? "_m" : "");
+    choice->path = simt_paths[l][h];
+    *why = key->unit_heads == 1 ? "every head has its own rows" : key->moments ? "moments need float32 sums" : *why;
+}
+
+/* _<K/V dtype>_d<head size, padded>. On tensor cores a block holds its queries and a ring of three blocks of keys and values. */
+static void choose_prompt(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why) {
+    const int d = rung(key->dim, 64, 2);
+    choice->spread = true;
+    if (tensor(dev, key, why)) {
+        snprintf(choice->name, sizeof choice->name, "prhs_prefill_%s_d%d", dtype_name(key->kv_dtype), 64 << d);
+        choice->path = "tensor cores";
+        choice->shared = (d ? 82048 : 41088) + (key->q_dtype == key->kv_dtype ? 0 : d ? 32768 : 16384);
+    } else {
+        snprintf(choice->name, sizeof choice->name, "prhs_prefill_%s_l%d", dtype_name(key->kv_dtype), 4 << rung(key->dim, 32, 3));
+        choice->path = "simt";
+        choice->file = "prefill_simt";
+    }
 }
 
 bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why) {
-    *choice = (prhs_nv_choice){ .file = kernels[key->kind].file, .path = "simt", .threads = kernels[key->kind].threads };
-    const char *stem = kernels[key->kind].stem;
+    *choice = (prhs_nv_choice){ .file = kernels[key->kind].file, .path = "simt", .threads = 128 };
     switch (kernels[key->kind].naming) {
     case PLAIN:
-        snprintf(choice->name, sizeof choice->name, "prhs_%s", stem);
-        *why = "the one kernel there is";
+        snprintf(choice->name, sizeof choice->name, "prhs_%s", kernels[key->kind].stem);
+        *why = "one kernel serves every legal shape";
         break;
-    case LANES: choose_lanes(key, stem, choice, why); break;
-    case PADDED: choose_padded(dev, key, stem, choice, why); break;
+    case SHARING: choose_sharing(dev, key, choice, why); break;
+    case PROMPT: choose_prompt(dev, key, choice, why); break;
+    }
+    if (key->kind == PRHS_OP_SELECT) {
+        /* By the launch's capacity: see prhs_nv_size(). */
+        choice->threads = PRHS_RETRIEVE_MOST;
+        choice->sized = true;
     }
     if (prhs_nv_image_of(choice->file) < 0) {
         *why = "this build has no CUDA kernel for it";
@@ -83,6 +108,12 @@ bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_c
         return false;
     }
     return true;
+}
+
+void prhs_nv_size(const prhs_op *op, unsigned *threads, unsigned *shared) {
+    const prhs_i32 n = op->args.select.batch.max_kv_len;
+    *threads = PRHS_RETRIEVE_THREADS(n);
+    *shared = (unsigned)PRHS_RETRIEVE_SHARED((prhs_i64)n);
 }
 
 int prhs_nv_role(prhs_op_kind kind, int i) {
@@ -100,37 +131,38 @@ int prhs_nv_role(prhs_op_kind kind, int i) {
     return roles[kind][i];
 }
 
-static uint64_t product(prhs_i32 a, prhs_i32 b, prhs_i32 c, prhs_i32 d) { return (uint64_t)a * (uint64_t)b * (uint64_t)c * (uint64_t)d; }
+static uint64_t per_block(uint64_t items, unsigned each) { return (items + each - 1) / each; }
 
-static prhs_i32 blocks_of(const prhs_k_shape *shape) { return shape->units * ((shape->unit_heads + 7) / 8); }
+static uint64_t pairs(prhs_i32 a, prhs_i32 b) { return (uint64_t)a * (uint64_t)b; }
 
-static uint64_t prefill_items(const prhs_k_prefill *a) {
-    const prhs_i32 tile = a->tile > 0 ? a->tile : 1;
-    return product((a->batch.max_rows + tile - 1) / tile + a->batch.max_seqs, a->shape.heads, 1, 1);
+/* Tiles of (row, head) lanes, as many as there can be. */
+static uint64_t prompt_blocks(const prhs_k_prefill *a) {
+    const unsigned lanes = a->shape.dim > 128 ? 64 : 128;
+    return (per_block(pairs(a->batch.max_rows, a->shape.group), lanes) + (uint64_t)a->batch.max_seqs) * (uint64_t)a->shape.kv_heads;
 }
 
-uint64_t prhs_nv_items(const prhs_op *op) {
+uint64_t prhs_nv_blocks(const prhs_op *op) {
     switch (op->kind) {
-#define ITEMS(NAME, name, ...) \
+#define BLOCKS(NAME, name, expression) \
     case PRHS_OP_##NAME: { \
         const prhs_k_##name *a = &op->args.name; \
-        return product(__VA_ARGS__); \
+        return expression; \
     }
-        ITEMS(APPEND, append, a->batch.max_seqs, a->shape.kv_heads, 1, 1)
-        ITEMS(RANGE_SUM, range_sum, a->batch.max_seqs, a->shape.kv_heads, 1, 1)
-        ITEMS(TRUNCATE, truncate, a->batch.max_seqs, a->shape.units, 1, 1)
-        ITEMS(PLAN, plan, a->batch.max_seqs, a->shape.units, 1, 1)
-        ITEMS(SCORE, score, a->batch.max_seqs, blocks_of(&a->shape), a->work.score_chunks, 1)
-        ITEMS(SELECT, select, a->batch.max_seqs, a->shape.units, 1, 1)
-        ITEMS(MOMENTS, moments, a->batch.max_seqs, a->shape.heads, 1, 1)
-        ITEMS(ATTEND, attend, a->batch.max_seqs, a->batch.rows, blocks_of(&a->shape), a->work.chunks)
-        ITEMS(FINISH, finish, a->batch.max_seqs, a->shape.units, 1, 1)
-        ITEMS(AUDIT, audit, a->batch.max_seqs, a->shape.units, 1, 1)
-        ITEMS(COMBINE, combine, a->batch.max_seqs, a->batch.rows, a->shape.heads, 1)
-        ITEMS(MERGE, merge, a->rows, a->shape.heads, 1, 1)
-        ITEMS(GATE, gate, a->rows, a->shape.heads, 1, 1)
-#undef ITEMS
-    case PRHS_OP_PREFILL: return prefill_items(&op->args.prefill);
+        BLOCKS(APPEND, append, pairs(a->batch.max_seqs, a->shape.kv_heads) + (uint64_t)a->batch.max_rows)
+        BLOCKS(RANGE_SUM, range_sum, pairs(a->batch.max_seqs, a->shape.kv_heads))
+        BLOCKS(TRUNCATE, truncate, per_block(pairs(a->batch.max_seqs, a->shape.units), 128))
+        BLOCKS(PLAN, plan, per_block(pairs(a->batch.max_seqs, a->shape.units + a->shape.kv_heads), 4))
+        BLOCKS(SCORE, score, pairs(a->batch.max_seqs, a->shape.units) * (uint64_t)a->work.score_chunks)
+        BLOCKS(SELECT, select, pairs(a->batch.max_seqs, a->shape.units))
+        BLOCKS(MOMENTS, moments, pairs(a->batch.max_seqs, a->shape.heads))
+        BLOCKS(ATTEND, attend, pairs(a->batch.max_seqs, a->batch.rows) * pairs(a->shape.units, a->work.chunks))
+        BLOCKS(FINISH, finish, pairs(a->batch.max_seqs, a->shape.units))
+        BLOCKS(AUDIT, audit, pairs(a->batch.max_seqs, a->shape.units))
+        BLOCKS(COMBINE, combine, per_block(pairs(a->batch.max_seqs, a->batch.rows) * (uint64_t)a->shape.heads, 4))
+        BLOCKS(MERGE, merge, per_block(pairs(a->rows, a->shape.heads), 4))
+        BLOCKS(GATE, gate, per_block(pairs(a->rows, a->shape.heads), 4))
+        BLOCKS(PREFILL, prefill, prompt_blocks(a))
+#undef BLOCKS
     case PRHS_OP_COUNT: break;
     }
     return 1;
