@@ -100,9 +100,9 @@ template <class G> DEV narrowed narrow(const prhs_k_rows &q, const byte *row, in
 
 template <class G> DEV void load_queries(const prhs_cu_prefill &p, const tile &t, unsigned char *shared)
 {
-    const prhs_k_rows &q = p.a.q;
     const place_in_block me = here();
     const int piece = copied_piece<G>(me);
+    const prhs_k_rows &q = p.a.q;
 #pragma unroll 1
     for (int i = 0; i < G::lanes / (4 * G::warp_rows); i++) {
         const int lane = copied_row<G>(me, i);
@@ -183,14 +183,17 @@ template <class G> DEV const byte *address(const prhs_cu_prefill &p, const job &
 template <class G> DEV void copy_block(const prhs_k_shape &s, int last, unsigned char *slot, const byte *at, int from, int key, bool any)
 {
     if (any) {
+        constexpr int rows = 4 * G::warp_rows; /* a turn */
         const place_in_block me = here();
-        const int piece = copied_piece<G>(me);
+        const int piece = copied_piece<G>(me), row = copied_row<G>(me, 0), left = last - key - row;
+        const int to = word_at<G>(row, piece);
 #pragma unroll
         for (int i = 0; i < G::turns; i++) {
-            const byte *row = (const byte *)__shfl_sync(FULL, (unsigned long long)at, from + i * G::warp_rows + me.lane / G::pieces);
-            const int r = copied_row<G>(me, i);
+            const byte *word = (const byte *)__shfl_sync(FULL, (unsigned long long)at, from + i * G::warp_rows + me.lane / G::pieces);
+            /* word_at of the turn's row: its last three bits stay, but for every other turn of four rows. */
+            const int flip = rows == 4 ? (i & 1) << 6 : 0;
             if (piece * 8 < s.dim)
-                copy_async_or_zero(slot + word_at<G>(r, piece), row + piece * 16, key + r <= last);
+                copy_async_or_zero(slot + (to ^ flip) + i * rows * G::row, word + piece * 16, i * rows <= left);
         }
     }
     copy_commit();
@@ -200,7 +203,8 @@ template <class G> DEV void copy_block(const prhs_k_shape &s, int last, unsigned
 template <class G> DEV void clear_padding(const prhs_k_shape &s, unsigned char *ring)
 {
     if (s.dim < 16 * G::steps)
-        for (int i = threadIdx.x; i < 3 * G::keys * G::pieces; i += PREFILL_THREADS)
+#pragma unroll 1
+        for (int i = opaque(threadIdx.x); i < 3 * G::keys * G::pieces; i += PREFILL_THREADS)
             if (i % G::pieces * 8 >= s.dim)
                 *(uint4 *)(ring + i / (G::keys * G::pieces) * G::slot + word_at<G>(i / G::pieces % G::keys, i % G::pieces)) =
                     make_uint4(0, 0, 0, 0);
@@ -219,7 +223,8 @@ template <class G> DEV unsigned refine_value(unsigned x, int pass)
 template <class G> DEV void refine(unsigned char *v, int pass)
 {
     unsigned *w = (unsigned *)v;
-    for (int i = threadIdx.x; i < G::slot / 4; i += PREFILL_THREADS)
+#pragma unroll 1
+    for (int i = opaque(threadIdx.x); i < G::slot / 4; i += PREFILL_THREADS)
         w[i] = refine_value<G>(w[i] & 0xffff, pass) | refine_value<G>(w[i] >> 16, pass) << 16;
 }
 
