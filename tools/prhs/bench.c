@@ -51,7 +51,7 @@ static int run(bench_options *o, const char *program) {
     bench_must(prhs_device_get_info(b.dev, &b.info));
     bench_must(prhs_queue_create(b.dev, &b.queue));
     const bool cuda = b.info.backend == PRHS_BACKEND_CUDA;
-    b.graphs = cuda && !o->direct;
+    b.graphs = bench_has_graphs(&b) && !o->direct;
     b.row_type = cuda ? o->dtype : PRHS_F32;
     b.host_reads = b.info.backend == PRHS_BACKEND_CPU || (b.info.caps & PRHS_CAP_WIDE);
     b.normal_bytes = b.host_reads ? UINT64_C(16) << 20 : UINT64_C(64) << 20;

@@ -8,8 +8,6 @@
 
 #include <stddef.h>
 
-#include <prhs/cuda.h>
-
 #include "tool.h"
 
 typedef struct bench_shape {
@@ -143,11 +141,18 @@ typedef struct bench_loop {
     void (*fn)(void *arg, uint32_t i);
     void *arg;
     uint32_t calls, next;
-    prhs_cuda_graph *graph;
+    void *graph;
 } bench_loop;
 void bench_loop_make(bench *b, void (*fn)(void *arg, uint32_t i), void *arg, uint32_t calls, bench_loop *loop);
 void bench_loop_run(bench_loop *loop);
 void bench_loop_free(bench_loop *loop);
+
+/* bench_graph.c: captures of b->queue, where the backend has them. */
+bool bench_has_graphs(const bench *b);
+void bench_graph_begin(bench *b);
+void *bench_graph_end(bench *b);
+void bench_graph_launch(bench *b, void *graph);
+void bench_graph_destroy(void *graph);
 
 /*
  * Times fn(arg, i). Without graphs: `warm` calls that are not timed, then `calls` timed ones, i counting on. With graphs: at least

@@ -4,6 +4,7 @@
  * price of a session that falls back to dense on the device, because a sequence is shorter than its min_sparse_n.
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "bench.h"
@@ -88,7 +89,7 @@ static void table(crossing *x, uint32_t count) {
     at = (size_t)snprintf(text, sizeof text, "%8s %19s", "N*", "");
     for (uint32_t j = 0; j < BUDGETS; j++) {
         uint32_t n = n_star(x, j, count);
-        at += (size_t)snprintf(text + at, sizeof text - at, n ? " %12u" : " %11s-", n ? n : 0);
+        at += n ? (size_t)snprintf(text + at, sizeof text - at, " %12u", n) : (size_t)snprintf(text + at, sizeof text - at, " %12s", "-");
         snprintf(key, sizeof key, "n_star_%u_%u_%u_%u_k%u", x->s.batch, x->s.heads, x->s.kv_heads, x->s.dim, budgets[j]);
         bench_report_number(x->b, key, n);
     }

@@ -69,13 +69,18 @@ static void run_prefill(void *arg, uint32_t i) {
 }
 
 /* Times one op that touches `touched` bytes of K/V; dense: what the row is compared with, 0 for nothing. Returns its median. */
-static double row(op_bench *o, const char *name, void (*fn)(void *, uint32_t), double bytes, double touched, double dense) {
-    bench_row r = { .section = "ops", .name = name, .shape = *o->s, .bytes = bytes, .rotation = touched * o->cache.copies };
+static double row_of(op_bench *o, const char *section, const char *name, void (*fn)(void *, uint32_t), double bytes, double touched,
+                     double dense) {
+    bench_row r = { .section = section, .name = name, .shape = *o->s, .bytes = bytes, .rotation = touched * o->cache.copies };
     uint32_t warm = o->cache.copies < 8 ? o->cache.copies : 8;
     bench_time(o->b, fn, o, o->cache.copies, warm, o->b->o->repeat, &r);
     r.dense = dense;
     bench_report_row(o->b, &r);
     return r.median;
+}
+
+static double row(op_bench *o, const char *name, void (*fn)(void *, uint32_t), double bytes, double touched, double dense) {
+    return row_of(o, "ops", name, fn, bytes, touched, dense);
 }
 
 /* `count` distinct aligned runs below `limit`, ascending: a walk that takes each with the right probability. */
@@ -179,11 +184,11 @@ static void make_gate_and_merge(op_bench *o) {
 }
 
 /* Own dense attention; the best rate of the run is the ceiling where nothing else tells what the memory can do. */
-static double dense_op(op_bench *o) {
+static double dense_op(op_bench *o, const char *section) {
     bench *b = o->b;
     double bytes = bench_row_bytes(b, o->s, o->s->n);
     write_sets(o, o->s->n, 1);
-    double seconds = row(o, "attend all (own dense)", run_attend, bytes, bytes, 0);
+    double seconds = row_of(o, section, "attend all (own dense)", run_attend, bytes, bytes, 0);
     if (seconds > 0 && bytes / seconds > b->dense_rate)
         b->dense_rate = bytes / seconds;
     return seconds;
@@ -194,7 +199,7 @@ static void decode_ops(op_bench *o) {
     uint32_t kept = s->kept, listed = LOCAL + (kept - LOCAL) / 16 * 16;
     double keys = bench_row_bytes(o->b, s, s->n) / 2, one = bench_row_bytes(o->b, s, 1);
     double scores = (double)s->batch * s->heads * s->n * 4;
-    double dense = dense_op(o);
+    double dense = dense_op(o, "ops");
     write_sets(o, kept, 1);
     row(o, "attend list, single tokens", run_attend, one * kept, one * kept, dense);
     write_sets(o, kept, 16);
@@ -238,7 +243,7 @@ void bench_dense(bench *b, const bench_shape *s) {
     op_bench o = begin(b, s);
     bench_cache_make(b, s, s->n, 0, &o.cache);
     make(&o, 1, 0);
-    dense_op(&o);
+    dense_op(&o, "ceiling");
     prhs_ops_destroy(o.ops);
     bench_release(b, mark);
 }

@@ -36,15 +36,15 @@ void bench_loop_make(bench *b, void (*fn)(void *arg, uint32_t i), void *arg, uin
     *loop = (bench_loop){ b, fn, arg, calls, 0, NULL };
     if (!b->graphs)
         return;
-    bench_must(prhs_cuda_graph_begin(b->queue));
+    bench_graph_begin(b);
     for (uint32_t i = 0; i < calls; i++)
         fn(arg, i);
-    bench_must(prhs_cuda_graph_end(b->queue, &loop->graph));
+    loop->graph = bench_graph_end(b);
 }
 
 void bench_loop_run(bench_loop *loop) {
     if (loop->graph) {
-        bench_must(prhs_cuda_graph_launch(loop->graph, loop->b->queue));
+        bench_graph_launch(loop->b, loop->graph);
         return;
     }
     for (uint32_t i = 0; i < loop->calls; i++)
@@ -53,7 +53,7 @@ void bench_loop_run(bench_loop *loop) {
 
 void bench_loop_free(bench_loop *loop) {
     bench_must(prhs_queue_finish(loop->b->queue));
-    prhs_cuda_graph_destroy(loop->graph);
+    bench_graph_destroy(loop->graph);
 }
 
 enum { GRAPH_CALLS = 20, GRAPH_WARM = 2 };
