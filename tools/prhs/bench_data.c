@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Buffers and data of a benchmark. */
+/* Buffers and data of a benchmark. Gigabytes of normals are copies, made on the device, of a block that the host makes once. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,56 +76,51 @@ static uint16_t to_bfloat(float x) {
 /* A table of normals, read from a random place every 64 elements: fast, and no two rows are alike. */
 enum { TABLE = 1 << 18, STRETCH = 64 };
 
-prhs_mem bench_normals(bench *b, prhs_dtype type, uint64_t n) {
-    size_t size = prhs_dtype_size(type), block = 1 << 20;
-    char *table = bench_alloc(TABLE, size), *out = bench_alloc(block, size);
+/* The block of a type; made when it is first asked for. */
+static prhs_mem block_of(bench *b, prhs_dtype type) {
+    if (b->normals[type])
+        return (prhs_mem){ b->normals[type], 0 };
+    size_t size = prhs_dtype_size(type), n = b->normal_bytes / size;
+    char *table = bench_alloc(TABLE, size), *out = bench_alloc(n, size);
     for (size_t i = 0; i < TABLE; i++) {
         float x = normal(b);
         uint16_t h = type == PRHS_F16 ? to_half(x) : to_bfloat(x);
         memcpy(table + i * size, size == 4 ? (const void *)&x : (const void *)&h, size);
     }
-    prhs_mem mem = bench_buffer(b, n * size);
-    for (uint64_t at = 0; at < n; at += block) {
-        uint64_t count = n - at < block ? n - at : block;
-        for (size_t i = 0; i < block; i += STRETCH)
-            memcpy(out + i * size, table + bench_below(b, TABLE - STRETCH) * size, STRETCH * size);
-        bench_must(prhs_queue_write(b->queue, (prhs_mem){ mem.buffer, at * size }, out, count * size));
-        bench_must(prhs_queue_finish(b->queue));
-    }
+    for (size_t i = 0; i < n; i += STRETCH)
+        memcpy(out + i * size, table + bench_below(b, TABLE - STRETCH) * size, STRETCH * size);
+    bench_must(prhs_buffer_create(b->dev, n * size, &b->normals[type]));
+    prhs_mem mem = { b->normals[type], 0 };
+    bench_must(prhs_queue_write(b->queue, mem, out, n * size));
+    bench_must(prhs_queue_finish(b->queue));
     free(table);
     free(out);
     return mem;
 }
 
-static prhs_mem page_table(bench *b, uint32_t entries) {
-    int32_t *ids = bench_alloc(entries, sizeof *ids);
-    for (uint32_t i = 0; i < entries; i++)
-        ids[i] = (int32_t)i;
-    for (uint32_t i = entries; i > 1; i--) {
-        uint32_t j = bench_below(b, i);
-        int32_t x = ids[i - 1];
-        ids[i - 1] = ids[j];
-        ids[j] = x;
+void bench_fill_normals(bench *b, prhs_dtype type, prhs_mem mem, uint64_t bytes) {
+    prhs_mem from = block_of(b, type);
+    for (uint64_t at = 0; at < bytes;) {
+        from.offset = (uint64_t)bench_below(b, (uint32_t)(b->normal_bytes / 32)) * 16;
+        uint64_t n = b->normal_bytes - from.offset < bytes - at ? b->normal_bytes - from.offset : bytes - at;
+        bench_must(prhs_queue_copy(b->queue, (prhs_mem){ mem.buffer, mem.offset + at }, from, n));
+        at += n;
     }
-    prhs_mem mem = bench_filled(b, ids, entries * sizeof *ids);
-    free(ids);
+}
+
+prhs_mem bench_normals(bench *b, prhs_dtype type, uint64_t n) {
+    prhs_mem mem = bench_buffer(b, n * prhs_dtype_size(type));
+    bench_fill_normals(b, type, mem, n * prhs_dtype_size(type));
     return mem;
 }
 
-void bench_cache_make(bench *b, const bench_shape *s, uint32_t extra, bench_cache *cache) {
-    const bench_options *o = b->o;
-    cache->page_stride = (s->n + extra + o->page_size - 1) / o->page_size;
-    uint32_t pages = cache->page_stride * s->batch;
-    uint64_t elements = (uint64_t)pages * o->page_size * s->kv_heads * s->dim;
-    cache->bytes = 2 * elements * prhs_dtype_size(o->dtype);
-    uint64_t copies = (o->rotate_bytes + cache->bytes - 1) / cache->bytes;
-    cache->copies = copies < 4 ? 4 : copies > 64 ? 64 : (uint32_t)copies;
-    cache->pages = page_table(b, pages);
-    for (uint32_t i = 0; i < cache->copies; i++) {
-        prhs_kv *kv = &cache->kv[i];
-        *kv = (prhs_kv){ .dtype = o->dtype, .page_size = o->page_size, .pages = pages };
-        kv->k = bench_normals(b, o->dtype, elements);
-        kv->v = bench_normals(b, o->dtype, elements);
-        (o->nhd ? prhs_kv_strides_nhd : prhs_kv_strides_hnd)(kv, s->kv_heads, s->dim);
-    }
+void bench_normals_free(bench *b) {
+    bench_must(prhs_queue_finish(b->queue));
+    for (size_t i = 0; i < sizeof b->normals / sizeof b->normals[0]; i++)
+        prhs_buffer_destroy(b->normals[i]);
+}
+
+prhs_rows bench_rows(bench *b, uint64_t rows, uint32_t heads, uint32_t dim, bool filled) {
+    uint64_t n = rows * heads * dim;
+    return (prhs_rows){ filled ? bench_normals(b, b->row_type, n) : bench_buffer(b, n * prhs_dtype_size(b->row_type)), b->row_type, 0, 0 };
 }

@@ -68,14 +68,19 @@ static void run_prefill(void *arg, uint32_t i) {
     bench_must(prhs_op_prefill(o->ops, o->b->queue, &o->batch, copy_of(o, i), &o->q, NULL, 1, 0, &o->out, o->lse));
 }
 
-/* Times one op; dense: what the row is compared with, 0 for nothing. Returns its median. */
-static double row(op_bench *o, const char *name, void (*fn)(void *, uint32_t), double bytes, double dense) {
-    bench_row r = { .section = "ops", .name = name, .shape = *o->s, .bytes = bytes };
+/* Times one op that touches `touched` bytes of K/V; dense: what the row is compared with, 0 for nothing. Returns its median. */
+static double row_of(op_bench *o, const char *section, const char *name, void (*fn)(void *, uint32_t), double bytes, double touched,
+                     double dense) {
+    bench_row r = { .section = section, .name = name, .shape = *o->s, .bytes = bytes, .rotation = touched * o->cache.copies };
     uint32_t warm = o->cache.copies < 8 ? o->cache.copies : 8;
-    bench_time(o->b, fn, o, warm, o->b->o->repeat, &r);
+    bench_time(o->b, fn, o, o->cache.copies, warm, o->b->o->repeat, &r);
     r.dense = dense;
     bench_report_row(o->b, &r);
     return r.median;
+}
+
+static double row(op_bench *o, const char *name, void (*fn)(void *, uint32_t), double bytes, double touched, double dense) {
+    return row_of(o, "ops", name, fn, bytes, touched, dense);
 }
 
 /* `count` distinct aligned runs below `limit`, ascending: a walk that takes each with the right probability. */
@@ -153,16 +158,17 @@ static void make(op_bench *o, uint32_t rows, int32_t flags) {
     p.max_kv_len = s->n;
     p.list_cap = o->select.k;
     p.kv_dtype = b->o->dtype;
+    p.q_dtype = p.out_dtype = b->row_type;
     bench_must(prhs_ops_get_layout(b->dev, &p, &o->layout));
     bench_must(prhs_ops_create(b->dev, &p, &o->ops));
     o->state = bench_buffer(b, o->layout.state_bytes);
     bench_must(prhs_queue_fill(b->queue, o->state, 0, o->layout.state_bytes / 4 * 4));
     o->ws = bench_buffer(b, o->layout.workspace_bytes);
     make_batch(o, rows, flags);
-    o->q = (prhs_rows){ bench_normals(b, PRHS_F32, all * s->heads * s->dim), PRHS_F32, 0, 0 };
-    o->k = (prhs_rows){ bench_normals(b, PRHS_F32, all * s->kv_heads * s->dim), PRHS_F32, 0, 0 };
-    o->v = (prhs_rows){ bench_normals(b, PRHS_F32, all * s->kv_heads * s->dim), PRHS_F32, 0, 0 };
-    o->out = (prhs_rows){ bench_buffer(b, all * s->heads * s->dim * 4), PRHS_F32, 0, 0 };
+    o->q = bench_rows(b, all, s->heads, s->dim, true);
+    o->k = bench_rows(b, all, s->kv_heads, s->dim, true);
+    o->v = bench_rows(b, all, s->kv_heads, s->dim, true);
+    o->out = bench_rows(b, all, s->heads, s->dim, false);
     o->lse = bench_buffer(b, all * s->heads * 4);
 }
 
@@ -177,35 +183,47 @@ static void make_gate_and_merge(op_bench *o) {
                                     .lse = bench_normals(b, PRHS_F32, PARTS * heads) };
 }
 
+/* Own dense attention; the best rate of the run is the ceiling where nothing else tells what the memory can do. */
+static double dense_op(op_bench *o, const char *section) {
+    bench *b = o->b;
+    double bytes = bench_row_bytes(b, o->s, o->s->n);
+    write_sets(o, o->s->n, 1);
+    double seconds = row_of(o, section, "attend all (own dense)", run_attend, bytes, bytes, 0);
+    if (seconds > 0 && bytes / seconds > b->dense_rate)
+        b->dense_rate = bytes / seconds;
+    return seconds;
+}
+
 static void decode_ops(op_bench *o) {
     const bench_shape *s = o->s;
-    uint32_t kept = s->n / o->b->o->kept_part;
-    double element = (double)prhs_dtype_size(o->b->o->dtype);
-    double row_bytes = (double)s->batch * s->kv_heads * s->dim * element; /* K of one token of all sequences */
+    uint32_t kept = s->kept, listed = LOCAL + (kept - LOCAL) / 16 * 16;
+    double keys = bench_row_bytes(o->b, s, s->n) / 2, one = bench_row_bytes(o->b, s, 1);
     double scores = (double)s->batch * s->heads * s->n * 4;
-    write_sets(o, s->n, 1);
-    double dense = row(o, "attend all (own dense)", run_attend, 2 * row_bytes * s->n, 0);
+    double dense = dense_op(o, "ops");
     write_sets(o, kept, 1);
-    row(o, "attend list, single tokens", run_attend, 2 * row_bytes * kept, dense);
+    row(o, "attend list, single tokens", run_attend, one * kept, one * kept, dense);
     write_sets(o, kept, 16);
-    row(o, "attend list, runs of 16", run_attend, 2 * row_bytes * (LOCAL + (kept - LOCAL) / 16 * 16), dense);
+    row(o, "attend list, runs of 16", run_attend, one * listed, one * listed, dense);
     write_retrieval(o);
-    row(o, "score", run_score, row_bytes * s->n + scores, 0);
+    row(o, "score", run_score, keys + scores, keys, 0);
     o->moments = 1;
-    row(o, "score with moments", run_score, row_bytes * s->n + scores, 0);
-    row(o, "select", run_select, scores, 0);
-    row(o, "moments of the dropped keys", run_moments, row_bytes * o->select.k, 0);
-    row(o, "append", run_append, 2 * row_bytes, 0);
-    row(o, "gate", run_gate, 0, 0);
-    row(o, "merge of 8 parts", run_merge, 0, 0);
+    row(o, "score with moments", run_score, keys + scores, keys, 0);
+    row(o, "select", run_select, scores, 0, 0);
+    row(o, "moments of the dropped keys", run_moments, one / 2 * o->select.k, one / 2 * o->select.k, 0);
+    row(o, "append", run_append, one, 0, 0);
+    row(o, "gate", run_gate, 0, 0, 0);
+    row(o, "merge of 8 parts", run_merge, 0, 0, 0);
+}
+
+/* The list's room also serves the lists drawn above, which have no sinks. */
+static op_bench begin(bench *b, const bench_shape *s) {
+    return (op_bench){ .b = b, .s = s, .select = { .k = s->kept, .granularity = 1, .join = PRHS_JOIN_SUM } };
 }
 
 void bench_ops(bench *b, const bench_shape *s) {
-    uint32_t mark = b->buffer_count, kept = s->n / b->o->kept_part;
-    op_bench o = { .b = b, .s = s, .select = { .k = kept - SINKS - LOCAL, .granularity = 1, .join = PRHS_JOIN_SUM } };
-    bench_cache_make(b, s, 0, &o.cache);
-    /* The list's room also serves the lists drawn above, which have no sinks. */
-    o.select.k = kept;
+    uint32_t mark = b->buffer_count;
+    op_bench o = begin(b, s);
+    bench_cache_make(b, s, s->kept, 0, &o.cache);
     make(&o, 1, 0);
     make_gate_and_merge(&o);
     decode_ops(&o);
@@ -213,9 +231,47 @@ void bench_ops(bench *b, const bench_shape *s) {
     if (s->n >= PROMPT) {
         bench_row r = { .section = "ops", .name = "prefill of the last 512 rows", .shape = *s };
         make(&o, PROMPT, PRHS_SEQ_PREFILL);
-        bench_time(b, run_prefill, &o, 1, 5, &r);
+        bench_time(b, run_prefill, &o, 1, 1, 5, &r);
         bench_report_row(b, &r);
         prhs_ops_destroy(o.ops);
     }
     bench_release(b, mark);
+}
+
+void bench_dense(bench *b, const bench_shape *s) {
+    uint32_t mark = b->buffer_count;
+    op_bench o = begin(b, s);
+    bench_cache_make(b, s, s->n, 0, &o.cache);
+    make(&o, 1, 0);
+    dense_op(&o, "ceiling");
+    prhs_ops_destroy(o.ops);
+    bench_release(b, mark);
+}
+
+static void select_shape(bench *b, const bench_shape *s) {
+    uint32_t mark = b->buffer_count;
+    op_bench o = begin(b, s);
+    bench_cache_make(b, s, s->n, 0, &o.cache);
+    make(&o, 1, 0);
+    write_retrieval(&o);
+    run_score(&o, 0);
+    bench_row r = { .section = "select", .name = "select", .shape = *s, .bytes = (double)s->batch * s->heads * s->n * 4 };
+    bench_time(b, run_select, &o, 1, 2, b->o->repeat, &r);
+    bench_report_row(b, &r);
+    prhs_ops_destroy(o.ops);
+    bench_release(b, mark);
+}
+
+/* Of 4096 tokens for 512 units; of 131072 for 8, of one query head or four. The scores were written just before, as in a step. */
+void bench_select(bench *b) {
+    static const bench_shape shapes[] = {
+        { 16, 4096, 32, 32, 128, 512 },   { 1, 131072, 8, 8, 128, 2048 },   { 1, 131072, 32, 8, 128, 2048 },
+        { 1, 131072, 8, 8, 128, 16384 },  { 1, 131072, 32, 8, 128, 16384 },
+    };
+    if (b->o->preset)
+        for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
+            select_shape(b, &shapes[i]);
+    else
+        for (uint32_t i = 0; i < b->o->shape_count; i++)
+            select_shape(b, &b->o->shapes[i]);
 }

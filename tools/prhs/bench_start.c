@@ -15,7 +15,7 @@ typedef struct start_times {
 static prhs_mem buffer(bench *b, uint64_t size) { return bench_buffer(b, size); }
 
 /* One sequence of one layer; what is in the cache does not matter. */
-static void one_step(bench *b, prhs_session *session, const bench_shape *s) {
+static prhs_step make_step(bench *b, const bench_shape *s) {
     prhs_step step = PRHS_STEP_INIT;
     prhs_seq seq = { .row_count = 1, .kv_len = (int32_t)s->n };
     uint32_t pages = (s->n + b->o->page_size - 1) / b->o->page_size;
@@ -29,16 +29,16 @@ static void one_step(bench *b, prhs_session *session, const bench_shape *s) {
     prhs_kv_strides_nhd(&step.kv, s->kv_heads, s->dim);
     bench_must(prhs_queue_fill(b->queue, step.kv.k, 0, size));
     bench_must(prhs_queue_fill(b->queue, step.kv.v, 0, size));
-    step.q.mem = bench_normals(b, PRHS_F32, (uint64_t)s->heads * s->dim);
-    step.k.mem = step.v.mem = bench_normals(b, PRHS_F32, (uint64_t)s->kv_heads * s->dim);
-    step.out.mem = buffer(b, (uint64_t)s->heads * s->dim * 4);
-    bench_must(prhs_session_step(session, b->queue, &step));
+    step.q = bench_rows(b, 1, s->heads, s->dim, true);
+    step.k = step.v = bench_rows(b, 1, s->kv_heads, s->dim, true);
+    step.out = bench_rows(b, 1, s->heads, s->dim, false);
     bench_must(prhs_queue_finish(b->queue));
     free(table);
+    return step;
 }
 
 int bench_start_child(const bench_options *o, const bench_shape *s) {
-    bench b = { .o = o, .rng = 1 };
+    bench b = { .o = o, .rng = 1, .row_type = PRHS_F32, .normal_bytes = 1 << 20 };
     start_times t;
     double at[4];
     prhs_session *session = NULL;
@@ -58,16 +58,19 @@ int bench_start_child(const bench_options *o, const bench_shape *s) {
     p.kv_dtype = o->dtype;
     bench_must(prhs_session_get_sizes(b.dev, &p, &sizes));
     prhs_mem state = buffer(&b, sizes.state), ws = buffer(&b, sizes.workspace);
+    prhs_step step = make_step(&b, s);
     at[2] = bench_clock();
     bench_must(prhs_session_create(b.dev, &p, b.queue, state, ws, &session));
     t.open = at[1] - at[0];
     at[3] = bench_clock();
     t.create = at[3] - at[2];
-    one_step(&b, session, s);
+    bench_must(prhs_session_step(session, b.queue, &step));
+    bench_must(prhs_queue_finish(b.queue));
     t.step = bench_clock() - at[3];
     printf("%.9f %.9f %.9f\n", t.open, t.create, t.step);
     prhs_session_destroy(session);
     bench_release(&b, 0);
+    bench_normals_free(&b);
     prhs_queue_destroy(b.queue);
     return prhs_device_close(b.dev) == PRHS_OK ? TOOL_OK : TOOL_FAILED;
 }
@@ -108,14 +111,16 @@ static void note(bench *b, const char *name, const start_times *t) {
 }
 
 void bench_start(bench *b, const bench_shape *s, const char *program) {
-    char dir[] = "/tmp/prhs-bench-XXXXXX", pocl[64], shape[96], index[16], caps[16], page[16], command[64];
+    char dir[] = "/tmp/prhs-bench-XXXXXX", pocl[64], cuda[64], shape[96], index[16], caps[16], page[16], command[64];
     if (!mkdtemp(dir)) {
         fprintf(stderr, "prhs bench: no folder under /tmp for an empty program cache\n");
         return;
     }
-    /* PoCL keeps compiled kernels of its own. */
+    /* Drivers keep compiled kernels of their own. */
     snprintf(pocl, sizeof pocl, "%s/pocl", dir);
     setenv("POCL_CACHE_DIR", pocl, 1);
+    snprintf(cuda, sizeof cuda, "%s/cuda", dir);
+    setenv("CUDA_CACHE_PATH", cuda, 1);
     snprintf(shape, sizeof shape, "%u,%u,%u,%u,%u", s->batch, s->n, s->heads, s->kv_heads, s->dim);
     snprintf(index, sizeof index, "%u", b->info.index);
     snprintf(caps, sizeof caps, "%x", (unsigned)b->o->device.caps_mask);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Timing: events between calls of one queue, and the memory's own speed. */
+/* Timing: events between calls of one queue or between replays of a graph, and the memory's own speed. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,25 +30,60 @@ void bench_summary(double *seconds, uint32_t n, bench_row *row) {
     row->mean = sum / n;
 }
 
-void bench_time(bench *b, void (*fn)(void *arg, uint32_t i), void *arg, uint32_t warm, uint32_t calls, bench_row *row) {
+/* --- loops ------------------------------------------------------------------------------------------------------------ */
+
+void bench_loop_make(bench *b, void (*fn)(void *arg, uint32_t i), void *arg, uint32_t calls, bench_loop *loop) {
+    *loop = (bench_loop){ b, fn, arg, calls, 0, NULL };
+    if (!b->graphs)
+        return;
+    bench_graph_begin(b);
+    for (uint32_t i = 0; i < calls; i++)
+        fn(arg, i);
+    loop->graph = bench_graph_end(b);
+}
+
+void bench_loop_run(bench_loop *loop) {
+    if (loop->graph) {
+        bench_graph_launch(loop->b, loop->graph);
+        return;
+    }
+    for (uint32_t i = 0; i < loop->calls; i++)
+        loop->fn(loop->arg, loop->next++);
+}
+
+void bench_loop_free(bench_loop *loop) {
+    bench_must(prhs_queue_finish(loop->b->queue));
+    bench_graph_destroy(loop->graph);
+}
+
+enum { GRAPH_CALLS = 20, GRAPH_WARM = 2 };
+
+void bench_time(bench *b, void (*fn)(void *arg, uint32_t i), void *arg, uint32_t copies, uint32_t warm, uint32_t calls, bench_row *row) {
+    bench_loop loop;
     prhs_event **events = bench_alloc(calls + 1, sizeof *events);
     double *seconds = bench_alloc(calls, sizeof *seconds);
     for (uint32_t i = 0; i <= calls; i++)
         bench_must(prhs_event_create(b->dev, &events[i]));
-    for (uint32_t i = 0; i < warm; i++)
-        fn(arg, i);
-    bench_must(prhs_queue_finish(b->queue));
+    bench_loop_make(b, fn, arg, b->graphs ? (GRAPH_CALLS + copies - 1) / copies * copies : 1, &loop);
+    for (uint32_t i = 0; i < (b->graphs ? GRAPH_WARM : warm); i++)
+        bench_loop_run(&loop);
+    if (!b->graphs)
+        bench_must(prhs_queue_finish(b->queue));
     bench_must(prhs_event_record(b->queue, events[0]));
     for (uint32_t i = 0; i < calls; i++) {
-        fn(arg, warm + i);
+        bench_loop_run(&loop);
         bench_must(prhs_event_record(b->queue, events[i + 1]));
     }
     bench_must(prhs_queue_finish(b->queue));
-    for (uint32_t i = 0; i < calls; i++)
+    for (uint32_t i = 0; i < calls; i++) {
         bench_must(prhs_event_elapsed(events[i], events[i + 1], &seconds[i]));
+        seconds[i] /= loop.calls;
+    }
     for (uint32_t i = 0; i <= calls; i++)
         prhs_event_destroy(events[i]);
+    bench_loop_free(&loop);
     bench_summary(seconds, calls, row);
+    row->calls = calls * loop.calls;
     free(events);
     free(seconds);
 }
@@ -108,10 +143,10 @@ void bench_ceilings(bench *b) {
     bench_row row = { 0 };
     copying c = { b, bench_buffer(b, size), bench_buffer(b, size), size };
     bench_must(prhs_queue_fill(b->queue, c.from, 1, size));
-    bench_time(b, copy_once, &c, 2, 10, &row);
+    bench_time(b, copy_once, &c, 2, 2, 10, &row);
     b->copy_rate = row.median > 0 ? 2 * (double)size / row.median : 0;
     bench_release(b, mark);
-    if (b->info.backend != PRHS_BACKEND_CPU && !(b->info.caps & PRHS_CAP_WIDE))
+    if (!b->host_reads)
         return;
     uint32_t threads = b->info.backend == PRHS_BACKEND_CPU && b->o->device.threads ? b->o->device.threads : b->info.compute_units;
     uint64_t *data = bench_alloc(size / 8, 8);
