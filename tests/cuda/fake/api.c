@@ -4,19 +4,37 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define DEPTH 16
 static struct prhs_drv_context_ {
     int nothing;
 } primary;
-static _Thread_local prhs_drv_context stack[DEPTH];
-static _Thread_local int depth;
+
+/* A thread's contexts. No _Thread_local: the emulator overwrites all of that, as the kernels' shared memory. */
+typedef struct contexts {
+    prhs_drv_context stack[DEPTH];
+    int depth;
+} contexts;
+
+static pthread_key_t key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void make_key(void) { pthread_key_create(&key, free); }
+
+static contexts *mine(void) {
+    pthread_once(&once, make_key);
+    contexts *c = pthread_getspecific(key);
+    if (!c && (c = calloc(1, sizeof *c)))
+        pthread_setspecific(key, c);
+    return c;
+}
 
 static int sms(void) { return fake_setting("PRHS_FAKE_CUDA_SMS", 3); }
 static int arch(void) { return fake_setting("PRHS_FAKE_CUDA_ARCH", 90); }
 int fake_shared_most(void) { return arch() >= 90 ? 232448 : 166912; }
-bool fake_current(void) { return depth > 0; }
+bool fake_current(void) { return mine()->depth > 0; }
 static int devices(void) { return fake_setting("PRHS_FAKE_CUDA_DEVICES", 1); }
 
 PRHS_PUBLIC result cuInit(unsigned flags) {
@@ -126,9 +144,9 @@ PRHS_PUBLIC result cuDevicePrimaryCtxRelease_v2(prhs_drv_device device) {
 
 PRHS_PUBLIC result cuCtxPushCurrent_v2(prhs_drv_context context) {
     CALL();
-    if (context != &primary || fake_retained == 0 || depth == DEPTH)
+    if (context != &primary || fake_retained == 0 || mine()->depth == DEPTH)
         DONE(PRHS_DRV_INVALID_CONTEXT);
-    stack[depth++] = context;
+    mine()->stack[mine()->depth++] = context;
     DONE(0);
 }
 
@@ -136,18 +154,19 @@ PRHS_PUBLIC result cuCtxPushCurrent_v2(prhs_drv_context context) {
 PRHS_PUBLIC result cuCtxPopCurrent_v2(prhs_drv_context *context) {
     fake_lock();
     const result error = fake_call("cuCtxPopCurrent_v2");
-    if (depth == 0) {
+    contexts *c = mine();
+    if (c->depth == 0) {
         fake_complain("cuCtxPopCurrent without a context");
         DONE(PRHS_DRV_INVALID_CONTEXT);
     }
-    *context = stack[--depth];
+    *context = c->stack[--c->depth];
     DONE(error);
 }
 
 PRHS_PUBLIC result cuCtxGetDevice(prhs_drv_device * device) {
     CALL();
     *device = 0;
-    DONE(depth ? 0 : PRHS_DRV_INVALID_CONTEXT);
+    DONE(fake_current() ? 0 : PRHS_DRV_INVALID_CONTEXT);
 }
 
 /* --- memory --- */
@@ -155,7 +174,7 @@ PRHS_PUBLIC result cuCtxGetDevice(prhs_drv_device * device) {
 /* Calls that need a context. */
 #define CURRENT()                                               \
     do {                                                        \
-        if (!depth) {                                           \
+        if (!fake_current()) {                                  \
             fake_complain("%s without a context", __func__);    \
             DONE(PRHS_DRV_INVALID_CONTEXT);                     \
         }                                                       \
