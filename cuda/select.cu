@@ -348,6 +348,7 @@ DEV void cut_runs(const prhs_k_select &a, job *j)
 /* By one thread. */
 DEV void start_job(const prhs_cu_retrieve &p, i64 b, int u, const float *lse, unsigned *shared, job *j)
 {
+    const int longest = p.select.batch.max_kv_len;
     const prhs_k_select &a = p.select;
     byte *ws = p.mem[PRHS_R_WORK];
     j->b = b;
@@ -357,11 +358,18 @@ DEV void start_job(const prhs_cu_retrieve &p, i64 b, int u, const float *lse, un
     j->scores = FLOATS(ws, a.work.score_off) + (b * a.shape.heads + (i64)u * a.shape.unit_heads) * a.work.score_stride;
     j->lse = lse;
     j->list = SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)u * a.state.list_cap;
-    j->marks = shared;
-    j->forced = shared + PRHS_RETRIEVE_MARKS(a.batch.max_kv_len);
-    j->room = shared + 2 * PRHS_RETRIEVE_MARKS(a.batch.max_kv_len);
-    j->cap = PRHS_RETRIEVE_ROOM(a.batch.max_kv_len);
+    j->marks = a.work.mark_off == PRHS_NONE ? shared
+                                            : (unsigned *)(ws + a.work.mark_off) + (b * a.shape.units + u) * 2 * PRHS_K_MARK_WORDS(longest);
+    j->forced = j->marks + PRHS_K_MARK_WORDS(longest);
+    j->room = shared + PRHS_RETRIEVE_MARKS(longest);
+    j->cap = PRHS_RETRIEVE_ROOM(longest);
     cut_runs(a, j);
+}
+
+DEV_CALL void put_unit_moments(const prhs_cu_retrieve &p, const job &j, float *scratch)
+{
+    for (int h = 0; h < p.select.shape.unit_heads; h++)
+        moments_of_head(p.moments, p.mem, j.b, j.u * p.select.shape.unit_heads + h, j.e, j.set, scratch);
 }
 
 DEV void retrieve_unit(const prhs_cu_retrieve &p, i64 b, int u, unsigned *shared, topk_shared *sh)
@@ -384,8 +392,8 @@ DEV void retrieve_unit(const prhs_cu_retrieve &p, i64 b, int u, unsigned *shared
     __syncthreads();
     store_reference(p, j);
     __syncthreads();
-    for (int h = 0; p.has_moments && h < a.shape.unit_heads; h++)
-        moments_of_head(p.moments, p.mem, b, u * a.shape.unit_heads + h, j.e, j.set, (float *)shared);
+    if (p.has_moments)
+        put_unit_moments(p, j, (float *)shared);
     __syncthreads();
 }
 

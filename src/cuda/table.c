@@ -119,7 +119,7 @@ bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_c
 void prhs_nv_size(const prhs_op *op, unsigned *threads, unsigned *shared) {
     const prhs_i32 n = op->args.select.batch.max_kv_len;
     *threads = PRHS_RETRIEVE_THREADS(n);
-    *shared = (unsigned)PRHS_RETRIEVE_SHARED((prhs_i64)n, op->args.select.shape.dim);
+    *shared = (unsigned)PRHS_RETRIEVE_SHARED(n, op->args.select.shape.dim);
 }
 
 int prhs_nv_role(prhs_op_kind kind, int i) {
