@@ -316,31 +316,52 @@ DEV int block_prefix(int x, int *prefix)
     return total;
 }
 
+/* Where a block stands among items of which count(i) belong to index i of [0, n): it takes items b, b + gridDim.x, ... of them all. */
+struct turns {
+    i64 next, base; /* items before the indices from `first` on */
+    int first, total;
+};
+
+DEV turns turns_begin() { return turns{ blockIdx.x, 0, -(int)blockDim.x, 0 }; }
+
 /*
- * count(i) items belong to index i of [0, n). Block b takes items b, b + gridDim.x, ... of them all: work(i, item of i) is called by
- * all threads of the block together. prefix: shared, blockDim.x ints.
+ * The block's next item: index *i, the index's item *item. All threads of the block call it together; it has barriers. prefix: shared,
+ * blockDim.x ints.
  */
+template <class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item)
+{
+    while (t->next >= t->base + t->total) {
+        t->base += t->total;
+        t->first += blockDim.x;
+        t->total = 0;
+        if (t->first >= n)
+            return false;
+        const int mine = t->first + threadIdx.x;
+        __syncthreads();
+        t->total = block_prefix(mine < n ? count(mine) : 0, prefix);
+    }
+    const int at = (int)(t->next - t->base);
+    int low = 0, high = blockDim.x - 1; /* the first index whose prefix is above `at` */
+    while (low < high) {
+        const int mid = (low + high) >> 1;
+        if (prefix[mid] > at)
+            high = mid;
+        else
+            low = mid + 1;
+    }
+    *i = t->first + low;
+    *item = at - (low ? prefix[low - 1] : 0);
+    t->next += gridDim.x;
+    return true;
+}
+
+/* work(i, item of i) for each of the block's items. */
 template <class Count, class Work> DEV void take_turns(int n, int *prefix, Count count, Work work)
 {
-    i64 next = blockIdx.x, base = 0;
-    for (int first = 0; first < n; first += blockDim.x) {
-        const int i = first + threadIdx.x;
-        const int total = block_prefix(i < n ? count(i) : 0, prefix);
-        for (; next < base + total; next += gridDim.x) {
-            const int at = (int)(next - base);
-            int low = 0, high = blockDim.x - 1; /* the first index whose prefix is above `at` */
-            while (low < high) {
-                const int mid = (low + high) >> 1;
-                if (prefix[mid] > at)
-                    high = mid;
-                else
-                    low = mid + 1;
-            }
-            work(first + low, at - (low ? prefix[low - 1] : 0));
-        }
-        base += total;
-        __syncthreads();
-    }
+    turns t = turns_begin();
+    int i, item;
+    while (turns_next(&t, n, prefix, count, &i, &item))
+        work(i, item);
 }
 
 #endif

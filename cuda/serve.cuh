@@ -9,8 +9,10 @@
 
 #include "finish.cuh"
 
+#ifndef WARPS
 #define WARPS 4
 #define THREADS (32 * WARPS)
+#endif
 
 /* A chunk of work, the same for all threads of the block. */
 struct job {
