@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-#define PLAIN_SHARED (48u << 10)
+#define STATIC_SHARED 8192 /* nobody knows how much a kernel has */
+#define PLAIN_SHARED ((48u << 10) - STATIC_SHARED)
 
 PRHS_PUBLIC result cuModuleLoadDataEx(prhs_drv_module *module, const void *image, unsigned options, int *option, void **value) {
     CALL();
@@ -65,15 +66,20 @@ PRHS_PUBLIC result cuFuncGetAttribute(int *value, int attribute, prhs_drv_functi
     CALL();
     if (!fake_known(function, FUNCTION))
         DONE(PRHS_DRV_INVALID_HANDLE);
-    *value = attribute == PRHS_DRV_FUNC_REGISTERS ? 64 : function->dynamic;
-    DONE(attribute == PRHS_DRV_FUNC_REGISTERS || attribute == PRHS_DRV_FUNC_MAX_DYNAMIC ? 0 : PRHS_DRV_INVALID_VALUE);
+    switch (attribute) {
+    case PRHS_DRV_FUNC_SHARED: *value = STATIC_SHARED; break;
+    case PRHS_DRV_FUNC_REGISTERS: *value = 64; break;
+    case PRHS_DRV_FUNC_MAX_DYNAMIC: *value = function->dynamic; break;
+    default: fake_complain("function attribute %d is not emulated", attribute); DONE(PRHS_DRV_INVALID_VALUE);
+    }
+    DONE(0);
 }
 
 PRHS_PUBLIC result cuFuncSetAttribute(prhs_drv_function function, int attribute, int value) {
     CALL();
     if (!fake_known(function, FUNCTION))
         DONE(PRHS_DRV_INVALID_HANDLE);
-    if (attribute != PRHS_DRV_FUNC_MAX_DYNAMIC || value < 0 || value > fake_shared_most())
+    if (attribute != PRHS_DRV_FUNC_MAX_DYNAMIC || value < 0 || value > fake_shared_most() - STATIC_SHARED)
         DONE(PRHS_DRV_INVALID_VALUE);
     function->dynamic = value;
     DONE(0);

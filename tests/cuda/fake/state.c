@@ -19,7 +19,7 @@ static int calls, fail_at, complaints;
 static bool lost; /* objects may have been left behind: a call failed that their release needs */
 
 /* For tests: calls so far. */
-int prhs_fake_cuda_calls(void);
+__attribute__((visibility("default"))) int prhs_fake_cuda_calls(void);
 int prhs_fake_cuda_calls(void) { return calls; }
 
 int fake_setting(const char *name, int normal) {
