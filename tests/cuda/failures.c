@@ -152,7 +152,7 @@ static prhs_status statistics(run *r) {
     TRY(prhs_queue_finish(r->queue));
     TRY(prhs_stats_request_get(r->request, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, &stats));
     r->sum += stats.kept;
-    return prhs_session_poll(r->session);
+    return prhs_session_poll(r->session, r->queue);
 }
 
 static prhs_status all(run *r) {
