@@ -152,7 +152,10 @@ static prhs_status statistics(run *r) {
     TRY(prhs_queue_finish(r->queue));
     TRY(prhs_stats_request_get(r->request, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, &stats));
     r->sum += stats.kept;
-    return prhs_session_poll(r->session, r->queue);
+    prhs_status status;
+    while ((status = prhs_session_poll(r->session, r->queue)) == PRHS_NOT_READY)
+        TRY(prhs_queue_finish(r->queue));
+    return status;
 }
 
 static prhs_status all(run *r) {
@@ -204,7 +207,7 @@ static int path(void) {
 typedef struct outcome {
     int calls, status, bad;
     double sum;
-    char words[512];
+    char words[2048];
 } outcome;
 
 static outcome attempt(const char *self, int n) {
@@ -217,13 +220,12 @@ static outcome attempt(const char *self, int n) {
     if (!p)
         return o;
     while (fgets(line, sizeof line, p))
-        if (sscanf(line, "calls %d status %d sum %lf", &o.calls, &o.status, &o.sum) != 3) {
-            snprintf(o.words + strlen(o.words), sizeof o.words - strlen(o.words), "%s", line);
-        }
+        if (sscanf(line, "calls %d status %d sum %lf", &o.calls, &o.status, &o.sum) != 3)
+            strncat(o.words, line, sizeof o.words - 1 - strlen(o.words));
     const int ended = pclose(p);
     o.bad = !WIFEXITED(ended) || WEXITSTATUS(ended) != 0;
     if (o.bad)
-        snprintf(o.words + strlen(o.words), sizeof o.words - strlen(o.words), "wait status %#x\n", (unsigned)ended);
+        printf("wait status %#x\n", (unsigned)ended);
     return o;
 }
 
