@@ -131,7 +131,7 @@ template <int T> DEV void moment_slices(const moment_job &j, int width, float *s
             if (lane_id() < width && channel < dim)
                 add_chunk(j, i, channel, &x);
         for (int first = slice * MOMENT_TILE; first < j.rows; first += MOMENT_SLICES * MOMENT_TILE)
-            take_out<T, T == PRHS_K_F32 ? 4 : 8>(j, first, width, pivot, &x);
+            take_out<T, T == PRHS_K_F32 ? 2 : 4>(j, first, width, pivot, &x);
         for (int w = width; w < 32; w <<= 1)
 #pragma unroll
             for (int c = 0; c < 8; c++) {

@@ -26,111 +26,114 @@ struct job {
 /* Keys from the scores. RAW: a token's score; else a run's joint weight. */
 template <bool RAW> struct score_keys {
     static const bool IN_ORDER = true;
-    const job *j;
-    const prhs_k_select *a;
-    const unsigned *out;
-    DEV_MEMBER int count() const { return j->n; }
+    static const int WIDE = RAW ? 8 : 4;
+    const float *scores, *lse; /* scores: from bit 0's token on */
+    const unsigned *out;       /* bits of `out` are no candidates; may be null */
+    i64 stride;
+    int n, skew, run, heads;   /* the first `skew` bits are none either */
+    bool largest;              /* the heads' largest weight, not their sum */
+    DEV_MEMBER int count() const { return n; }
     DEV_MEMBER int at(int i) const { return i; }
-    DEV_MEMBER bool none(int i) const
-    {
-        return i >= j->n || j->origin + i * a->policy.run < j->first || (out && out[i >> 5] >> (i & 31) & 1);
-    }
+    DEV_MEMBER bool none(int i) const { return i >= n || i < skew || (out && out[i >> 5] >> (i & 31) & 1); }
     DEV_MEMBER unsigned key(int i) const
     {
         unsigned k[1];
         keys<1>(i, k);
         return k[0];
     }
-    DEV_MEMBER void four(int i, unsigned k[4]) const { keys<4>(i, k); }
+    DEV_MEMBER void some(int i, unsigned k[WIDE]) const { keys<WIDE>(i, k); }
     /* Keys i, i + 32, ...: their loads are under way together. */
     template <int N> DEV_MEMBER void keys(int i, unsigned *k) const
     {
         float sum[N];
-        bool in[N];
-#pragma unroll
-        for (int t = 0; t < N; t++) {
-            in[t] = !none(i + 32 * t);
-            sum[t] = 0.0f;
-        }
-        if (RAW) {
-#pragma unroll
-            for (int t = 0; t < N; t++)
-                sum[t] = in[t] ? j->scores[j->origin + i + 32 * t] : 0.0f;
-        } else {
-            for (int r = 0; r < a->policy.run; r++)
-                add_weights<N>(i, r, in, sum);
-        }
 #pragma unroll
         for (int t = 0; t < N; t++)
-            k[t] = in[t] ? order_key(sum[t]) : 0;
+            sum[t] = RAW && i + 32 * t < n ? __ldg(scores + i + 32 * t) : 0.0f;
+        for (int r = 0; !RAW && r < run; r++)
+            add_weights<N>(i, r, sum);
+#pragma unroll
+        for (int t = 0; t < N; t++)
+            k[t] = none(i + 32 * t) ? 0 : order_key(sum[t]);
     }
     /* Token r of each run. */
-    template <int N> DEV_MEMBER void add_weights(int i, int r, const bool *in, float *sum) const
+    template <int N> DEV_MEMBER void add_weights(int i, int r, float *sum) const
     {
-        const int run = a->policy.run;
         float joint[N];
+        bool bad[N];
 #pragma unroll
-        for (int t = 0; t < N; t++)
+        for (int t = 0; t < N; t++) {
             joint[t] = 0.0f;
+            bad[t] = false;
+        }
 #pragma unroll 2
-        for (int h = 0; h < a->shape.unit_heads; h++) {
-            const float *s = j->scores + h * a->work.score_stride + j->origin + r, lse = j->lse[h];
+        for (int h = 0; h < heads; h++) {
+            const float *s = scores + h * stride + r;
+            const float l = lse[h];
             float x[N];
 #pragma unroll
             for (int t = 0; t < N; t++)
-                x[t] = in[t] ? s[(i + 32 * t) * run] : NOTHING;
+                x[t] = i + 32 * t < n ? __ldg(s + (i + 32 * t) * run) : NOTHING;
 #pragma unroll
             for (int t = 0; t < N; t++) {
-                const float w = bad_score(x[t]) ? NEVER : x[t] == NOTHING ? 0.0f : expf(x[t] - lse);
-                joint[t] = isnan(joint[t]) || isnan(w)                 ? NEVER
-                           : a->policy.join == PRHS_K_JOIN_MAX ? fmaxf(joint[t], w)
-                                                               : joint[t] + w;
+                const float w = expf(x[t] - l);
+                bad[t] |= bad_score(x[t]);
+                joint[t] = largest ? fmaxf(joint[t], w) : joint[t] + w;
             }
         }
 #pragma unroll
         for (int t = 0; t < N; t++)
-            sum[t] += joint[t];
+            sum[t] += bad[t] ? NEVER : joint[t];
     }
 };
 
-/* Marks the best `want` runs, of which `valid` may be taken; bits of `out` may not. */
-template <bool RAW> DEV_CALL void take_best(const prhs_k_select &a, const job &j, int want, int valid, const unsigned *out, topk_shared *sh)
+/* All keys into room, then the best `want` of them. */
+template <bool RAW> DEV void settle_stored(const score_keys<RAW> &s, int want, unsigned *marks, unsigned *room, topk_shared *sh)
 {
-    const score_keys<RAW> s = { &j, &a, out };
+    const int wide = RAW ? 16 : 4;
+    reach seen = { 0, 0 };
+    for (int tile = warp_id() * wide * 32; tile < s.n; tile += blockDim.x * wide) {
+        const int i = tile + lane_id();
+        unsigned k[wide];
+        s.template keys<wide>(i, k);
+#pragma unroll
+        for (int t = 0; t < wide; t++) {
+            seen.add(k[t]);
+            if (i + 32 * t < s.n)
+                room[i + 32 * t] = k[t];
+        }
+    }
+    settle(stored_keys{ room, s.n }, seen, want, RAW, marks, sh);
+}
+
+/* Marks the best `want` runs, of which `valid` may be taken; bits of `out` may not. */
+template <bool RAW> DEV void take_best(const prhs_k_select &a, const job &j, int want, int valid, const unsigned *out, topk_shared *sh)
+{
+    const score_keys<RAW> s = { j.scores + j.origin, j.lse, out, a.work.score_stride, j.n, j.n - j.runs, j.set.run, a.shape.unit_heads,
+                                a.policy.join == PRHS_K_JOIN_MAX };
     __syncthreads();
     if (want <= 0) {
         for (int i = threadIdx.x; i <= (j.n - 1) >> 5; i += blockDim.x)
             j.marks[i] = 0;
         __syncthreads();
-        return;
-    }
-    if (j.n > j.cap) {
+    } else if (j.n > j.cap) {
         settle_many(s, want, valid, RAW, j.marks, j.room, j.cap / 2, sh);
-        return;
+    } else {
+        settle_stored<RAW>(s, want, j.marks, j.room, sh);
     }
-    for (int tile = warp_id() * 128; tile < j.n; tile += blockDim.x * 4) {
-        unsigned k[4];
-        s.four(tile + lane_id(), k);
-#pragma unroll
-        for (int t = 0; t < 4; t++)
-            if (tile + lane_id() + 32 * t < j.n)
-                j.room[tile + lane_id() + 32 * t] = k[t];
-    }
-    __syncthreads();
-    settle(stored_keys{ j.room, nullptr, j.n }, want, RAW, j.marks, sh);
 }
 
 /* The neighbours of the marked runs, as far as there are such runs; returns their number. */
 DEV int spread(const prhs_k_select &a, const job &j, topk_shared *sh)
 {
     const int words = (j.n + 31) >> 5, skew = j.n - j.runs;
+    const unsigned *marks = j.marks;
     int count = 0, total;
     for (int w = threadIdx.x; w < words; w += blockDim.x) {
         unsigned bits = 0;
         for (int d = -a.policy.dilate_back; d <= a.policy.dilate_ahead; d++) {
             /* bit i of the word: whether run 32 w + i - d is marked */
             const i64 from = (i64)w * 32 - d, at = from >> 5;
-            const unsigned long long low = at >= 0 && at < words ? j.marks[at] : 0, high = at + 1 >= 0 && at + 1 < words ? j.marks[at + 1] : 0;
+            const unsigned long long low = at >= 0 && at < words ? marks[at] : 0, high = at + 1 >= 0 && at + 1 < words ? marks[at + 1] : 0;
             bits |= (unsigned)((high << 32 | low) >> (from & 31));
         }
         if (w == 0)
@@ -148,22 +151,23 @@ DEV int spread(const prhs_k_select &a, const job &j, topk_shared *sh)
 DEV int write_list(const job &j, int run, int most, topk_shared *sh)
 {
     const int words = (j.n + 31) >> 5, each = (words + blockDim.x - 1) / blockDim.x, first = threadIdx.x * each;
-    const int end = min(first + each, words);
-    int *const staged = (int *)sh->bins;
+    const int end = min(first + each, words), origin = j.origin;
+    const unsigned *marks = j.marks;
+    int *const staged = (int *)sh->bins, *const list = j.list;
     int count = 0, total;
     for (int w = first; w < end; w++)
-        count += __popc(j.marks[w]);
+        count += __popc(marks[w]);
     const int before = block_before(count, sh->sums, &total);
     total = min(total, most);
     for (int from = 0; from < total; from += LISTED) {
         int at = before - from;
         for (int w = first; w < end && at < LISTED && at + count > 0; w++)
-            for (unsigned bits = j.marks[w]; bits; bits &= bits - 1, at++)
+            for (unsigned bits = marks[w]; bits; bits &= bits - 1, at++)
                 if (at >= 0 && at < LISTED)
-                    staged[at] = j.origin + (w * 32 + __ffs((int)bits) - 1) * run;
+                    staged[at] = origin + (w * 32 + __ffs((int)bits) - 1) * run;
         __syncthreads();
         for (int i = threadIdx.x; i < min(LISTED, total - from); i += blockDim.x)
-            j.list[from + i] = staged[i];
+            list[from + i] = staged[i];
         __syncthreads();
     }
     return total;
@@ -179,38 +183,42 @@ template <bool RAW> DEV int fill_list(const prhs_k_select &a, const job &j, topk
             j.list[i] = j.first + i * p.run;
         return j.runs;
     }
-    if (m <= 0) {
-        take_best<RAW>(a, j, keep, j.runs, nullptr, sh);
-    } else {
-        take_best<RAW>(a, j, m, j.runs, nullptr, sh);
+    const unsigned *out = nullptr;
+    for (int want = m > 0 ? m : keep, valid = j.runs;;) {
+        take_best<RAW>(a, j, want, valid, out, sh);
+        if (out || m <= 0)
+            break;
         const int forced = spread(a, j, sh);
-        take_best<RAW>(a, j, keep - forced, j.runs - forced, j.forced, sh);
-        for (int w = threadIdx.x; w < (j.n + 31) >> 5; w += blockDim.x)
-            j.marks[w] |= j.forced[w];
-        __syncthreads();
+        out = j.forced;
+        want = keep - forced;
+        valid = j.runs - forced;
     }
+    for (int w = threadIdx.x; out && w < (j.n + 31) >> 5; w += blockDim.x)
+        j.marks[w] |= out[w];
+    __syncthreads();
     return write_list(j, p.run, keep, sh);
 }
 
-/* Which of the four positions from p on are dropped: bits 0 to 3. */
-DEV unsigned dropped_four(const job &j, int run, int p)
-{
-    if (run == 1) {
-        const int i = p - j.origin;
-        unsigned in = j.marks[i >> 5] >> (i & 31);
-        if (p < j.first)
-            in |= (1u << (j.first - p)) - 1;
-        if (p + 4 > j.origin + j.n)
-            in |= ~0u << (j.origin + j.n - p);
-        return ~in & 15;
+/* What tells the dropped positions. */
+struct dropping {
+    const unsigned *marks;
+    int first, end, origin, run, runs;
+    /* Which of the four positions from p on, a multiple of 4, are dropped: bits 0 to 3. */
+    DEV_MEMBER unsigned four(int p) const
+    {
+        if (run == 1) {
+            const int i = p - origin;
+            const unsigned in = marks[i >> 5] >> (i & 31);
+            return ~in & (~0u << max(first - p, 0)) & (15u >> max(p + 4 - end, 0)) & 15;
+        }
+        unsigned out = 0;
+        for (int t = 0; t < 4; t++) {
+            const int i = p + t < first ? runs : (p + t - first) / run;
+            out |= i < runs && !(marks[i >> 5] >> (i & 31) & 1) ? 1u << t : 0;
+        }
+        return out;
     }
-    unsigned out = 0;
-    for (int t = 0; t < 4; t++) {
-        const int i = p + t < j.first ? j.runs : (p + t - j.first) / run;
-        out |= i < j.runs && !(j.marks[i >> 5] >> (i & 31) & 1) ? 1u << t : 0;
-    }
-    return out;
-}
+};
 
 struct strand {
     float top, sum; /* relative to top */
@@ -218,14 +226,13 @@ struct strand {
 };
 
 /* The dropped scores of one head at p, p + 4 * STRANDS, ... */
-DEV strand sum_strand(const job &j, const float *scores, int run, int p)
+DEV strand sum_strand(const dropping &d, const float *scores, int p)
 {
-    const int end = j.first + j.runs * run;
     strand z = { LOWEST, 0.0f, false };
 #pragma unroll 2
-    for (; p < end; p += 4 * STRANDS) {
-        const float4 s = *(const float4 *)(scores + p);
-        const unsigned out = dropped_four(j, run, p);
+    for (; p < d.end; p += 4 * STRANDS) {
+        const float4 s = __ldg((const float4 *)(scores + p));
+        const unsigned out = d.four(p);
         const float x[4] = { out & 1 ? s.x : NOTHING, out & 2 ? s.y : NOTHING, out & 4 ? s.z : NOTHING, out & 8 ? s.w : NOTHING };
         const float top = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
         z.bad |= bad_score(x[0]) || bad_score(x[1]) || bad_score(x[2]) || bad_score(x[3]);
@@ -239,12 +246,12 @@ DEV strand sum_strand(const job &j, const float *scores, int run, int p)
 }
 
 /* L_D of a head; all threads get it. NaN where a dropped score is NaN or +inf. */
-DEV float dropped_lse(const job &j, const float *scores, int run)
+DEV float dropped_lse(const dropping &d, const float *scores)
 {
     __shared__ float tops[STRANDS / 32], sums[STRANDS / 32];
     bool bad = false;
     for (int s = threadIdx.x; s < STRANDS; s += blockDim.x) {
-        const strand z = sum_strand(j, scores, run, j.first / 4 * 4 + 4 * s);
+        const strand z = sum_strand(d, scores, d.first / 4 * 4 + 4 * s);
         const float top = warp_max(z.top), sum = warp_sum(z.sum * expf(z.top - top));
         bad |= __any_sync(FULL, z.bad);
         if (lane_id() == 0) {
@@ -296,8 +303,9 @@ DEV void store_reference(const prhs_cu_retrieve &p, const job &j)
         for (int i = threadIdx.x; i < heads * dim; i += blockDim.x)
             to[i] = load_one(a.q.dtype, row_at(a.q, p.mem[PRHS_R_Q], j.e.row0, head + i / dim), i % dim);
     }
+    const dropping d = { j.marks, j.first, j.first + j.runs * j.set.run, j.origin, j.set.run, j.runs };
     for (int h = 0; h < heads && st.head_off != PRHS_NONE; h++) {
-        const float l = j.set.count == j.runs ? NOTHING : dropped_lse(j, j.scores + h * a.work.score_stride, a.policy.run);
+        const float l = j.set.count == j.runs ? NOTHING : dropped_lse(d, j.scores + h * a.work.score_stride);
         if (threadIdx.x == 0)
             SLOT_AT(state, st, head_off, j.e.slot, prhs_head_ref)[head + h].l_dropped = l;
     }
@@ -337,34 +345,55 @@ DEV void cut_runs(const prhs_k_select &a, job *j)
     set.win_begin = j->runs ? j->first + j->runs * run : low;
 }
 
+/* By one thread. */
+DEV void start_job(const prhs_cu_retrieve &p, i64 b, int u, const float *lse, unsigned *shared, job *j)
+{
+    const int longest = p.select.batch.max_kv_len;
+    const prhs_k_select &a = p.select;
+    byte *ws = p.mem[PRHS_R_WORK];
+    j->b = b;
+    j->u = u;
+    j->e = entry_of(a.batch, p.mem[PRHS_R_SEQS], b);
+    j->set = *set_at(ws, a.work, a.shape, b, u);
+    j->scores = FLOATS(ws, a.work.score_off) + (b * a.shape.heads + (i64)u * a.shape.unit_heads) * a.work.score_stride;
+    j->lse = lse;
+    j->list = SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)u * a.state.list_cap;
+    j->marks = a.work.mark_off == PRHS_NONE ? shared
+                                            : (unsigned *)(ws + a.work.mark_off) + (b * a.shape.units + u) * 2 * PRHS_K_MARK_WORDS(longest);
+    j->forced = j->marks + PRHS_K_MARK_WORDS(longest);
+    j->room = shared + PRHS_RETRIEVE_MARKS(longest);
+    j->cap = PRHS_RETRIEVE_ROOM(longest);
+    cut_runs(a, j);
+}
+
+DEV_CALL void put_unit_moments(const prhs_cu_retrieve &p, const job &j, float *scratch)
+{
+    for (int h = 0; h < p.select.shape.unit_heads; h++)
+        moments_of_head(p.moments, p.mem, j.b, j.u * p.select.shape.unit_heads + h, j.e, j.set, scratch);
+}
+
 DEV void retrieve_unit(const prhs_cu_retrieve &p, i64 b, int u, unsigned *shared, topk_shared *sh)
 {
     __shared__ float lse[64];
+    __shared__ job j;
     const prhs_k_select &a = p.select;
-    byte *ws = p.mem[PRHS_R_WORK];
     const bool raw = a.shape.unit_heads == 1 && a.policy.run == 1;
-    prhs_set *const set = set_at(ws, a.work, a.shape, b, u);
-    job j;
-    j.b = b;
-    j.u = u;
-    j.e = entry_of(a.batch, p.mem[PRHS_R_SEQS], b);
-    j.set = *set;
-    j.scores = FLOATS(ws, a.work.score_off) + (b * a.shape.heads + (i64)u * a.shape.unit_heads) * a.work.score_stride;
-    j.lse = lse;
-    j.list = SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j.e.slot, int) + (i64)u * a.state.list_cap;
-    j.marks = shared;
-    j.forced = shared + PRHS_RETRIEVE_MARKS(a.batch.max_kv_len);
-    j.room = shared + 2 * PRHS_RETRIEVE_MARKS(a.batch.max_kv_len);
-    j.cap = PRHS_RETRIEVE_ROOM(a.batch.max_kv_len);
-    cut_runs(a, &j);
+    if (threadIdx.x == 0)
+        start_job(p, b, u, lse, shared, &j);
+    __syncthreads();
     if (!raw)
-        merge_norms(a, j, ws, lse);
-    j.set.count = raw ? fill_list<true>(a, j, sh) : fill_list<false>(a, j, sh);
+        merge_norms(a, j, p.mem[PRHS_R_WORK], lse);
+    const int count = raw ? fill_list<true>(a, j, sh) : fill_list<false>(a, j, sh);
     if (threadIdx.x == 0) {
-        *set = j.set;
+        j.set.count = count;
+        *set_at(p.mem[PRHS_R_WORK], a.work, a.shape, b, u) = j.set;
         store_count(p, j);
     }
+    __syncthreads();
     store_reference(p, j);
+    __syncthreads();
+    if (p.has_moments)
+        put_unit_moments(p, j, (float *)shared);
     __syncthreads();
 }
 
@@ -386,11 +415,5 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     take_turns(
         a.batch.max_seqs * a.shape.units, prefix,
         [&](int i) { return retrieves(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], i); },
-        [&](int i, int) {
-            const i64 b = i / a.shape.units;
-            const int u = i % a.shape.units;
-            retrieve_unit(p, b, u, (unsigned *)shared, &sh);
-            for (int h = 0; p.has_moments && h < a.shape.unit_heads; h++)
-                moments_of_head(p.moments, p.mem, b, u * a.shape.unit_heads + h);
-        });
+        [&](int i, int) { retrieve_unit(p, i / a.shape.units, i % a.shape.units, (unsigned *)shared, &sh); });
 }

@@ -31,7 +31,7 @@ struct found_bin {
 };
 struct topk_shared {
     union {
-        unsigned bins[BINS];
+        __align__(16) unsigned bins[BINS];
         struct {
             unsigned key[FEW];
             int at[FEW];
@@ -43,34 +43,36 @@ struct topk_shared {
     int above, between;
 };
 
-/* A source of keys has count(), key(i), at(i): the key's position, and four(i, key): the keys i, i + 32, i + 64, i + 96, 0 past the end.
+/* A source of keys has count(), key(i), at(i): the key's position, and some(i, key): the WIDE keys i, i + 32, ..., 0 past the end.
    IN_ORDER: at(i) is i, and bit i of the bitmap stands for it. */
 struct stored_keys {
     static const bool IN_ORDER = true;
-    const unsigned *keys, *out; /* bits of `out`: no candidates; may be null */
+    static const int WIDE = 4;
+    const unsigned *keys;
     int n;
     DEV_MEMBER int count() const { return n; }
     DEV_MEMBER int at(int i) const { return i; }
-    DEV_MEMBER unsigned key(int i) const { return out && out[i >> 5] >> (i & 31) & 1 ? 0 : keys[i]; }
-    DEV_MEMBER void four(int i, unsigned k[4]) const
+    DEV_MEMBER unsigned key(int i) const { return keys[i]; }
+    DEV_MEMBER void some(int i, unsigned k[WIDE]) const
     {
 #pragma unroll
-        for (int t = 0; t < 4; t++)
-            k[t] = i + 32 * t < n ? key(i + 32 * t) : 0;
+        for (int t = 0; t < WIDE; t++)
+            k[t] = i + 32 * t < n ? keys[i + 32 * t] : 0;
     }
 };
 struct chosen_keys {
     static const bool IN_ORDER = false;
+    static const int WIDE = 4;
     const unsigned *keys;
     const int *position;
     int n;
     DEV_MEMBER int count() const { return n; }
     DEV_MEMBER int at(int i) const { return position[i]; }
     DEV_MEMBER unsigned key(int i) const { return keys[i]; }
-    DEV_MEMBER void four(int i, unsigned k[4]) const
+    DEV_MEMBER void some(int i, unsigned k[WIDE]) const
     {
 #pragma unroll
-        for (int t = 0; t < 4; t++)
+        for (int t = 0; t < WIDE; t++)
             k[t] = i + 32 * t < n ? keys[i + 32 * t] : 0;
     }
 };
@@ -174,29 +176,33 @@ DEV ruler ruler_of(unsigned top, unsigned low, bool by_value)
     return r;
 }
 
-/* The keys between which ranks rank0 to rank1 lie, with a bin to spare on either side. */
-template <class S> DEV bracket narrow(const S &s, int rank0, int rank1, bool by_value, topk_shared *sh)
+/* The largest key of a number among those that a thread has seen, and the inverse of the smallest. */
+struct reach {
+    unsigned top, low;
+    DEV_MEMBER void add(unsigned k)
+    {
+        const bool number = k > NOTHING_KEY && k != BAD_KEY;
+        top = max(top, number ? k : 0u);
+        low = max(low, number ? ~k : 0u);
+    }
+};
+
+/* The keys between which ranks rank0 to rank1 lie, with a bin to spare on either side. seen: a part a thread. */
+template <class S> DEV bracket narrow(const S &s, const reach &seen, int rank0, int rank1, bool by_value, topk_shared *sh)
 {
-    unsigned top = 0, low = 0;
+    const unsigned top = __reduce_max_sync(FULL, seen.top), low = __reduce_max_sync(FULL, seen.low);
     __syncthreads();
     if (threadIdx.x == 0)
         sh->top = sh->low = 0;
     clear_bins(sh);
     __syncthreads();
-    for (int i = threadIdx.x; i < s.count(); i += blockDim.x) {
-        const unsigned k = s.key(i);
-        const bool number = k > NOTHING_KEY && k != BAD_KEY;
-        top = max(top, number ? k : 0);
-        low = max(low, number ? ~k : 0);
-    }
-    top = __reduce_max_sync(FULL, top);
-    low = __reduce_max_sync(FULL, low);
     if (lane_id() == 0) {
         atomicMax(&sh->top, top);
         atomicMax(&sh->low, low);
     }
     __syncthreads();
     const ruler r = ruler_of(sh->top, ~sh->low, by_value);
+#pragma unroll 4
     for (int i = threadIdx.x; i < s.count(); i += blockDim.x) {
         const unsigned k = s.key(i);
         if (k)
@@ -206,21 +212,22 @@ template <class S> DEV bracket narrow(const S &s, int rank0, int rank1, bool by_
     return bracket{ r.edge(sh->found[0].bin - 1), r.edge(sh->found[1].bin + 2) };
 }
 
-/* Counts the keys above the bracket, marks them (in order only), and gathers those between: at most `cap` of them. */
-template <class S> DEV void split(const S &s, const bracket &b, unsigned *marks, unsigned *keys, int *at, int cap, topk_shared *sh)
+/* Counts the keys above the bracket, marks them (in order only), and gathers those between: at most `cap` of them. Returns their reach. */
+template <class S> DEV reach split(const S &s, const bracket &b, unsigned *marks, unsigned *keys, int *at, int cap, topk_shared *sh)
 {
-    const int lane = lane_id(), n = s.count();
+    const int lane = lane_id(), n = s.count(), wide = 32 * S::WIDE;
     int above = 0;
+    reach seen = { 0, 0 };
     __syncthreads();
     if (threadIdx.x == 0)
         sh->above = sh->between = 0;
     __syncthreads();
-    for (int tile = warp_id() * 128; tile < n; tile += blockDim.x * 4) {
-        unsigned k[4], in[4];
+    for (int tile = warp_id() * wide; tile < n; tile += blockDim.x * S::WIDE) {
+        unsigned k[S::WIDE], in[S::WIDE];
         int members = 0, base = 0;
-        s.four(tile + lane, k);
+        s.some(tile + lane, k);
 #pragma unroll
-        for (int t = 0; t < 4; t++) {
+        for (int t = 0; t < S::WIDE; t++) {
             const unsigned up = __ballot_sync(FULL, k[t] > b.high);
             in[t] = __ballot_sync(FULL, k[t] >= b.low && k[t] <= b.high && k[t]);
             above += __popc(up);
@@ -234,11 +241,12 @@ template <class S> DEV void split(const S &s, const bracket &b, unsigned *marks,
             base = atomicAdd(&sh->between, members);
         base = __shfl_sync(FULL, base, 0);
 #pragma unroll
-        for (int t = 0; t < 4; t++) {
+        for (int t = 0; t < S::WIDE; t++) {
             const int to = base + __popc(in[t] & ((1u << lane) - 1));
             if (in[t] >> lane & 1 && to < cap) {
                 keys[to] = k[t];
                 at[to] = s.at(tile + lane + 32 * t);
+                seen.add(k[t]);
             }
             base += __popc(in[t]);
         }
@@ -246,6 +254,7 @@ template <class S> DEV void split(const S &s, const bracket &b, unsigned *marks,
     if (lane == 0)
         atomicAdd(&sh->above, above);
     __syncthreads();
+    return seen;
 }
 
 DEV void mark(unsigned *marks, int at) { atomicOr(marks + (at >> 5), 1u << (at & 31)); }
@@ -305,7 +314,7 @@ template <class S> DEV limit find_limit(const S &s, int want, topk_shared *sh)
 }
 
 /* Marks what find_limit finds. */
-template <class S> DEV_CALL void by_digits(const S &s, int want, unsigned *marks, topk_shared *sh)
+template <class S> DEV_CALL void by_digits(const S s, int want, unsigned *marks, topk_shared *sh)
 {
     const limit l = find_limit(s, want, sh);
     const int n = s.count();
@@ -323,9 +332,9 @@ template <class S> DEV_CALL void by_digits(const S &s, int want, unsigned *marks
 }
 
 /* Marks the best `want` of keys in shared memory; not in order: beside those that are marked already. */
-template <class S> DEV void settle(const S &s, int want, bool by_value, unsigned *marks, topk_shared *sh)
+template <class S> DEV void settle(const S &s, const reach &seen, int want, bool by_value, unsigned *marks, topk_shared *sh)
 {
-    const bracket b = narrow(s, want, want, by_value, sh);
+    const bracket b = narrow(s, seen, want, want, by_value, sh);
     split(s, b, marks, sh->few.key, sh->few.at, FEW, sh);
     const int left = want - sh->above, few = sh->between;
     if (left < 0 || left > few || few > min(FEW, (int)blockDim.x)) {
@@ -349,20 +358,22 @@ template <class S> DEV void settle_many(const S &s, int want, int valid, bool by
 {
     const int n = s.count(), stride = n / SAMPLE;
     int real = 0, sampled;
+    reach seen = { 0, 0 };
     for (int i = threadIdx.x; i < SAMPLE; i += blockDim.x) {
         room[i] = s.key(i * stride + (int)(((unsigned)i * 2654435769u >> 12) % (unsigned)stride));
         real += room[i] != 0;
+        seen.add(room[i]);
     }
     block_before(real, sh->sums, &sampled);
     const float rank = (float)want * ((float)sampled / (float)valid), spare = 8.0f + 6.0f * sqrtf(rank * fmaxf(1.0f - rank / sampled, 0.0f));
-    const stored_keys sample = { room, nullptr, SAMPLE };
-    const bracket b = narrow(sample, (int)floorf(rank - spare), (int)ceilf(rank + spare), by_value, sh);
-    split(s, b, marks, room, (int *)room + cap, cap, sh);
+    const stored_keys sample = { room, SAMPLE };
+    const bracket b = narrow(sample, seen, (int)floorf(rank - spare), (int)ceilf(rank + spare), by_value, sh);
+    seen = split(s, b, marks, room, (int *)room + cap, cap, sh);
     const int left = want - sh->above, few = sh->between;
     if (left < 0 || left > few || few > cap)
         by_digits(s, want, marks, sh);
     else if (left > 0)
-        settle(chosen_keys{ room, (const int *)room + cap, few }, left, by_value, marks, sh);
+        settle(chosen_keys{ room, (const int *)room + cap, few }, seen, left, by_value, marks, sh);
 }
 
 #endif

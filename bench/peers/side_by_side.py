@@ -178,8 +178,8 @@ def judge_steps(v, own, peers, h200):
     for shape, kept, bar in (((8, 32768, 32, 8, 128), 1024, 10), ((1, 131072, 32, 8, 128), 2048, 8)):
         us = own.us(STEPS, CIS, shape, kept=kept)
         v.add("P7", f"cis, ρ 1/16, {shape[0]}×{shape[1]}, {kept} kept", times(us, shape), bar, unit="×")
-    worst = [(r["worst_of_median"], r) for r in own.all(STEPS) if r["name"] in (CIS, MASS7)]
-    at = max(worst, key=lambda x: x[0])[1] if worst else None
+    scripted = [own.row(STEPS, name, shape) for name in (CIS, MASS7) for shape in SIX + LONG]
+    at = max((r for r in scripted if r), key=lambda r: r["worst_of_median"], default=None)
     v.add("P8", "worst / median step, scripted and staggered, greatest of all shapes", at and at["worst_of_median"], 1.1, False, 3,
           note=at and f"{at['name']}, {at['shape'][0]}×{at['shape'][1]}" or "")
     dense = [(times(own.step("dense", s), s), s) for s in SIX + LONG if own.step("dense", s) and peers.best(s)]

@@ -95,10 +95,10 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
 static unsigned grid_of(const prhs_nv_kernel *kernel, const prhs_op *ops, size_t count) {
     uint64_t blocks = 1;
     for (size_t i = 0; i < count; i++) {
-        const uint64_t more = prhs_nv_blocks(&ops[i]);
+        const uint64_t more = prhs_nv_blocks(&kernel->choice, &ops[i]);
         blocks = more > blocks ? more : blocks;
     }
-    const uint64_t most = kernel->choice.spread ? GRID_MOST : kernel->grid;
+    const uint64_t most = kernel->choice.lanes ? GRID_MOST : kernel->grid;
     return (unsigned)(blocks < most ? blocks : most);
 }
 

@@ -29,7 +29,7 @@ typedef struct prhs_nv_choice {
     unsigned threads;              /* a block */
     unsigned shared;               /* bytes of dynamic shared memory */
     bool sized;                    /* both are at most that: prhs_nv_size() has a launch's own; shared: what there is */
-    bool spread;                   /* a block an item, however many: the device hands out short ones */
+    unsigned lanes;                /* > 0: a block a tile of so many (row, head) pairs, however many: the device hands out short ones */
 } prhs_nv_choice;
 
 /* A loaded kernel. Entries are only ever added while the device lives, so readers need no lock. */
@@ -129,7 +129,7 @@ bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_c
 /* The block of a launch whose choice is `sized`. */
 void prhs_nv_size(const prhs_op *op, unsigned *threads, unsigned *shared);
 /* Blocks that an op's items need by capacity. */
-uint64_t prhs_nv_blocks(const prhs_op *op);
+uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op);
 /* The role (cuda/launch.h) of an op's buffer i. */
 int prhs_nv_role(prhs_op_kind kind, int i);
 

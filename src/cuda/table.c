@@ -69,19 +69,25 @@ static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, pr
     *why = key->unit_heads == 1 ? "every head has its own rows" : key->moments ? "moments need float32 sums" : *why;
 }
 
-/* _<K/V dtype>_d<head size, padded>. On tensor cores a block holds its queries and a ring of three blocks of keys and values. */
+/*
+ * _<K/V dtype>_d<head size, padded>; _<K/V dtype>_simt_d<...> where tensor cores would do, but are masked. Shared memory: a tile of queries,
+ * keys and values on their way, as the files' headers add it up.
+ */
 static void choose_prompt(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why) {
+    static const struct {
+        unsigned shared, more, lanes; /* more: where q has another dtype than K/V */
+    } tiles[2][3] = {
+        { { 44048, 0, 64 }, { 76816, 0, 64 }, { 105488, 0, 32 } },
+        { { 41088, 16384, 128 }, { 82048, 32768, 128 }, { 82048, 32768, 64 } },
+    };
+    const bool on_tensor = tensor(dev, key, why);
     const int d = rung(key->dim, 64, 2);
-    choice->spread = true;
-    if (tensor(dev, key, why)) {
-        snprintf(choice->name, sizeof choice->name, "prhs_prefill_%s_d%d", dtype_name(key->kv_dtype), 64 << d);
-        choice->path = "tensor cores";
-        choice->shared = (d ? 82048 : 41088) + (key->q_dtype == key->kv_dtype ? 0 : d ? 32768 : 16384);
-    } else {
-        snprintf(choice->name, sizeof choice->name, "prhs_prefill_%s_l%d", dtype_name(key->kv_dtype), 4 << rung(key->dim, 32, 3));
-        choice->path = "simt";
-        choice->file = "prefill_simt";
-    }
+    snprintf(choice->name, sizeof choice->name, "prhs_prefill_%s%s_d%d", dtype_name(key->kv_dtype),
+             on_tensor || key->kv_dtype == PRHS_K_F32 ? "" : "_simt", 64 << d);
+    choice->file = on_tensor ? "prefill" : "prefill_simt";
+    choice->path = on_tensor ? "tensor cores" : "simt";
+    choice->shared = tiles[on_tensor][d].shared + (key->q_dtype == key->kv_dtype ? 0 : tiles[on_tensor][d].more);
+    choice->lanes = tiles[on_tensor][d].lanes;
 }
 
 bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why) {
@@ -113,7 +119,7 @@ bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_c
 void prhs_nv_size(const prhs_op *op, unsigned *threads, unsigned *shared) {
     const prhs_i32 n = op->args.select.batch.max_kv_len;
     *threads = PRHS_RETRIEVE_THREADS(n);
-    *shared = (unsigned)PRHS_RETRIEVE_SHARED((prhs_i64)n);
+    *shared = (unsigned)PRHS_RETRIEVE_SHARED(n, op->args.select.shape.dim);
 }
 
 int prhs_nv_role(prhs_op_kind kind, int i) {
@@ -136,12 +142,11 @@ static uint64_t per_block(uint64_t items, unsigned each) { return (items + each 
 static uint64_t pairs(prhs_i32 a, prhs_i32 b) { return (uint64_t)a * (uint64_t)b; }
 
 /* Tiles of (row, head) lanes, as many as there can be. */
-static uint64_t prompt_blocks(const prhs_k_prefill *a) {
-    const unsigned lanes = a->shape.dim > 128 ? 64 : 128;
+static uint64_t prompt_blocks(const prhs_k_prefill *a, unsigned lanes) {
     return (per_block(pairs(a->batch.max_rows, a->shape.group), lanes) + (uint64_t)a->batch.max_seqs) * (uint64_t)a->shape.kv_heads;
 }
 
-uint64_t prhs_nv_blocks(const prhs_op *op) {
+uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op) {
     switch (op->kind) {
 #define BLOCKS(NAME, name, expression) \
     case PRHS_OP_##NAME: { \
@@ -161,7 +166,7 @@ uint64_t prhs_nv_blocks(const prhs_op *op) {
         BLOCKS(COMBINE, combine, per_block(pairs(a->batch.max_seqs, a->batch.rows) * (uint64_t)a->shape.heads, 4))
         BLOCKS(MERGE, merge, per_block(pairs(a->rows, a->shape.heads), 4))
         BLOCKS(GATE, gate, per_block(pairs(a->rows, a->shape.heads), 4))
-        BLOCKS(PREFILL, prefill, prompt_blocks(a))
+        BLOCKS(PREFILL, prefill, prompt_blocks(a, choice->lanes))
 #undef BLOCKS
     case PRHS_OP_COUNT: break;
     }

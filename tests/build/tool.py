@@ -5,10 +5,12 @@
 Its device list against clinfo's, its exit statuses, what it says to wrong usage, and that bench writes a document with every part in it.
 """
 import json
+import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 bad = 0
 
@@ -35,6 +37,20 @@ def devices_of_clinfo():
     return names
 
 
+def peers(document):
+    """The table beside the peers, of a run that has none of its shapes: every line is there, nothing is met or missed."""
+    script = pathlib.Path(__file__).parents[2] / "bench" / "peers" / "side_by_side.py"
+    with tempfile.TemporaryDirectory() as folder:
+        own, other = pathlib.Path(folder) / "own.json", pathlib.Path(folder) / "peers.jsonl"
+        own.write_text(json.dumps(document), encoding="utf-8")
+        other.write_text(json.dumps({"device": document.get("device")}) + "\n", encoding="utf-8")
+        done = run(sys.executable, script, own, other, "--sm80", own)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("| P")]
+        check(done.returncode == 0 and len(lines) > 20 and all("not measured" in line for line in lines), "the table beside the peers")
+        other.write_text('{"device": "another one"}\n', encoding="utf-8")
+        check(run(sys.executable, script, own, other).returncode == 1, "figures of two devices are not put into one table")
+
+
 def main():
     prhs, cache = sys.argv[1:]
     brief = run(prhs, "info", "--brief")
@@ -56,6 +72,7 @@ def main():
             (["verify", "--backend", "cpu", "--device", "7"], 77, "'prhs info' lists"),
             (["verify", "--seed", "-1"], 2, "--seed takes a number"), (["bench", "--help"], 0, "usage: prhs bench"),
             (["bench", "--shape", "1,2"], 2, "--shape takes"), (["bench", "--only", "lunch"], 2, "--only takes"),
+            (["bench", "--preset", "dinner"], 2, "--preset takes"), (["bench", "--kept-tokens", "8000"], 2, "can be kept, not 8000"),
             (["bench", "--unknown"], 2, "prhs bench --help"), (["bench", "--backend", "cpu", "--device", "7"], 77, "'prhs info' lists")]:
         done = run(prhs, *words)
         check(done.returncode == status and text in done.stdout + done.stderr, f"prhs {' '.join(words)}: {done.returncode}, {text}")
@@ -73,6 +90,15 @@ def main():
         check(name in names, f"bench reports {name[1]}")
     check(all(row["median_s"] > 0 for row in document["rows"]), "every row has a time")
     check("start_cold_session_s" in document and document.get("read_bytes_per_second", 0) > 0, "start-up and the memory's speed")
+    peers(document)
+
+    done = run(prhs, "bench", "--backend", "cpu", "--shape", "1,1024,4,2,32", "--rotate", "1", "--repeat", "2", "--kept-tokens", "100",
+               "--only", "select", "--only", "host", "--only", "cross", "--only", "prefill", "--json", "-")
+    document = json.loads(done.stdout) if done.returncode == 0 else {"rows": []}
+    sections = {row["section"] for row in document["rows"]}
+    check(sections == {"select", "outside a graph, by layer", "crossover", "prefill"}, f"the other parts of bench: {sorted(sections)}")
+    check("n_star_1_4_2_32_k64" in document and all(row["kept"] == 100 for row in document["rows"] if row["section"] == "select"),
+          "crossover lengths, and the kept tokens asked for")
     return 1 if bad else 0
 
 

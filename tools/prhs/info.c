@@ -28,7 +28,7 @@ static void print_paths(const prhs_device_info *info, const prhs_shape *shape) {
     if (prhs_ops_get_paths(device, &ops, paths, &n) == PRHS_OK) {
         printf("    kernels for %u query heads, %u KV heads of %u, f16:\n", shape->heads, shape->kv_heads, shape->dim);
         for (size_t i = 0; i < n; i++)
-            printf("        %-14s %-12s %s\n", paths[i].op, paths[i].path ? paths[i].path : "none", paths[i].why);
+            printf("        %-14s %-15s %s\n", paths[i].op, paths[i].path ? paths[i].path : "none", paths[i].why);
     }
     prhs_device_close(device);
 }
