@@ -406,20 +406,22 @@ PRHS_PUBLIC result cuStreamBeginCapture_v2(prhs_drv_stream stream, int mode) {
     DONE(0);
 }
 
+/* Ends it even if the call is told to fail. */
 PRHS_PUBLIC result cuStreamEndCapture(prhs_drv_stream stream, prhs_drv_graph *graph) {
-    CALL();
+    fake_lock();
+    const result error = fake_call("cuStreamEndCapture");
     STREAM_OF(stream);
     *graph = NULL;
     if (!stream || !stream->capture)
         DONE(PRHS_DRV_CAPTURE_FIRST + 3);
-    const bool good = stream->capture == PRHS_DRV_CAPTURE_ACTIVE;
+    const bool good = stream->capture == PRHS_DRV_CAPTURE_ACTIVE && !error;
     stream->capture = PRHS_DRV_CAPTURE_NONE;
     if (good && (*graph = fake_new(GRAPH, sizeof **graph)))
         (*graph)->nodes = stream->captured;
     else
         fake_items_free(&stream->captured);
     stream->captured.first = NULL;
-    DONE(good ? *graph ? 0 : PRHS_DRV_OUT_OF_MEMORY : PRHS_DRV_CAPTURE_FIRST + 1);
+    DONE(error ? error : !good ? PRHS_DRV_CAPTURE_FIRST + 1 : *graph ? 0 : PRHS_DRV_OUT_OF_MEMORY);
 }
 
 PRHS_PUBLIC result cuGraphInstantiateWithFlags(prhs_drv_exec * exec, prhs_drv_graph graph, unsigned long long flags) {
