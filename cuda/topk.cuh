@@ -396,7 +396,8 @@ template <class S> DEV int take_sample(const S &s, unsigned *room, reach *seen, 
  * in: a bitmap like marks; room: shared memory of `words` words, SAMPLE and more.
  */
 template <class S>
-DEV void settle_many(const S &s, int want, int valid, bool by_value, unsigned *marks, unsigned *in, unsigned *room, int words, topk_shared *sh)
+DEV void settle_many(const S &s, int want, int valid, bool by_value, unsigned *marks, unsigned *in, unsigned *room, int words,
+                     topk_shared *sh)
 {
     const int cap = words * 15 / 32, spare = words / 32; /* two words a key that may be it, and two bits */
     reach seen = { 0, 0 };
