@@ -151,11 +151,9 @@ template <int T, int L, int HB> DEV void attend_heads(const prhs_cu_serve &p, co
     { serve<hb>(p, [&](const job &j, int h0) { attend_heads<T, l, hb>(p, j, h0); }); }
 #define SERVE_HEADS(t, T, l)  \
     SERVE(t, T, l, 1, 4)      \
-    SERVE(t, T, l, 2, 4)      \
     SERVE(t, T, l, 4, 3)      \
     SERVE(t, T, l, 8, 2)
 #define SERVE_LANES(t, T)     \
-    SERVE_HEADS(t, T, 4)      \
     SERVE_HEADS(t, T, 8)      \
     SERVE_HEADS(t, T, 16)     \
     SERVE_HEADS(t, T, 32)
