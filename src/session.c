@@ -45,7 +45,8 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
         .moments = s->moments, .sums = s->sums, .stats = true, .scores = s->retrieves || p->audit,
         .chunking = dev->backend->chunking(dev, &key),
     };
-    prhs_layout_make(&extent, &s->layout);
+    if (!prhs_layout_make(&extent, &s->layout))
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: the capacities together ask for more than 2^60 bytes of state", call);
     return PRHS_OK;
 }
 
@@ -198,6 +199,8 @@ static prhs_status check_common(const prhs_limits *l, const prhs_queue *queue, c
         status = prhs_check_batch(l, batch, true, &a->batch);
     if (status == PRHS_OK)
         status = prhs_check_kv(l, kv, &a->kv);
+    if (status == PRHS_OK)
+        prhs_limit_pages(&a->batch, &a->kv);
     a->seqs = batch->seqs.buffer;
     a->pages = batch->pages.buffer;
     a->k_mem = kv->k.buffer;

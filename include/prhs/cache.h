@@ -41,7 +41,7 @@ typedef struct prhs_batch {
     prhs_mem seqs;           /**< prhs_seq[max_seqs] */
     prhs_mem pages;          /**< int32[max_seqs][page_stride]: page table, by index in `seqs` */
     uint32_t max_seqs;
-    uint32_t page_stride;    /**< entries a sequence */
+    uint32_t page_stride;    /**< entries a sequence; a kv_len beyond what they hold is bad data, as one beyond max_kv_len */
     uint32_t max_rows;       /**< query rows of all sequences together, at most */
     uint32_t decode_rows;    /**< query rows of one decoding sequence, at most (1 without speculation) */
     uint32_t kinds;          /**< PRHS_HAS_*: what may be present; what is not named here is skipped */
