@@ -140,7 +140,7 @@ void prhs_buffer_destroy(prhs_buffer *buffer) {
 size_t prhs_buffer_size(const prhs_buffer *buffer) { return buffer ? buffer->size : 0; }
 
 void *prhs_buffer_host(prhs_buffer *buffer) {
-    return buffer && buffer->dev->backend == &prhs_backend_cpu ? prhs_cpu_buffer_host(buffer) : NULL;
+    return buffer && buffer->dev->info.caps & PRHS_CAP_HOST_MEM ? prhs_cpu_buffer_host(buffer) : NULL;
 }
 
 prhs_status prhs_queue_create(prhs_device *device, prhs_queue **queue) {

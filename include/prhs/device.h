@@ -25,7 +25,9 @@ PRHS_API const char *prhs_backend_name(prhs_backend_kind kind);
 typedef enum prhs_caps {
     PRHS_CAP_WIDE = 1 << 0,     /**< the kernels for CPU-type devices (work-groups of one, wide vectors) */
     PRHS_CAP_THREADS = 1 << 1,  /**< more than one host thread (cpu backend) */
-    PRHS_CAP_HOST_MEM = 1 << 2  /**< device buffers are host memory; prhs_buffer_host() works */
+    PRHS_CAP_HOST_MEM = 1 << 2, /**< device buffers are host memory; prhs_buffer_host() works */
+    PRHS_CAP_AVX2 = 1 << 8,     /**< cpu backend: inner loops for AVX2, FMA and F16C */
+    PRHS_CAP_AVX512 = 1 << 9    /**< cpu backend: inner loops for AVX-512 (F, BW, DQ, VL) */
 } prhs_caps;
 #define PRHS_CAPS_ALL 0xffffffffu
 

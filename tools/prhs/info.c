@@ -38,13 +38,24 @@ static void print_size(const char *what, uint64_t bytes) {
         printf(", %s %.1f GiB", what, (double)bytes / (1 << 30));
 }
 
+static const struct {
+    uint32_t bit;
+    const char *name;
+} capabilities[] = {
+    { PRHS_CAP_WIDE, "wide" },   { PRHS_CAP_THREADS, "threads" }, { PRHS_CAP_HOST_MEM, "host-memory" },
+    { PRHS_CAP_AVX2, "avx2" }, { PRHS_CAP_AVX512, "avx512" },
+};
+
 static void print_device(const prhs_device_info *d) {
     printf("%s %u: %s\n    platform %s, driver %s\n    %u compute units", prhs_backend_name(d->backend), d->index, d->name, d->platform,
            d->driver, d->compute_units);
     print_size("memory", d->memory);
     print_size("largest buffer", d->max_buffer);
-    printf("\n    capabilities:%s%s%s\n", d->caps & PRHS_CAP_WIDE ? " wide" : "", d->caps & PRHS_CAP_THREADS ? " threads" : "",
-           d->caps & PRHS_CAP_HOST_MEM ? " host-memory" : "");
+    printf("\n    capabilities:");
+    for (size_t i = 0; i < sizeof capabilities / sizeof capabilities[0]; i++)
+        if (d->caps & capabilities[i].bit)
+            printf(" %s", capabilities[i].name);
+    printf("\n");
 }
 
 /* The caller's array of all devices; NULL where it cannot be had. */
