@@ -67,13 +67,14 @@ typedef struct prhs_device_params {
 } prhs_device_params;
 #define PRHS_DEVICE_PARAMS_INIT { sizeof(prhs_device_params), PRHS_BACKEND_ANY, 0, PRHS_CAPS_ALL, 0, NULL }
 
-/** Calls that libprhs itself made on a device since it was opened; a warm decode step adds to `launches` only. */
+/** Calls that libprhs itself made on a device since it was opened; a warm decode step adds to `launches` and `generic` only. */
 typedef struct prhs_counters {
     uint64_t launches;     /**< kernels enqueued */
     uint64_t allocations;  /**< device buffers and host blocks */
     uint64_t waits;        /**< times the host waited for the device */
     uint64_t compiles;     /**< programs built from source or loaded from the cache */
     uint64_t copies;       /**< reads, writes, copies and fills */
+    uint64_t generic;      /**< of the launches: on the path "generic", that any device can run (see prhs_ops_get_paths()) */
 } prhs_counters;
 
 /**
