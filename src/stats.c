@@ -47,7 +47,7 @@ prhs_status prhs_stats_request_enqueue(prhs_stats_request *request, prhs_queue *
     const prhs_session *s = request->session;
     if (queue->dev != s->dev)
         return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "prhs_stats_request_enqueue: the queue belongs to another device");
-    if (request->enqueued && !request->arrived && prhs_event_query(request->event) != PRHS_OK)
+    if (request->enqueued && !request->arrived && prhs_event_query(request->event) == PRHS_NOT_READY)
         return prhs_fail(&s->dev->log, PRHS_ERR_STATE, "prhs_stats_request_enqueue: the request is still in flight");
     prhs_status status = PRHS_OK;
     if (request->size)
@@ -203,8 +203,9 @@ prhs_status prhs_session_poll(prhs_session *session, prhs_queue *queue) {
         return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "prhs_session_poll: the queue belongs to another device");
     prhs_status last = s->fault_seen ? fault_status(s) : PRHS_NOT_READY;
     if (s->fault_in_flight) {
-        if (prhs_event_query(s->fault_event) != PRHS_OK)
-            return last;
+        prhs_status arrived = prhs_event_query(s->fault_event);
+        if (arrived != PRHS_OK)
+            return arrived == PRHS_NOT_READY ? last : arrived;
         s->fault_in_flight = false;
         s->fault_seen = true;
         s->fault_bits = s->fault_word;
