@@ -192,6 +192,12 @@ static prhs_k_rows check_rows(call *c, const char *name, const prhs_rows *rows, 
     return out;
 }
 
+static void check_size(call *c, size_t size, size_t known) {
+    if (c->status == PRHS_OK && size != known)
+        c->status = prhs_fail(&c->limits.dev->log, PRHS_ERR_ARGUMENT, "%s: params->size is %zu, this library knows %zu", c->limits.call,
+                              size, known);
+}
+
 /* float32 arrays; returns the offset or PRHS_NONE. */
 static prhs_i64 check_floats(call *c, const char *name, prhs_mem mem, uint64_t count, bool optional) {
     if (c->status == PRHS_OK)
@@ -299,6 +305,7 @@ prhs_status prhs_op_select(prhs_ops *ops, prhs_queue *queue, const prhs_batch *b
     if (!ops || !queue || !batch || !q || !params)
         return null_argument(ops, "prhs_op_select");
     call c = start(ops, "prhs_op_select", queue);
+    check_size(&c, params->size, sizeof *params);
     check_batch(&c, batch, false);
     check_select(ops, &c, params);
     prhs_op op = { .kind = PRHS_OP_SELECT, .mem = { batch->seqs.buffer, q->mem.buffer, state.buffer, ws.buffer } };
@@ -334,6 +341,7 @@ prhs_status prhs_op_gate(prhs_ops *ops, prhs_queue *queue, const prhs_rows *q, c
     if (!ops || !queue || !q || !params)
         return null_argument(ops, "prhs_op_gate");
     call c = start(ops, "prhs_op_gate", queue);
+    check_size(&c, params->size, sizeof *params);
     const prhs_k_shape s = c.limits.shape;
     if (c.status == PRHS_OK)
         c.status = prhs_check_capacity(&ops->dev->log, "prhs_op_gate", "rows", params->rows, (uint32_t)c.limits.max_rows);
@@ -412,6 +420,7 @@ prhs_status prhs_op_merge(prhs_ops *ops, prhs_queue *queue, const prhs_merge_par
     if (!ops || !queue || !p || !out)
         return null_argument(ops, "prhs_op_merge");
     call c = start(ops, "prhs_op_merge", queue);
+    check_size(&c, p->size, sizeof *p);
     const prhs_log *log = &ops->dev->log;
     const prhs_k_shape s = c.limits.shape;
     if (c.status == PRHS_OK)

@@ -118,8 +118,8 @@ static prhs_status clear_all(const prhs_session *s, prhs_queue *queue) {
 static prhs_status check_memory(const prhs_session *s, const char *name, prhs_mem mem, prhs_i64 need) {
     if (mem.buffer && mem.buffer->dev == s->dev && mem.offset % PRHS_ALIGN == 0 &&
         (mem.offset > mem.buffer->size || (uint64_t)need > mem.buffer->size - mem.offset))
-        return prhs_fail(&s->dev->log, PRHS_ERR_MEMORY, "prhs_session_create: %s needs %lld bytes, its buffer has %zu past the offset", name,
-                         (long long)need, mem.offset > mem.buffer->size ? 0 : mem.buffer->size - (size_t)mem.offset);
+        return prhs_fail(&s->dev->log, PRHS_ERR_MEMORY, "prhs_session_create: %s needs %lld bytes, its buffer has %zu past the offset",
+                         name, (long long)need, mem.offset > mem.buffer->size ? 0 : mem.buffer->size - (size_t)mem.offset);
     return prhs_check_mem(&s->limits, name, mem, (uint64_t)need, PRHS_ALIGN, false);
 }
 

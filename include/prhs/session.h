@@ -70,8 +70,11 @@ typedef struct prhs_step {
     prhs_rows out;      /**< [max_rows][H][D]; rows of idle, seeding and frozen (ETF) entries are not written */
     prhs_mem lse;       /**< float32[max_rows][H], natural log-sum-exp of the attended scores; buffer NULL: not wanted */
 } prhs_step;
-#define PRHS_STEP_INIT { sizeof(prhs_step), 0, { { NULL, 0 }, { NULL, 0 }, 0, 0, 0, 0, 0 }, { PRHS_F16, 0, 0, { NULL, 0 }, { NULL, 0 }, 0, 0, 0, 0, 0, 0 }, \
-    { { NULL, 0 }, PRHS_F32, 0, 0 }, { { NULL, 0 }, PRHS_F32, 0, 0 }, { { NULL, 0 }, PRHS_F32, 0, 0 }, { { NULL, 0 }, PRHS_F32, 0, 0 }, { NULL, 0 } }
+#define PRHS_STEP_INIT \
+    { sizeof(prhs_step), 0, { { NULL, 0 }, { NULL, 0 }, 0, 0, 0, 0, 0 }, \
+      { PRHS_F16, 0, 0, { NULL, 0 }, { NULL, 0 }, 0, 0, 0, 0, 0, 0 }, \
+      { { NULL, 0 }, PRHS_F32, 0, 0 }, { { NULL, 0 }, PRHS_F32, 0, 0 }, { { NULL, 0 }, PRHS_F32, 0, 0 }, \
+      { { NULL, 0 }, PRHS_F32, 0, 0 }, { NULL, 0 } }
 
 /**
  * Enqueues append, selection and attention of one layer for a batch of decode rows, verification runs, prompt chunks and seeds.
