@@ -72,6 +72,7 @@ def main():
                  ("decode steps, by layer", "cis, rho 1/16, single tokens")]:
         check(name in names, f"bench reports {name[1]}")
     check(all(row["median_s"] > 0 for row in document["rows"]), "every row has a time")
+    check(all(row["of_read"] > 0 and row["of_copy"] > 0 for row in document["rows"] if "bytes" in row), "rates beside the memory's own")
     check("start_cold_session_s" in document and document.get("read_bytes_per_second", 0) > 0, "start-up and the memory's speed")
     return 1 if bad else 0
 

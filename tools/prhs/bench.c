@@ -9,7 +9,8 @@
 
 static const char help[] =
     "usage: prhs bench [options]\n"
-    "Times every op and whole decode steps with scripted retrieval, each beside own dense attention and the memory's speed, then start-up.\n"
+    "Times every op and whole decode steps with scripted retrieval, each beside own dense attention and the memory's speed,\n"
+    "then start-up. "
     "K/V are rotated over so many copies that caches do not help. Times come from events in one queue.\n"
     TOOL_DEVICE_HELP
     "  --shape B,N,H,H_KV,D  sequences, tokens, query heads, KV heads, head dimension; may be repeated\n"
@@ -123,8 +124,8 @@ static int run(const bench_options *o, const char *program) {
 int tool_bench(int argc, char **argv) {
     static const struct option options[] = {
         TOOL_DEVICE_OPTIONS,      { "shape", 1, 0, 'S' },  { "kept", 1, 0, 'k' }, { "dtype", 1, 0, 'T' }, { "page", 1, 0, 'p' },
-        { "layout", 1, 0, 'L' },  { "repeat", 1, 0, 'r' },  { "rotate", 1, 0, 'R' }, { "only", 1, 0, 'o' }, { "json", 1, 0, 'j' },  { "start-child", 0, 0, 'X' },
-        { "help", 0, 0, 'h' },    { 0, 0, 0, 0 },
+        { "layout", 1, 0, 'L' },  { "repeat", 1, 0, 'r' }, { "rotate", 1, 0, 'R' }, { "only", 1, 0, 'o' }, { "json", 1, 0, 'j' },
+        { "start-child", 0, 0, 'X' }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };
     bench_options o = { .device = PRHS_DEVICE_PARAMS_INIT, .kept_part = 8, .page_size = 16, .repeat = 20, .dtype = PRHS_F16,
                         .rotate_bytes = UINT64_C(1) << 30, .ops = true, .steps = true, .start = true };

@@ -44,8 +44,8 @@ static void heading(report *r, const bench_row *row) {
     r->shape = row->shape;
     fprintf(r->table, "\n%s: %u x %u tokens, %u query heads, %u KV heads of %u\n", row->section, row->shape.batch, row->shape.n,
             row->shape.heads, row->shape.kv_heads, row->shape.dim);
-    fprintf(r->table, "  %-40s %10s %10s %10s %10s %9s %8s %8s %9s %8s\n", "", "median us", "min", "max", "mean", "MB", "GB/s", "of read",
-            "x dense", "worst");
+    fprintf(r->table, "  %-40s %10s %10s %10s %10s %9s %8s %8s %8s %9s %8s\n", "", "median us", "min", "max", "mean", "MB", "GB/s",
+            "of read", "of copy", "x dense", "worst");
 }
 
 static void cell(FILE *f, double value, int width, int digits) {
@@ -59,7 +59,7 @@ void bench_report_row(bench *b, const bench_row *row) {
     report *r = b->report;
     double rate = row->bytes > 0 && row->median > 0 ? row->bytes / row->median : 0;
     double speedup = row->dense > 0 && row->mean > 0 ? row->dense / row->mean : 0;
-    double of_read = b->read_rate > 0 ? rate / b->read_rate : 0;
+    double of_read = b->read_rate > 0 ? rate / b->read_rate : 0, of_copy = b->copy_rate > 0 ? rate / b->copy_rate : 0;
     heading(r, row);
     fprintf(r->table, "  %-40s", row->name);
     cell(r->table, row->median * 1e6, 10, 1);
@@ -69,6 +69,7 @@ void bench_report_row(bench *b, const bench_row *row) {
     cell(r->table, row->bytes * 1e-6, 9, 2);
     cell(r->table, rate * 1e-9, 8, 2);
     cell(r->table, of_read, 8, 3);
+    cell(r->table, of_copy, 8, 3);
     cell(r->table, speedup, 9, 2);
     cell(r->table, row->worst_of_median, 8, 2);
     fputc('\n', r->table);
@@ -84,7 +85,7 @@ void bench_report_row(bench *b, const bench_row *row) {
     } numbers[] = {
         { "calls", row->calls },     { "median_s", row->median }, { "min_s", row->min },   { "max_s", row->max },
         { "mean_s", row->mean },     { "bytes", row->bytes },     { "bytes_per_s", rate }, { "of_read", of_read },
-        { "times_dense", speedup },  { "worst_of_median", row->worst_of_median },
+        { "of_copy", of_copy },      { "times_dense", speedup },  { "worst_of_median", row->worst_of_median },
     };
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         if (numbers[i].value > 0)
