@@ -125,6 +125,7 @@ static void make_session(t_ctx *t, t_env *e) {
     prhs_mem state = t_buffer(t, e->sizes.state).mem, ws = t_buffer(t, e->sizes.workspace).mem;
     T_OK(t, prhs_session_create(e->dev, &p, e->queue, state, ws, &e->session));
     t_own(t, T_SESSION, e->session, 0);
+    e->own_state = state;
     e->state = t_buffer(t, e->sizes.state).mem;
     e->ws = t_buffer(t, e->sizes.workspace).mem;
     prhs_step step = PRHS_STEP_INIT;
