@@ -25,7 +25,10 @@ typedef struct prhs_kv {
     int64_t v_page, v_token, v_head;
 } prhs_kv;
 
-/** Fills strides for K and V of [pages][page_size][kv_heads][dim] (NHD) or [pages][kv_heads][page_size][dim] (HND). Pure. */
+/**
+ * Fills strides for K and V of [pages][page_size][kv_heads][dim] (NHD) or [pages][kv_heads][page_size][dim] (HND), each contiguous;
+ * kv->page_size must be set. NULL is allowed. Pure.
+ */
 PRHS_API void prhs_kv_strides_nhd(prhs_kv *kv, uint32_t kv_heads, uint32_t dim);
 PRHS_API void prhs_kv_strides_hnd(prhs_kv *kv, uint32_t kv_heads, uint32_t dim);
 

@@ -27,7 +27,9 @@ typedef struct prhs_ops_params {
     uint32_t max_slots;    /**< rows of the state arrays; prhs_seq.slot is below this */
     uint32_t list_cap;     /**< runs a list holds */
     uint32_t per_head;     /**< 1: a selection unit is a query head; 0: a KV head */
-    prhs_dtype kv_dtype, q_dtype, out_dtype;
+    prhs_dtype kv_dtype;   /**< of the cache */
+    prhs_dtype q_dtype;    /**< of queries and of K/V rows to append: float32 or kv_dtype */
+    prhs_dtype out_dtype;  /**< of outputs: float32 or kv_dtype */
 } prhs_ops_params;
 #define PRHS_OPS_PARAMS_INIT { sizeof(prhs_ops_params), { 0, 0, 0, 0.0f }, 0, 0, 1, 0, 0, 0, 0, PRHS_F16, PRHS_F32, PRHS_F32 }
 
@@ -78,11 +80,17 @@ PRHS_API void prhs_ops_destroy(prhs_ops *ops);
  * itself must name cached positions, ascending, each once, and no more runs than list_cap: they are not checked.
  */
 
-/** K/V rows [rows][H_kv][D] into the cache, then the value sums (state.buffer NULL: none). k and v absent: sums only. */
+/**
+ * K/V rows [max_rows][H_kv][D] into the cache, then the value sums (state.buffer NULL: none): of prompts and seeds all cached rows, of
+ * decoding entries those up to their first row. k and v NULL: sums only.
+ */
 PRHS_API prhs_status prhs_op_append(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, const prhs_rows *k,
                                     const prhs_rows *v, prhs_mem state);
 
-/** sign 1: value sums rebuilt over rows [0, kv_len) of the cache; sign -1: rows at and past kv_len leave them, exactly. */
+/**
+ * sign 1: value sums rebuilt over rows [0, kv_len) of the cache; sign -1: rows at and past kv_len leave them, exactly: their pages
+ * must still be in the table. The batch names slots and lengths (row_count is ignored).
+ */
 PRHS_API prhs_status prhs_op_range_sum(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, int sign,
                                        prhs_mem state);
 
@@ -125,7 +133,7 @@ typedef struct prhs_gate_params {
 #define PRHS_GATE_PARAMS_INIT \
     { sizeof(prhs_gate_params), 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 } }
 
-/** Cosine and estimated dropped mass of queries against references. The verdict is the caller's. */
+/** Cosine and estimated dropped mass of queries [rows][H][D] against references. The verdict is the caller's. */
 PRHS_API prhs_status prhs_op_gate(prhs_ops *ops, prhs_queue *queue, const prhs_rows *q, const prhs_gate_params *params);
 
 /**
