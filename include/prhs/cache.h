@@ -47,7 +47,7 @@ typedef struct prhs_batch {
     uint32_t page_stride;    /**< entries a sequence; a kv_len beyond what they hold is bad data, as one beyond max_kv_len */
     uint32_t max_rows;       /**< query rows of all sequences together, at most */
     uint32_t decode_rows;    /**< query rows of one decoding sequence, at most (1 without speculation) */
-    uint32_t kinds;          /**< PRHS_HAS_*: what may be present; what is not named here is skipped */
+    uint32_t kinds;          /**< PRHS_HAS_*: which entries may occur; kernels that only the others need are not launched */
 } prhs_batch;
 
 #define PRHS_HAS_DECODE 1u   /**< sequences without flags */
