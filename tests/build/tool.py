@@ -52,6 +52,7 @@ def main():
     for words, status, text in [
             ([], 2, "usage: prhs COMMAND"), (["--help"], 0, "usage: prhs COMMAND"), (["nonsense"], 2, "no command 'nonsense'"),
             (["info", "--help"], 0, "usage: prhs info"), (["info", "--shape", "x"], 2, "three numbers"),
+            (["info", "--shape", "9,3,64x"], 2, "three numbers"),
             (["verify", "--help"], 0, "usage: prhs verify"), (["verify", "--backend", "abacus"], 2, "no backend 'abacus'"),
             (["verify", "--backend", "cpu", "--device", "7"], 77, "'prhs info' lists"),
             (["verify", "--seed", "-1"], 2, "--seed takes a number"), (["bench", "--help"], 0, "usage: prhs bench"),

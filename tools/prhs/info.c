@@ -74,10 +74,11 @@ int tool_info(int argc, char **argv) {
     static const struct option options[] = { { "shape", 1, 0, 's' }, { "brief", 0, 0, 'q' }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 } };
     prhs_shape shape = { 32, 8, 128, 0.0f };
     bool brief = false;
+    char more;
     for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
         switch (c) {
         case 's':
-            if (sscanf(optarg, "%u,%u,%u", &shape.heads, &shape.kv_heads, &shape.dim) != 3) {
+            if (sscanf(optarg, "%u,%u,%u%c", &shape.heads, &shape.kv_heads, &shape.dim, &more) != 3) {
                 fprintf(stderr, "prhs: --shape takes three numbers, as in 32,8,128\n");
                 return TOOL_USAGE;
             }
