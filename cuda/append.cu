@@ -150,7 +150,8 @@ template <int T> DEV void range_sum(const prhs_k_range_sum &a, byte *const mem[]
     const lanes l = lanes_of(a.shape.dim);
     i64 *sum = SLOT_AT(mem[PRHS_R_STATE], a.state, vsum_off, q->slot, i64) + (i64)hk * a.shape.dim;
     prhs_value_count *count = SLOT_AT(mem[PRHS_R_STATE], a.state, vcount_off, q->slot, prhs_value_count) + hk;
-    const int had = count->rows, first = a.sign > 0 ? 0 : q->kv_len, last = a.sign > 0 ? q->kv_len : had;
+    /* Sums of rows past what the table holds now cannot leave: there are no pages for them. */
+    const int had = count->rows, first = a.sign > 0 ? 0 : q->kv_len, last = a.sign > 0 ? q->kv_len : min(had, a.batch.max_kv_len);
     __syncthreads();
     if (a.sign > 0) {
         for (int d = threadIdx.x; d < a.shape.dim; d += THREADS)
