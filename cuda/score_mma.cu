@@ -375,11 +375,8 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
     SCORE(t, T, 128, 1, 4, 4)            \
     SCORE(t, T, 128, 2, 8, 3)            \
     SCORE(t, T, 256, 1, 4, 2)            \
-    SCORE_MOMENTS(t, T, 64, 1, 5)        \
     SCORE_MOMENTS(t, T, 64, 4, 5)        \
-    SCORE_MOMENTS(t, T, 128, 1, 4)       \
     SCORE_MOMENTS(t, T, 128, 4, 3)       \
-    SCORE_MOMENTS(t, T, 256, 1, 2)       \
     SCORE_MOMENTS(t, T, 256, 4, 2)
 SCORE_DIMS(f16, PRHS_K_F16)
 SCORE_DIMS(bf16, PRHS_K_BF16)

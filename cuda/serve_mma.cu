@@ -248,9 +248,7 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
 #define SERVE(t, T, dp, nt, hb, blocks)                                        \
     KERNEL(prhs_serve_##t##_d##dp##_h##hb, prhs_cu_serve, THREADS, blocks) { serve_rings<T, dp, nt>(p); }
 #define SERVE_DIMS(t, T)         \
-    SERVE(t, T, 64, 1, 4, 4)     \
     SERVE(t, T, 64, 2, 8, 3)     \
-    SERVE(t, T, 128, 1, 4, 3)    \
     SERVE(t, T, 128, 2, 8, 2)    \
     SERVE(t, T, 256, 1, 4, 1)
 SERVE_DIMS(f16, PRHS_K_F16)
