@@ -39,6 +39,16 @@ template <int T> DEV raw8<T> load_raw(const byte *p)
     return r;
 }
 
+/* The same where `real`, zeros otherwise; p is not read then. */
+template <int T> DEV raw8<T> load_raw_or_zero(const byte *p, bool real)
+{
+    raw8<T> r;
+    r.w[0] = load_stream_or_zero(p, real);
+    if (T == PRHS_K_F32)
+        r.w[T == PRHS_K_F32 ? 1 : 0] = load_stream_or_zero(p + 16, real);
+    return r;
+}
+
 template <int T> DEV raw8<T> zero_raw()
 {
     raw8<T> r;
@@ -153,7 +163,8 @@ struct place {
 
 DEV place place_of(const prhs_k_kv &kv, const int *pages, int j, int head)
 {
-    const int page = j / kv.page_size, in = j - page * kv.page_size, e = element(kv.dtype);
+    const int size = kv.page_size, page = size & (size - 1) ? j / size : j >> (__ffs(size) - 1), in = j - page * size;
+    const int e = element(kv.dtype);
     const i64 id = min(max(pages[page], 0), kv.pages - 1);
     place p;
     p.k = kv.k_off + (id * kv.k_page + in * kv.k_token + head * kv.k_head) * e;

@@ -20,25 +20,16 @@
 /* Dynamic shared memory, 16-byte aligned. */
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
-/* Waits for the kernels before this one in the stream; lets the next one start early. Both do nothing where launches do not overlap. */
+/*
+ * Waits for the kernels before this one in the stream, and lets the next one's blocks come while this one works: they wait here. Does nothing
+ * where launches do not overlap.
+ */
 DEV void grid_begin()
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-DEV void grid_release()
-{
-#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
-}
-
-/* x, of which the compiler knows nothing: what follows from it is computed anew here, rather than kept in registers from far above. */
-DEV int opaque(int x)
-{
-    asm volatile("" : "+r"(x));
-    return x;
 }
 
 /* 16 bytes that are read once. */
@@ -46,6 +37,17 @@ DEV uint4 load_stream(const void *p)
 {
     uint4 r;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+    return r;
+}
+
+/* The same where `real`, zeros otherwise, without a branch. */
+DEV uint4 load_stream_or_zero(const void *p, bool real)
+{
+    uint4 r;
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\tmov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\tmov.u32 %2, 0;\n\tmov.u32 %3, 0;\n\t"
+                 "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "l"(p), "r"((unsigned)real));
     return r;
 }
 

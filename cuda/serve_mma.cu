@@ -220,6 +220,8 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
     grid_begin();
     turns t = turns_begin();
     starts now, next;
+    int *arrived = INTS(ws, a.work.arrived_off);
+    arrivals s = { -1, 0 };
     int stage = 0, o = 0;
     bool more = next_order<NT * 4>(p, &t, counts, prefix, nullptr, &orders[0], &now);
     if (more && orders[0].chunk)
@@ -236,12 +238,16 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
             copy_commit();
         }
         const bool whole = !it.chunk || it.h0 + NT * 4 >= a.shape.unit_heads;
-        if (p.finishes && whole && arrive(INTS(ws, a.work.arrived_off) + it.i, counts[it.i]))
-            finish_unit(p.finish, p.mem, it.j.b, it.j.u, p.pass);
-        __syncthreads(); /* the order's place is free for the one after the next */
+        __syncthreads(); /* the order's place is free for the one after the next, and its parts are written */
+        if (p.finishes && whole) {
+            settle(p, &s, arrived, counts);
+            arrive(&s, arrived, it.i);
+        }
         now = next;
         o ^= 1;
     }
+    if (p.finishes)
+        settle(p, &s, arrived, counts);
     copy_wait<0>();
 }
 
