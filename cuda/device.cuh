@@ -32,6 +32,13 @@ DEV void grid_begin()
 #endif
 }
 
+/* x, of which the compiler knows nothing: what follows from it is computed anew here, rather than kept in registers from far above. */
+DEV int opaque(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 /* 16 bytes that are read once. */
 DEV uint4 load_stream(const void *p)
 {
@@ -55,6 +62,14 @@ DEV uint4 load_stream_or_zero(const void *p, bool real)
 DEV float4 load_shared_result(const float *p)
 {
     return __ldcg((const float4 *)p);
+}
+
+/* Adds 1; what this thread wrote before, and what its block wrote before their last barrier, is seen by whoever sees the sum. */
+DEV int add_released(int *p)
+{
+    int old;
+    asm volatile("atom.release.gpu.global.add.s32 %0, [%1], 1;" : "=r"(old) : "l"(p) : "memory");
+    return old;
 }
 
 /* e^x; x = -inf gives 0, NaN stays. At most 2 + |x| ulp: used where large |x| means a small weight. */

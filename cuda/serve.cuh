@@ -149,10 +149,8 @@ struct arrivals {
 DEV void arrive(arrivals *s, int *arrived, int i)
 {
     s->waiting = i;
-    if (threadIdx.x == 0) {
-        __threadfence();
-        s->said = atomicAdd(arrived + i, 1);
-    }
+    if (threadIdx.x == 0)
+        s->said = add_released(arrived + i);
 }
 
 /* Apart from the kernel's main part, so that it costs that no registers. */
@@ -185,7 +183,7 @@ DEV void settle(const prhs_cu_serve &p, arrivals *s, int *arrived, const int *co
 /* Takes turns over chunks; attend(job, h0) attends with HB heads of the unit from h0 on. */
 template <int HB, class Attend> DEV void serve(const prhs_cu_serve &p, Attend attend)
 {
-    __shared__ int prefix[THREADS];
+    __shared__ int prefix[TURNS_EACH * THREADS];
     const prhs_k_attend &a = p.attend;
     const int units = a.batch.max_seqs * a.shape.units;
     byte *ws = p.mem[PRHS_R_WORK];

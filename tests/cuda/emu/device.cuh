@@ -208,7 +208,18 @@ DEV void copy_commit() {}
 template <int N> DEV void copy_wait() {}
 
 DEV void grid_begin() { emu::self()->began = true; }
-DEV void grid_release() {}
+DEV int __syncthreads_or(int x)
+{
+    __shared__ int any;
+    __syncthreads();
+    any = 0;
+    __syncthreads();
+    if (x)
+        any = 1;
+    __syncthreads();
+    return any;
+}
+DEV int add_released(int *p) { return atomicAdd(p, 1); }
 
 DEV void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 DEV void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
