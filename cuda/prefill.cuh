@@ -63,7 +63,11 @@ template <int LANES> DEV bool find_tile(const prhs_cu_prefill &p, i64 next, int 
     for (int first = 0; first < p.a.batch.max_seqs; first += PREFILL_THREADS) {
         const int i = first + threadIdx.x;
         const int lanes = i < p.a.batch.max_seqs ? prompt_of(p, i).rows * p.a.shape.group : 0;
-        const int total = block_prefix((lanes + LANES - 1) / LANES * p.a.shape.kv_heads, prefix);
+        const int own = (lanes + LANES - 1) / LANES * p.a.shape.kv_heads;
+        int before;
+        const int total = block_prefix(own, &before);
+        prefix[threadIdx.x] = before + own;
+        __syncthreads();
         if (next >= total) {
             next -= total;
             __syncthreads();

@@ -84,7 +84,7 @@ DEV job job_of(const prhs_cu_score &p, int i, int item)
 /* Takes turns over chunks; heads(job, h0) scores for HB heads of the unit from h0 on. */
 template <int HB, class Heads> DEV void score(const prhs_cu_score &p, Heads heads)
 {
-    __shared__ int prefix[THREADS];
+    __shared__ int prefix[TURNS_EACH * THREADS];
     grid_begin();
     const prhs_k_score &a = p.a;
     byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];

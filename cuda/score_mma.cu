@@ -56,7 +56,7 @@ DEV bool next_order(const prhs_cu_score &p, turns *t, const int *counts, int *pr
         }
     } else {
         int i, item;
-        if (!turns_next(
+        if (!turns_next<TURNS_EACH>(
                 t, a.batch.max_seqs * a.shape.units, prefix,
                 [&](int k) { return counts ? counts[k] : count_unit(a, seqs, ws, k); }, &i, &item))
             return false;
@@ -337,7 +337,7 @@ DEV void score_order(const prhs_cu_score &p, const order &now, const place &seco
 template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_score &p)
 {
     DYNAMIC_SHARED(rings);
-    __shared__ int prefix[THREADS];
+    __shared__ int prefix[TURNS_EACH * THREADS];
     __shared__ order orders[2];
     typedef ring<DP, false> r;
     const prhs_k_score &a = p.a;
@@ -347,7 +347,7 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
     const int *counts = kept ? INTS(p.mem[PRHS_R_WORK], a.work.score_count_off) : nullptr;
     clear_ring<DP, false>(rings, a.shape.dim);
     grid_begin();
-    turns t = turns_begin();
+    turns t = turns_begin<TURNS_EACH>();
     starts now, next;
     int stage = 0, o = 0;
     bool more = next_order<HB>(p, &t, counts, prefix, nullptr, &orders[0], &now);

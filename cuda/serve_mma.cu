@@ -74,7 +74,7 @@ DEV bool next_order(const prhs_cu_serve &p, turns *t, const int *counts, int *pr
         }
     } else {
         int i, item;
-        if (!turns_next(
+        if (!turns_next<TURNS_EACH>(
                 t, a.batch.max_seqs * a.shape.units, prefix,
                 [&](int k) { return counts ? counts[k] : count_unit(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], k); }, &i, &item))
             return false;
@@ -208,7 +208,7 @@ DEV void attend_order(const prhs_cu_serve &p, const order &now, const place &sec
 template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
 {
     DYNAMIC_SHARED(rings);
-    __shared__ int prefix[THREADS];
+    __shared__ int prefix[TURNS_EACH * THREADS];
     __shared__ order orders[2];
     typedef ring<DP, true> r;
     const prhs_k_attend &a = p.attend;
@@ -218,8 +218,10 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
                             : INTS(ws, a.work.attend_count_off) + (i64)p.pass * a.batch.max_seqs * a.shape.units;
     clear_ring<DP, true>(rings, a.shape.dim);
     grid_begin();
-    turns t = turns_begin();
+    turns t = turns_begin<TURNS_EACH>();
     starts now, next;
+    int *arrived = INTS(ws, a.work.arrived_off);
+    arrivals s = { -1, 0 };
     int stage = 0, o = 0;
     bool more = next_order<NT * 4>(p, &t, counts, prefix, nullptr, &orders[0], &now);
     if (more && orders[0].chunk)
@@ -236,12 +238,16 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
             copy_commit();
         }
         const bool whole = !it.chunk || it.h0 + NT * 4 >= a.shape.unit_heads;
-        if (p.finishes && whole && arrive(INTS(ws, a.work.arrived_off) + it.i, counts[it.i]))
-            finish_unit(p.finish, p.mem, it.j.b, it.j.u, p.pass);
-        __syncthreads(); /* the order's place is free for the one after the next */
+        __syncthreads(); /* the order's place is free for the one after the next, and its parts are written */
+        if (p.finishes && whole) {
+            settle(p, &s, arrived, counts);
+            arrive(&s, arrived, it.i);
+        }
         now = next;
         o ^= 1;
     }
+    if (p.finishes)
+        settle(p, &s, arrived, counts);
     copy_wait<0>();
 }
 

@@ -31,19 +31,6 @@ static size_t visible(const prhs_policy *policy, uint32_t layer, int32_t pos, in
     return n;
 }
 
-/*
- * Tensor cores multiply weights of the cache's dtype: 2^-10 or 2^-7 for the output. Scores are as good as float32's, but for queries that
- * become two bfloat16.
- */
-static void allow_tensor(const t_bench *b, t_judged *j, float lse, const char *where) {
-    t_ctx *t = b->t;
-    const bool bf16 = b->sh->kv == PRHS_BF16;
-    if (b->sh->kv == PRHS_F32 || !(t->info.caps & t->opt->caps_mask & PRHS_CAP_TENSOR))
-        return;
-    T_CHECK(t, t_near((double)lse, j->lse, j->bar * (bf16 ? 32 : 4)), "%s: log-sum-exp %.9g instead of %.9g", where, (double)lse, j->lse);
-    j->bar = fmax(j->bar, bf16 ? 0x1p-7 : 0x1p-10);
-}
-
 static void check_rows(t_bench *b, int seq, const prhs_policy *policy, const struct window *w, const float *out,
                        const float *lse) {
     t_ctx *t = b->t;
@@ -66,7 +53,7 @@ static void check_rows(t_bench *b, int seq, const prhs_policy *policy, const str
             t_judge(b->Q + (row * b->sh->heads + h) * b->sh->dim, b->K[seq], b->V[seq], b->sh->kv_heads, h / b->group, b->sh->dim,
                     (double)b->scale, positions, n, &j);
             snprintf(where, sizeof where, "%s: sequence %d position %d head %u", w->name, seq, pos, h);
-            allow_tensor(b, &j, lse[row * b->sh->heads + h], where);
+            t_allow_tensor(t, b->sh->kv, &j, lse[row * b->sh->heads + h], where);
             t_check_row(t, &j, out + (row * b->sh->heads + h) * b->sh->dim, lse[row * b->sh->heads + h], b->sh->dim, b->sh->out,
                         where);
         }
