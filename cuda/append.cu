@@ -114,7 +114,7 @@ template <int T> DEV void append_item(const prhs_k_append &a, byte *const mem[],
 
 template <int T> DEV void append(const prhs_cu_append &p)
 {
-    __shared__ int prefix[THREADS];
+    __shared__ int prefix[TURNS_EACH * THREADS];
     const prhs_k_append &a = p.a;
     const int heads = a.shape.kv_heads;
     take_turns(

@@ -39,6 +39,16 @@ template <int T> DEV raw8<T> load_raw(const byte *p)
     return r;
 }
 
+/* The same where `real`, zeros otherwise; p is not read then. */
+template <int T> DEV raw8<T> load_raw_or_zero(const byte *p, bool real)
+{
+    raw8<T> r;
+    r.w[0] = load_stream_or_zero(p, real);
+    if (T == PRHS_K_F32)
+        r.w[T == PRHS_K_F32 ? 1 : 0] = load_stream_or_zero(p + 16, real);
+    return r;
+}
+
 template <int T> DEV raw8<T> zero_raw()
 {
     raw8<T> r;
@@ -153,7 +163,8 @@ struct place {
 
 DEV place place_of(const prhs_k_kv &kv, const int *pages, int j, int head)
 {
-    const int page = j / kv.page_size, in = j - page * kv.page_size, e = element(kv.dtype);
+    const int size = kv.page_size, page = size & (size - 1) ? j / size : j >> (__ffs(size) - 1), in = j - page * size;
+    const int e = element(kv.dtype);
     const i64 id = min(max(pages[page], 0), kv.pages - 1);
     place p;
     p.k = kv.k_off + (id * kv.k_page + in * kv.k_token + head * kv.k_head) * e;
@@ -292,8 +303,8 @@ DEV float merged_lse(const float *lse, i64 step, int parts, float *top)
 
 /* --- turns --- */
 
-/* Inclusive sums over the block's threads into prefix[blockDim.x]; returns the total. Ends with a barrier. */
-DEV int block_prefix(int x, int *prefix)
+/* The sum over the threads before this one; returns that over all. Between two calls there must be a barrier. */
+DEV int block_prefix(int x, int *before)
 {
     __shared__ int sums[32];
     const int lane = lane_id(), warp = warp_id(), warps = (blockDim.x + 31) >> 5;
@@ -306,41 +317,76 @@ DEV int block_prefix(int x, int *prefix)
     if (lane == 31)
         sums[warp] = s;
     __syncthreads();
-    int before = 0, total = 0;
+    int total = 0;
+    *before = s - x;
     for (int i = 0; i < warps; i++) {
-        before += i < warp ? sums[i] : 0;
+        *before += i < warp ? sums[i] : 0;
         total += sums[i];
     }
-    prefix[threadIdx.x] = before + s;
-    __syncthreads();
     return total;
 }
 
+/* Where a block stands among items of which count(i) belong to index i of [0, n): it takes items b, b + gridDim.x, ... of them all. */
+struct turns {
+    i64 next, base; /* items before the indices from `first` on */
+    int first, total;
+};
+
+#define TURNS_EACH 4 /* counts that a thread looks at together, where no shared memory is to be saved */
+
+template <int EACH> DEV turns turns_begin() { return turns{ blockIdx.x, 0, -EACH * (int)blockDim.x, 0 }; }
+
 /*
- * count(i) items belong to index i of [0, n). Block b takes items b, b + gridDim.x, ... of them all: work(i, item of i) is called by
- * all threads of the block together. prefix: shared, blockDim.x ints.
+ * The block's next item: index *i, the index's item *item. All threads of the block call it together; it has barriers. prefix: shared,
+ * EACH ints a thread.
  */
-template <class Count, class Work> DEV void take_turns(int n, int *prefix, Count count, Work work)
+template <int EACH, class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item)
 {
-    i64 next = blockIdx.x, base = 0;
-    for (int first = 0; first < n; first += blockDim.x) {
-        const int i = first + threadIdx.x;
-        const int total = block_prefix(i < n ? count(i) : 0, prefix);
-        for (; next < base + total; next += gridDim.x) {
-            const int at = (int)(next - base);
-            int low = 0, high = blockDim.x - 1; /* the first index whose prefix is above `at` */
-            while (low < high) {
-                const int mid = (low + high) >> 1;
-                if (prefix[mid] > at)
-                    high = mid;
-                else
-                    low = mid + 1;
-            }
-            work(first + low, at - (low ? prefix[low - 1] : 0));
-        }
-        base += total;
+    while (t->next >= t->base + t->total) {
+        t->base += t->total;
+        t->first += EACH * blockDim.x;
+        t->total = 0;
+        if (t->first >= n)
+            return false;
+        const int mine = t->first + EACH * threadIdx.x;
+        int sums[EACH], sum = 0;
+#pragma unroll
+        for (int k = 0; k < EACH; k++)
+            sums[k] = mine + k < n ? count(mine + k) : 0;
+#pragma unroll
+        for (int k = 0; k < EACH; k++)
+            sums[k] = sum += sums[k];
+        if (!__syncthreads_or(sum))
+            continue;
+        int before;
+        t->total = block_prefix(sum, &before);
+#pragma unroll
+        for (int k = 0; k < EACH; k++)
+            prefix[EACH * threadIdx.x + k] = before + sums[k];
         __syncthreads();
     }
+    const int at = (int)(t->next - t->base);
+    int low = 0, high = EACH * blockDim.x - 1; /* the first index whose prefix is above `at` */
+    while (low < high) {
+        const int mid = (low + high) >> 1;
+        if (prefix[mid] > at)
+            high = mid;
+        else
+            low = mid + 1;
+    }
+    *i = t->first + low;
+    *item = at - (low ? prefix[low - 1] : 0);
+    t->next += gridDim.x;
+    return true;
+}
+
+/* work(i, item of i) for each of the block's items. */
+template <int EACH = TURNS_EACH, class Count, class Work> DEV void take_turns(int n, int *prefix, Count count, Work work)
+{
+    turns t = turns_begin<EACH>();
+    int i, item;
+    while (turns_next<EACH>(&t, n, prefix, count, &i, &item))
+        work(i, item);
 }
 
 #endif

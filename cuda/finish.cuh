@@ -13,7 +13,7 @@
 #define FINISH_THREADS 128
 #define FINISH_HEADS 64    /* of a unit, at most */
 #define MERGE_FLOATS 512   /* channels that the block merges at a time, of as many heads as they are */
-#define MERGE_UNROLL 4     /* parts in flight */
+#define MERGE_UNROLL 8     /* parts in flight a thread */
 
 struct finish_shared {
     float acc[4][MERGE_FLOATS]; /* each warp's parts */
@@ -85,56 +85,51 @@ DEV quad quad_of(const unit_job &x, const row_job &row, int h0, int i)
                  i < merge_heads(dim) * quads && h < x.a.shape.unit_heads };
 }
 
-/* Parts first, first + 4, ... of a quad. */
-struct parts_in_flight {
-    float4 o[MERGE_UNROLL];
-    float l[MERGE_UNROLL];
+/* A part of a quad; without tokens where there is none. */
+struct part_in_flight {
+    float4 o;
+    float l;
 };
 
-DEV parts_in_flight load_parts(const quad &q, int dim, int first, int parts)
+DEV part_in_flight load_part(const quad &q, int dim, int part, int parts)
 {
-    parts_in_flight f;
-#pragma unroll
-    for (int i = 0; i < MERGE_UNROLL; i++) {
-        const int part = first + 4 * i;
-        f.o[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        f.l[i] = NOTHING;
-        if (q.real && part < parts) {
-            f.o[i] = load_shared_result(q.o + (i64)part * dim);
-            f.l[i] = __ldcg(q.lse + part);
-        }
-    }
-    return f;
+    if (!q.real || part >= parts)
+        return part_in_flight{ make_float4(0.0f, 0.0f, 0.0f, 0.0f), NOTHING };
+    return part_in_flight{ load_shared_result(q.o + (i64)part * dim), __ldcg(q.lse + part) };
 }
 
-DEV void add_parts(const parts_in_flight &f, float top, float acc[4])
+DEV void add_quad(const part_in_flight &f, float top, float acc[4])
 {
-#pragma unroll
-    for (int i = 0; i < MERGE_UNROLL; i++) {
-        const float w = part_weight(f.l[i], top);
-        add_part(&acc[0], f.l[i], w, f.o[i].x);
-        add_part(&acc[1], f.l[i], w, f.o[i].y);
-        add_part(&acc[2], f.l[i], w, f.o[i].z);
-        add_part(&acc[3], f.l[i], w, f.o[i].w);
-    }
+    const float w = part_weight(f.l, top);
+    add_part(&acc[0], f.l, w, f.o.x);
+    add_part(&acc[1], f.l, w, f.o.y);
+    add_part(&acc[2], f.l, w, f.o.z);
+    add_part(&acc[3], f.l, w, f.o.w);
 }
 
-/* The warp's parts of heads from h0 on, into shared memory; `f` holds the first of its first quad. */
-DEV void merge_parts(const unit_job &x, const row_job &row, int h0, parts_in_flight f)
+/* The warp's parts of heads from h0 on, into shared memory; `f`: the first one of its first quad where h0 is 0. */
+DEV void merge_parts(const unit_job &x, const row_job &row, int h0, const part_in_flight &f)
 {
-    const int dim = x.a.shape.dim, quads = dim / 4, n = min(merge_heads(dim), x.a.shape.unit_heads - h0) * quads, step = 4 * MERGE_UNROLL;
+    const int dim = x.a.shape.dim, quads = dim / 4, n = min(merge_heads(dim), x.a.shape.unit_heads - h0) * quads;
 #pragma unroll 1
     for (int i = lane_id(); i < n; i += 32) {
         const quad q = quad_of(x, row, h0, i);
         const float top = x.sh->top[h0 + i / quads];
         float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-        if (i >= 32)
-            f = load_parts(q, dim, warp_id(), row.parts);
+        int first = warp_id();
+        if (h0 == 0 && i < 32) {
+            add_quad(f, top, acc);
+            first += 4;
+        }
 #pragma unroll 1
-        for (int first = warp_id(); first < row.parts; first += step) {
-            if (first >= step)
-                f = load_parts(q, dim, first, row.parts);
-            add_parts(f, top, acc);
+        for (; first < row.parts; first += 4 * MERGE_UNROLL) {
+            part_in_flight g[MERGE_UNROLL];
+#pragma unroll
+            for (int k = 0; k < MERGE_UNROLL; k++)
+                g[k] = load_part(q, dim, first + 4 * k, row.parts);
+#pragma unroll
+            for (int k = 0; k < MERGE_UNROLL; k++)
+                add_quad(g[k], top, acc);
         }
         *(float4 *)&x.sh->acc[warp_id()][i * 4] = make_float4(acc[0], acc[1], acc[2], acc[3]);
     }
@@ -166,9 +161,11 @@ DEV bool judge_head(const unit_job &x, const row_job &row, int i)
     const float *lse = FLOATS(x.mem[PRHS_R_WORK], a.work.part_lse_off) + row.at + (i64)i * a.work.chunks;
     const lse_parts parts = load_lse(lse, 1, row.parts);
     finding f = { { 0.0f, 0.0f, 0.0f }, 0.0f, 0.0f };
-    if (row.judged)
+    if (row.judged) {
+#pragma unroll 1
         for (int base = 0; base < a.shape.dim; base += GATE_BLOCK)
             add_evidence(load_evidence(x, row.r, h, base), &f);
+    }
     const weights w = merge_weights(parts, lse, 1, row.parts);
     float mass = 0.0f;
     bool holds = true;
@@ -238,20 +235,20 @@ DEV void put_heads(const unit_job &x, const row_job &row, int h0, float4 mean)
     const int dim = a.shape.dim, quads = dim / 4, i = threadIdx.x, h = h0 + i / quads;
     if (i >= merge_heads(dim) * quads || h >= a.shape.unit_heads)
         return;
-    const float sum = x.sh->sum[h], d = a.policy.residual ? x.sh->mass[h] : 0.0f, m[4] = { mean.x, mean.y, mean.z, mean.w };
+    const float one = 1.0f / x.sh->sum[h], d = a.policy.residual ? x.sh->mass[h] : 0.0f, m[4] = { mean.x, mean.y, mean.z, mean.w };
     float y[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         const float o = (x.sh->acc[0][i * 4 + k] + x.sh->acc[1][i * 4 + k]) + (x.sh->acc[2][i * 4 + k] + x.sh->acc[3][i * 4 + k]);
-        y[k] = isnan(sum) ? NEVER : o / sum;
+        y[k] = isnan(one) ? NEVER : o * one;
         if (d != 0.0f)
             y[k] = (1.0f - d) * y[k] + d * m[k];
     }
     store_four(a.out.dtype, row_at(a.out, x.mem[PRHS_R_OUT], x.e.row0 + row.r, x.u * a.shape.unit_heads + h), i % quads * 4, y);
 }
 
-/* Writes the row; its log-sum-exps are in shared memory, and the thread's first parts in `f`. */
-DEV void output(const unit_job &x, const row_job &row, const parts_in_flight &f, float4 mean)
+/* Writes the row; its log-sum-exps are in shared memory, and the thread's first part is in `f`. */
+DEV void output(const unit_job &x, const row_job &row, const part_in_flight &f, float4 mean)
 {
     const prhs_k_finish &a = x.a;
     const int heads = a.shape.unit_heads, batch = merge_heads(a.shape.dim);
@@ -259,12 +256,9 @@ DEV void output(const unit_job &x, const row_job &row, const parts_in_flight &f,
         FLOATS(x.mem[PRHS_R_LSE], a.lse_off)[(i64)(x.e.row0 + row.r) * a.shape.heads + x.u * heads + threadIdx.x] = x.sh->lse[threadIdx.x];
 #pragma unroll 1
     for (int h0 = 0; h0 < heads; h0 += batch) {
-        if (h0) {
+        if (h0)
             __syncthreads();
-            merge_parts(x, row, h0, load_parts(quad_of(x, row, h0, lane_id()), a.shape.dim, warp_id(), row.parts));
-        } else {
-            merge_parts(x, row, h0, f);
-        }
+        merge_parts(x, row, h0, f);
         __syncthreads();
         put_heads(x, row, h0, mean);
     }
@@ -272,35 +266,35 @@ DEV void output(const unit_job &x, const row_job &row, const parts_in_flight &f,
 
 /* --- counts --- */
 
-DEV void add_mass(prhs_i64 *sum, prhs_i64 *count, prhs_i64 *nan, float mass)
-{
-    if (isnan(mass)) {
-        add_count(nan, 1);
-        return;
-    }
-    add_count(sum, llrintf(mass * PRHS_MASS_ONE));
-    add_count(count, 1);
-}
-
 /* `reference`: the window at the reference. */
 DEV void count_modes(const unit_job &x, int tokens, int reference)
 {
     const prhs_set &s = x.set;
     prhs_unit_stat *st = stat_at(x);
+    prhs_i64 *mode = s.mode == PRHS_MODE_DENSE    ? &st->dense
+                     : s.mode == PRHS_MODE_WINDOW ? &st->window
+                     : s.mode == PRHS_MODE_STREAM ? &st->stream
+                     : s.mode == PRHS_MODE_SHARE  ? &st->share
+                                                  : &st->retrieve;
+    const int window = s.mode == PRHS_MODE_STREAM ? x.e.pos0 + 1 - s.win_begin : reference;
     add_count(&st->steps, 1);
     add_count(&st->attended, tokens);
-    if (s.mode == PRHS_MODE_DENSE) {
-        add_count(&st->dense, 1);
-    } else if (s.mode == PRHS_MODE_WINDOW) {
-        add_count(&st->window, 1);
-        add_count(&st->kept, tokens);
-    } else if (s.mode == PRHS_MODE_STREAM) {
-        add_count(&st->stream, 1);
-        add_count(&st->kept, set_fixed(s) + (x.e.pos0 + 1 - s.win_begin));
-    } else {
-        add_count(s.mode == PRHS_MODE_SHARE ? &st->share : &st->retrieve, 1);
-        add_count(&st->kept, set_fixed(s) + reference);
+    add_count(mode, 1);
+    if (s.mode != PRHS_MODE_DENSE)
+        add_count(&st->kept, s.mode == PRHS_MODE_WINDOW ? tokens : set_fixed(s) + window);
+}
+
+/* Counts head i's mass of row 0; exact or an estimate. */
+DEV void count_mass(const unit_job &x, int i, float mass)
+{
+    prhs_head_stat *s = &head_stats_at(x)[i];
+    const bool exact = x.set.mode == PRHS_MODE_RETRIEVE;
+    if (isnan(mass)) {
+        add_count(&s->nan_count, 1);
+        return;
     }
+    add_count(exact ? &s->exact_sum : &s->estimate_sum, llrintf(mass * PRHS_MASS_ONE));
+    add_count(exact ? &s->exact_count : &s->estimate_count, 1);
 }
 
 /* Books row 0 of a sparse layer: a thread a head. */
@@ -316,23 +310,20 @@ DEV void book(const unit_job &x, int tokens, int reference)
     }
     if (i >= x.a.shape.unit_heads)
         return;
-    prhs_head_stat *s = &head_stats_at(x)[i];
     const float mass = x.sh->mass[i];
-    heads_at(x)[i].delta_last = mode == PRHS_MODE_WINDOW || mode == PRHS_MODE_STREAM ? NEVER : mass;
+    prhs_head_ref *head = &heads_at(x)[i];
+    head->delta_last = mode == PRHS_MODE_WINDOW || mode == PRHS_MODE_STREAM ? NEVER : mass;
     if (mode == PRHS_MODE_RETRIEVE)
-        heads_at(x)[i].delta = mass;
-    if (x.e.kind == SEED)
-        return;
-    if (mode == PRHS_MODE_RETRIEVE)
-        add_mass(&s->exact_sum, &s->exact_count, &s->nan_count, mass);
-    else if (mode == PRHS_MODE_SHARE)
-        add_mass(&s->estimate_sum, &s->estimate_count, &s->nan_count, mass);
+        head->delta = mass;
+    if (x.e.kind != SEED && (mode == PRHS_MODE_RETRIEVE || mode == PRHS_MODE_SHARE))
+        count_mass(x, i, mass);
 }
 
 /* --- rows that attend again --- */
 
 DEV void hand_on(const unit_job &x, int first)
 {
+#pragma unroll 1
     for (int r = first + threadIdx.x; r < x.e.rows; r += FINISH_THREADS)
         work_at(x)[(i64)r * x.a.shape.units] = PRHS_WORK_SET;
 }
@@ -347,6 +338,7 @@ DEV void put_next(const unit_job &x, int chunks)
         return;
     const i64 units = (i64)x.a.batch.max_seqs * x.a.shape.units;
     int *count = INTS(x.mem[PRHS_R_WORK], w.attend_count_off) + x.b * x.a.shape.units + x.u;
+#pragma unroll 1
     for (int pass = max(x.pass + 1, 1); pass < PRHS_PASSES && (x.pass < 0 || pass == x.pass + 1); pass++)
         count[pass * units] = chunks;
 }
@@ -369,6 +361,7 @@ DEV void fail(const unit_job &x)
 DEV int later_chunks(const unit_job &x)
 {
     int chunks = 0;
+#pragma unroll 1
     for (int r = 1; r < x.e.rows; r++)
         chunks += row_chunks(x, r, PRHS_WORK_SET);
     return chunks;
@@ -391,7 +384,7 @@ DEV bool end_row(const unit_job &x, int r, int work, float4 mean, int reference,
 {
     const prhs_k_finish &a = x.a;
     const row_job row = row_of(x, r, work);
-    const parts_in_flight f = load_parts(quad_of(x, row, 0, lane_id()), a.shape.dim, warp_id(), row.parts);
+    const part_in_flight f = load_part(quad_of(x, row, 0, lane_id()), a.shape.dim, warp_id(), row.parts);
     if (!judge(x, row)) {
         if (r == 0) {
             fail(x);
@@ -444,7 +437,7 @@ DEV void end_rows(const unit_job &x)
 }
 
 /* Unit u of entry b, by all threads of the block together; pass: attends before this one, -1 where that is unknown. */
-DEV_CALL void finish_unit(const prhs_k_finish &a, byte *const mem[], i64 b, int u, int pass)
+DEV void finish_unit(const prhs_k_finish &a, byte *const mem[], i64 b, int u, int pass)
 {
     __shared__ __align__(16) finish_shared shared;
     const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], b);

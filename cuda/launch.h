@@ -52,12 +52,12 @@ typedef struct prhs_cu_retrieve {
 
 /*
  * prhs_retrieve takes blocks of PRHS_RETRIEVE_THREADS threads with PRHS_RETRIEVE_SHARED bytes of dynamic shared memory, by the batch's
- * max_kv_len: two bitmaps of the candidates, and room for their keys, or for those near the threshold; then scratch for moments of D
+ * max_kv_len: three bitmaps of the candidates, and room for their keys, or for those near the threshold; then scratch for moments of D
  * channels in the same place.
  */
 #define PRHS_RETRIEVE_MOST 1024
 #define PRHS_RETRIEVE_THREADS(n) ((n) <= 8192 ? 256 : (n) <= 32768 ? 512 : PRHS_RETRIEVE_MOST)
-#define PRHS_RETRIEVE_MARKS(n) ((n) > PRHS_K_MARK_LONG ? 0 : 2 * PRHS_K_MARK_WORDS(n)) /* words; none: they are in the workspace */
+#define PRHS_RETRIEVE_MARKS(n) ((n) > PRHS_K_MARK_LONG ? 0 : 3 * PRHS_K_MARK_WORDS(n)) /* words; none: they are in the workspace */
 #define PRHS_RETRIEVE_ROOM(n) ((n) <= 24544 ? ((n) + 32 + 3) / 4 * 4 : 24576) /* words */
 #define PRHS_RETRIEVE_WORDS(n) (PRHS_RETRIEVE_MARKS(n) + PRHS_RETRIEVE_ROOM(n))
 #define PRHS_RETRIEVE_SHARED(n, dim) (4 * (PRHS_RETRIEVE_WORDS(n) > 32 * (dim) ? PRHS_RETRIEVE_WORDS(n) : 32 * (dim)))

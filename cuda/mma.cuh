@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Tensor cores for decode: a warp takes 16 scattered rows of K or V as they lie in memory, 16 bytes a load, and multiplies them with the few
- * queries (or weights) that share them. Sums may run over channels, and outputs lie at channels, in any order, so that rows go from global
- * memory straight into fragments. lane = 4 g + c.
+ * Tensor cores for decode: a warp multiplies 16 rows of K or V, read 16 bytes at a time as they lie in memory, with the few queries (or
+ * weights) that share them. Sums may run over channels, and outputs lie at channels, in any order, so that a row's pieces are fragments
+ * already. lane = 4 g + c.
  *
  * Queries and weights are float32. They enter as sums of 16-bit terms that stand in neighbouring columns: two halves, the second one 2^11
  * times too large so that it keeps its precision, or three bfloat16s. Products of two 16-bit numbers are exact.
@@ -93,65 +93,6 @@ DEV void load_query_terms(const prhs_k_rows &rows, byte *q, i64 row, int head, i
                 t->b[pair][j][i] = pack_terms<T>(x[j][2 * i], x[j][2 * i + 1], pair, g & 1);
 }
 
-/* K rows g and g + 8 of a tile: pieces c, c + 4, ... of each. Rows from n on are zeros and not read. */
-template <int DP> struct key_rows {
-    uint4 r[2][DP / 32];
-};
-
-template <int DP> DEV void load_keys(const byte *base, const place *at, int n, int dim, key_rows<DP> *k)
-{
-    const int g = lane_id() >> 2, c = lane_id() & 3;
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int j = 0; j < DP / 32; j++) {
-            const int d = (j * 4 + c) * 8;
-            k->r[i][j] = g + 8 * i < n && d < dim ? load_stream(base + at[g + 8 * i].k + d * 2) : make_uint4(0, 0, 0, 0);
-        }
-}
-
-/* Scores of rows g and g + 8 for head c, times nothing but the query's own power of two. */
-template <int T, int DP> DEV void score_keys(const key_rows<DP> &k, const query_terms<T, DP> &q, float s[2])
-{
-    s[0] = s[1] = 0.0f;
-    /* Tensor cores round sums towards zero: chains stay short. */
-#pragma unroll
-    for (int j0 = 0; j0 < DP / 32; j0 += 2) {
-        float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-#pragma unroll
-        for (int j = j0; j < j0 + 2; j++) {
-            const unsigned a0[4] = { k.r[0][j].x, k.r[1][j].x, k.r[0][j].y, k.r[1][j].y };
-            const unsigned a1[4] = { k.r[0][j].z, k.r[1][j].z, k.r[0][j].w, k.r[1][j].w };
-#pragma unroll
-            for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--) {
-                multiply<T == PRHS_K_BF16>(acc, a0, q.b[pair][j][0], q.b[pair][j][1]);
-                multiply<T == PRHS_K_BF16>(acc, a1, q.b[pair][j][2], q.b[pair][j][3]);
-            }
-        }
-        s[0] += joined_terms<T>(acc[0], acc[1]);
-        s[1] += joined_terms<T>(acc[2], acc[3]);
-    }
-    s[0] *= q.scale;
-    s[1] *= q.scale;
-}
-
-/* V rows 2c, 2c + 1, 2c + 8, 2c + 9 of a tile: pieces g, g + 8, ... of each. */
-template <int DP> struct value_rows {
-    uint4 r[4][DP / 64];
-};
-
-template <int DP> DEV void load_values(const byte *base, const place *at, int n, int dim, value_rows<DP> *v)
-{
-    const int g = lane_id() >> 2, c = lane_id() & 3;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < DP / 64; j++) {
-            const int t = 2 * c + (i & 1) + (i >> 1) * 8, d = (j * 8 + g) * 8;
-            v->r[i][j] = t < n && d < dim ? load_stream(base + at[t].v + d * 2) : make_uint4(0, 0, 0, 0);
-        }
-}
-
 /* Weights of 4 heads (those of rows g and g + 8 for head c are w[0], w[1]) as right-hand fragments. */
 template <int T> struct weight_terms {
     unsigned b[terms<T>::PAIRS][2];
@@ -171,31 +112,6 @@ template <int T> DEV void spread_weights(const float w[2], weight_terms<T> *t)
 
 DEV unsigned low_halves(unsigned x, unsigned y) { return __byte_perm(x, y, 0x5410); }
 DEV unsigned high_halves(unsigned x, unsigned y) { return __byte_perm(x, y, 0x7632); }
-
-/* Adds the tile's weighted values; lane's sums are of head c, channels (8 j + g) * 8 ... + 7. */
-template <int T, int DP, int NT>
-DEV void add_weighted(const value_rows<DP> &v, const weight_terms<T> (&w)[NT], float (&o)[NT][DP / 64][8])
-{
-#pragma unroll
-    for (int j = 0; j < DP / 64; j++)
-#pragma unroll
-        for (int m = 0; m < 4; m++) {
-            const unsigned x[4] = { m == 0 ? v.r[0][j].x : m == 1 ? v.r[0][j].y : m == 2 ? v.r[0][j].z : v.r[0][j].w,
-                                    m == 0 ? v.r[1][j].x : m == 1 ? v.r[1][j].y : m == 2 ? v.r[1][j].z : v.r[1][j].w,
-                                    m == 0 ? v.r[2][j].x : m == 1 ? v.r[2][j].y : m == 2 ? v.r[2][j].z : v.r[2][j].w,
-                                    m == 0 ? v.r[3][j].x : m == 1 ? v.r[3][j].y : m == 2 ? v.r[3][j].z : v.r[3][j].w };
-            const unsigned a[4] = { low_halves(x[0], x[1]), high_halves(x[0], x[1]), low_halves(x[2], x[3]), high_halves(x[2], x[3]) };
-#pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-#pragma unroll
-                for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
-                    multiply<T == PRHS_K_BF16>(acc, a, w[nt].b[pair][0], w[nt].b[pair][1]);
-                o[nt][j][2 * m] += joined_terms<T>(acc[0], acc[1]);
-                o[nt][j][2 * m + 1] += joined_terms<T>(acc[2], acc[3]);
-            }
-        }
-}
 
 /* Over the lanes that share a head (equal c). */
 DEV float column_max(float x)

@@ -34,6 +34,7 @@ DEV weights merge_weights(const lse_parts &x, const float *lse, i64 step, int pa
 {
     float sum = 0.0f, m = NOTHING;
     bool nan = false;
+#pragma unroll 1
     for (int i = lane_id() + 64; i < parts; i += 32) {
         const float l = __ldcg(lse + i * step);
         nan |= isnan(l);
@@ -52,6 +53,7 @@ DEV weights merge_weights(const lse_parts &x, const float *lse, i64 step, int pa
 #pragma unroll
     for (int k = 0; k < 2; k++)
         sum += expf(x.l[k] - m);
+#pragma unroll 1
     for (int i = lane_id() + 64; i < parts; i += 32)
         sum += expf(__ldcg(lse + i * step) - m);
     sum = warp_sum(sum);

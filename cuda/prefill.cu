@@ -2,9 +2,9 @@
 /*
  * prefill on tensor cores, for 16-bit K/V: causal attention of prompt rows. A block takes a tile of lanes, a warp 32 (D > 128: 16) of
  * them, and walks through blocks of keys that are cut at absolute positions: S = Q K^T in registers, online softmax, O += P V. K and V
- * blocks follow one another through a ring of three slots, two copies ahead. Threads: 128. Dynamic shared memory, bytes: d64: 41088, d128 and
- * d256: 82048; where q has another dtype than K/V, 16384 or 32768 more. Grid: any; best is a block a tile, kv_heads * (ceil(max_rows *
- * group / lanes) + max_seqs) with 128 lanes a tile, for d256 64: the device then hands the short tiles to whoever is free.
+ * blocks follow one another through a ring of three slots, two copies ahead. Threads: 128. Dynamic shared memory, bytes: d64: 41088,
+ * d128 and d256: 82048; where q has another dtype than K/V, 16384 or 32768 more. Grid: any; best is a block a tile, kv_heads *
+ * (ceil(max_rows * group / lanes) + max_seqs) with 128 lanes a tile, for d256 64: the device then hands short tiles to whoever is free.
  *
  * A value that is not finite spoils rows that give it no weight, since 0 * NaN is NaN. Such a tile is seen by its output and goes through
  * once more without such values, and then counts, by the same products, which rows and channels they belong to.
@@ -12,7 +12,7 @@
 #include "prefill.cuh"
 
 /* What a pass over the keys is for. From COUNT_NANS on, O counts the lane's weighted tokens whose channel is NaN, +inf, -inf. */
-enum { FAST, FINITE, COUNT_NANS, COUNT_PLUS, COUNT_MINUS, PASSES };
+enum { FAST, FINITE, COUNT_NANS, COUNT_PLUS, COUNT_MINUS, LAST = COUNT_MINUS };
 
 /* DP: channels of a row in shared memory; DK: channels that are multiplied. */
 template <bool BF16, int DP, int DK> struct geometry {
@@ -132,6 +132,7 @@ struct job {
     i64 next;   /* the tile's place among all tiles */
     int shift;  /* log2 of the page size, or -1 */
     int spoilt; /* an output is NaN although no score was */
+    int pass;
 };
 
 /* By all threads, between two barriers. */
@@ -145,6 +146,7 @@ template <class G> DEV void set_job(const prhs_cu_prefill &p, const tile &t, i64
         j->shift = (ps & (ps - 1)) == 0 ? __ffs(ps) - 1 : -1;
         j->next = next;
         j->spoilt = 0;
+        j->pass = FAST;
     }
     if (lane_id() == 0)
         j->own[warp_id()] = view_of(p.a, t, warp_id() * G::warp_lanes, G::warp_lanes);
@@ -419,14 +421,14 @@ template <class G> DEV void pack_weights(const scores<G> &x, weights<G> &w)
                 w.w[m][k][i] = pack<G>(x.s[m][2 * k + i / 2][i % 2 * 2], x.s[m][2 * k + i / 2][i % 2 * 2 + 1]);
 }
 
-template <class G> DEV void weigh(const prhs_cu_prefill &p, const job &j, int key, int pass, const unsigned char *shared, const unsigned char *k,
+template <class G> DEV void weigh(const prhs_cu_prefill &p, const job &j, int key, const unsigned char *shared, const unsigned char *k,
                                   state<G> &x, weights<G> &w)
 {
     scores<G> s;
     multiply_keys<G>(shared, k, p.a.q.dtype != G::dtype, s);
     if (!sees_all(j.own[here().warp], p.a.sinks, key, G::keys))
         hide<G>(p.a, j.t, key, s);
-    if (pass < COUNT_NANS)
+    if (j.pass < COUNT_NANS)
         soften<G>(p.a.shape.scale, (const signed char *)(shared + G::exponent_at), s, x);
     else
         mark<G>(s);
@@ -434,14 +436,6 @@ template <class G> DEV void weigh(const prhs_cu_prefill &p, const job &j, int ke
 }
 
 /* --- output --- */
-
-DEV void store_pair(int dtype, byte *row, int d, float x, float y)
-{
-    if (dtype == PRHS_K_F32)
-        *(float2 *)(row + 4 * d) = make_float2(x, y);
-    else
-        *(unsigned *)(row + 2 * d) = dtype == PRHS_K_F16 ? floats_half2(x, y) : floats_bf162(x, y);
-}
 
 /* What a counted channel holds in the end: NaN, or the infinity, unless both came together. */
 DEV void put_special(int dtype, byte *row, int d, float count, int pass)
@@ -456,13 +450,6 @@ DEV void put_special(int dtype, byte *row, int d, float count, int pass)
 template <class G> DEV float *staged(unsigned char *shared, int warp, int row)
 {
     return (float *)(shared + G::ring_at) + (warp * 8 + row) * (G::row / 2 + 8);
-}
-
-/* A channel of the output. A zero's sign and a NaN's bits do not tell which blocks the row came through. */
-DEV float ended(float o, float sum, float inverse)
-{
-    const float x = o * inverse + 0.0f;
-    return sum == 0.0f ? 0.0f : isnan(x) ? NEVER : x;
 }
 
 /* Output and log-sum-exp of a staged lane, by a warp; true where an output is NaN although no score was. */
@@ -530,7 +517,7 @@ template <class G> DEV bool put_lanes(const prhs_cu_prefill &p, const tile &t, i
  * One pass over the keys that the tile sees. Copies run in the order K0 V0 K1 V1 ... through the ring: at each barrier the next but
  * one is sent to the slot that everybody has just left.
  */
-template <class G> DEV bool attend(const prhs_cu_prefill &p, const job &j, int pass, unsigned char *shared)
+template <class G> DEV bool attend(const prhs_cu_prefill &p, const job &j, unsigned char *shared)
 {
     int k = G::ring_at, v = k + G::slot, spare = v + G::slot;
     int now = block_from(j.all, p.a.sinks, 0, G::keys), next = block_from(j.all, p.a.sinks, now + 1, G::keys);
@@ -550,13 +537,13 @@ template <class G> DEV bool attend(const prhs_cu_prefill &p, const job &j, int p
         const int id = page_id<G>(p.a.kv, j, then * G::keys);
         const bool some = sees_some(j.own[here().warp], p.a.sinks, now * G::keys, G::keys);
         if (some)
-            weigh<G>(p, j, now * G::keys, pass, shared, shared + k, x, w);
+            weigh<G>(p, j, now * G::keys, shared, shared + k, x, w);
         copy_wait<1>();
         __syncthreads();
         copy_block<G>(p.a.shape, j.all.last, shared + k, at, 16, next * G::keys, next * G::keys <= j.all.last);
         at = address<G>(p, j, then * G::keys, id);
-        if (pass != FAST) {
-            refine<G>(shared + v, pass);
+        if (j.pass != FAST) {
+            refine<G>(shared + v, j.pass);
             __syncthreads();
         }
         if (some)
@@ -568,7 +555,7 @@ template <class G> DEV bool attend(const prhs_cu_prefill &p, const job &j, int p
         now = next;
         next = then;
     }
-    return put_lanes<G>(p, j.t, pass, shared, x);
+    return put_lanes<G>(p, j.t, j.pass, shared, x);
 }
 
 template <class G> DEV void prefill(const prhs_cu_prefill &p, unsigned char *shared)
@@ -582,13 +569,17 @@ template <class G> DEV void prefill(const prhs_cu_prefill &p, unsigned char *sha
         __syncthreads();
         load_queries<G>(p, j.t, shared);
 #pragma unroll 1
-        for (int pass = FAST; pass < PASSES; pass++) {
+        for (;;) {
             clear_padding<G>(p.a.shape, shared + G::ring_at);
-            if (attend<G>(p, j, pass, shared))
+            if (attend<G>(p, j, shared))
                 j.spoilt = 1;
             __syncthreads();
-            if (!j.spoilt)
+            if (!j.spoilt || j.pass == LAST)
                 break;
+            __syncthreads();
+            if (threadIdx.x == 0)
+                j.pass++;
+            __syncthreads();
         }
     }
 }

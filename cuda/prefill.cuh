@@ -17,7 +17,7 @@ struct prompt {
 
 DEV prompt prompt_of(const prhs_cu_prefill &p, i64 b)
 {
-    const prhs_seq *s = seq_at(p.a.batch, p.mem[PRHS_R_SEQS], b);
+    const prhs_seq *s = seq_at(p.a.batch, p.mem[PRHS_R_SEQS] + opaque(0), b); /* an address that no register keeps meanwhile */
     prompt x = { 0, 0, 0 };
     if (!seq_ok(p.a.batch, s) || !(s->flags & PRHS_SEQ_PREFILL))
         return x;
@@ -63,7 +63,11 @@ template <int LANES> DEV bool find_tile(const prhs_cu_prefill &p, i64 next, int 
     for (int first = 0; first < p.a.batch.max_seqs; first += PREFILL_THREADS) {
         const int i = first + threadIdx.x;
         const int lanes = i < p.a.batch.max_seqs ? prompt_of(p, i).rows * p.a.shape.group : 0;
-        const int total = block_prefix((lanes + LANES - 1) / LANES * p.a.shape.kv_heads, prefix);
+        const int own = (lanes + LANES - 1) / LANES * p.a.shape.kv_heads;
+        int before;
+        const int total = block_prefix(own, &before);
+        prefix[threadIdx.x] = before + own;
+        __syncthreads();
         if (next >= total) {
             next -= total;
             __syncthreads();
@@ -113,5 +117,20 @@ DEV bool sees_all(const view &v, int sinks, int key, int n) { return key + n - 1
 
 /* The first block of n keys from block i on that the lanes may see: past the sinks, on to the window. */
 DEV int block_from(const view &v, int sinks, int i, int n) { return i * n >= sinks && (i + 1) * n <= v.low ? v.low / n : i; }
+
+/* A channel of the output. A zero's sign and a NaN's bits do not tell which blocks the row came through. */
+DEV float ended(float o, float sum, float inverse)
+{
+    const float x = o * inverse + 0.0f;
+    return sum == 0.0f ? 0.0f : isnan(x) ? NEVER : x;
+}
+
+DEV void store_pair(int dtype, byte *row, int d, float x, float y)
+{
+    if (dtype == PRHS_K_F32)
+        *(float2 *)(row + 4 * d) = make_float2(x, y);
+    else
+        *(unsigned *)(row + 2 * d) = dtype == PRHS_K_F16 ? floats_half2(x, y) : floats_bf162(x, y);
+}
 
 #endif

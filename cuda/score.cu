@@ -6,7 +6,7 @@
 #define OUTSIDE (-1.0f) /* the weight of a token that is not in the middle */
 
 /* Rows in flight. */
-template <int T, int HB, bool M> DEV constexpr int loads() { return T == PRHS_K_F32 || HB == 8 ? 4 : M || HB > 1 ? 8 : 16; }
+template <int T, int HB, bool M> DEV constexpr int loads() { return T == PRHS_K_F32 ? 4 : 8; }
 
 /* What a warp has seen: inside the middle, and scored outside of it. */
 template <int HB, bool M> struct running {
@@ -199,20 +199,20 @@ template <int T, int L, int HB, bool M> DEV void score_heads(const prhs_cu_score
 #define SCORE_MOMENTS(t, T, l, hb, blocks) \
     KERNEL(prhs_score_##t##_l##l##_h##hb##_m, prhs_cu_score, THREADS, blocks)                                              \
     { score<hb>(p, [&](const job &j, int h0) { score_heads<T, l, hb, true>(p, j, h0); }); }
-/* With moments at most 4 heads together: 16 sums a head and lane. */
 #define SCORE_HEADS(t, T, l)        \
-    SCORE(t, T, l, 1, 4)            \
-    SCORE(t, T, l, 2, 4)            \
-    SCORE(t, T, l, 4, 4)            \
-    SCORE(t, T, l, 8, 3)            \
-    SCORE_MOMENTS(t, T, l, 1, 4)    \
-    SCORE_MOMENTS(t, T, l, 2, 3)    \
-    SCORE_MOMENTS(t, T, l, 4, 2)
+    SCORE(t, T, l, 1, 6)            \
+    SCORE_MOMENTS(t, T, l, 1, 4)
 #define SCORE_LANES(t, T)     \
-    SCORE_HEADS(t, T, 4)      \
     SCORE_HEADS(t, T, 8)      \
     SCORE_HEADS(t, T, 16)     \
     SCORE_HEADS(t, T, 32)
 SCORE_LANES(f32, PRHS_K_F32)
 SCORE_LANES(f16, PRHS_K_F16)
 SCORE_LANES(bf16, PRHS_K_BF16)
+/* 16-bit keys that heads share are for tensor cores. */
+SCORE(f32, PRHS_K_F32, 8, 4, 4)
+SCORE(f32, PRHS_K_F32, 16, 4, 4)
+SCORE(f32, PRHS_K_F32, 32, 4, 4)
+SCORE_MOMENTS(f32, PRHS_K_F32, 8, 4, 2)
+SCORE_MOMENTS(f32, PRHS_K_F32, 16, 4, 2)
+SCORE_MOMENTS(f32, PRHS_K_F32, 32, 4, 2)

@@ -9,8 +9,10 @@
 
 #include "common.cuh"
 
+#ifndef WARPS
 #define WARPS 4
 #define THREADS (32 * WARPS)
+#endif
 
 /* Over scores that are neither NaN nor +inf; sum is the whole warp's, relative to top. */
 struct logsum {
@@ -61,10 +63,28 @@ DEV void put_norms(const prhs_k_score &a, const logsum (*mid)[HB], const logsum 
     ((float4 *)(ws + a.work.norm_off))[slot + (i64)h * a.work.score_chunks] = make_float4(all.top, all.sum, z[0].top, z[0].sum);
 }
 
+/* Item `item` of unit i. */
+DEV job job_of(const prhs_cu_score &p, int i, int item)
+{
+    const prhs_k_score &a = p.a;
+    job j;
+    j.b = i / a.shape.units;
+    j.u = i % a.shape.units;
+    j.e = entry_of(a.batch, p.mem[PRHS_R_SEQS], j.b);
+    j.set = *set_at(p.mem[PRHS_R_WORK], a.work, a.shape, j.b, j.u);
+    j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j.b);
+    j.full = a.full;
+    j.chunk = item;
+    const int n = j.e.pos0 + 1, size = chunk_tokens(n, a.work.score_chunk_min, a.work.score_chunks);
+    j.first = item * size;
+    j.last = min(j.first + size, n);
+    return j;
+}
+
 /* Takes turns over chunks; heads(job, h0) scores for HB heads of the unit from h0 on. */
 template <int HB, class Heads> DEV void score(const prhs_cu_score &p, Heads heads)
 {
-    __shared__ int prefix[THREADS];
+    __shared__ int prefix[TURNS_EACH * THREADS];
     grid_begin();
     const prhs_k_score &a = p.a;
     byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];
@@ -73,17 +93,7 @@ template <int HB, class Heads> DEV void score(const prhs_cu_score &p, Heads head
     take_turns(
         a.batch.max_seqs * a.shape.units, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, seqs, ws, i); },
         [&](int i, int item) {
-            job j;
-            j.b = i / a.shape.units;
-            j.u = i % a.shape.units;
-            j.e = entry_of(a.batch, seqs, j.b);
-            j.set = *set_at(ws, a.work, a.shape, j.b, j.u);
-            j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j.b);
-            j.full = a.full;
-            j.chunk = item;
-            const int n = j.e.pos0 + 1, size = chunk_tokens(n, a.work.score_chunk_min, a.work.score_chunks);
-            j.first = item * size;
-            j.last = min(j.first + size, n);
+            const job j = job_of(p, i, item);
             for (int h0 = 0; h0 < a.shape.unit_heads; h0 += HB)
                 heads(j, h0);
         });

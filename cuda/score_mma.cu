@@ -1,22 +1,93 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* score on tensor cores, without moments: float16 and bfloat16 keys, for units whose heads share their rows. */
-#include "mma.cuh"
+/*
+ * score with tensor cores, for float16 and bfloat16 keys. While a block works on a chunk, the first keys of its next one are on their way
+ * already. With moments, lanes change places: a lane then has DP / 32 channels of every key. Dynamic shared memory: ring<DP, false>::BYTES.
+ */
+#include "ring.cuh"
 #include "score.cuh"
 
-#define TILES 2 /* tiles of 16 rows that a warp has in flight */
+/* A job, as the block's threads share it. */
+struct order {
+    job j;
+    int h0; /* first head */
+    const byte *keys; /* the KV head's first row */
+};
 
-/* Takes a lane's scores for a head; those that do not count are NOTHING. */
-DEV void take(logsum *z, const float s[2 * TILES])
+/* Where the keys of this warp's first two tiles of an order lie. */
+struct starts {
+    place first, second;
+};
+
+/* What a warp has seen. Without moments the sums are a lane's own; with them `mid` has the warp's top. HM: heads with moments. */
+template <int DP, int NT, int HM> struct running {
+    logsum mid[NT], out[NT];
+    float m1[HM > 0 ? HM : 1][DP / 32], m2[HM > 0 ? HM : 1][DP / 32], pivot[DP / 32];
+};
+
+/* --- orders --- */
+
+/* The first of this warp's tiles from `base` on that has something to score: between the sinks and the middle (PSAW) nothing is. */
+DEV int tile_from(const job &j, int base)
 {
-    float top = z->top;
-#pragma unroll
-    for (int i = 0; i < 2 * TILES; i++)
-        top = fmaxf(top, s[i]);
-    z->sum *= exp_weight(z->top - top);
+    while (!j.full && base >= j.set.sink_end && base + ROWS <= j.set.mid_begin)
+        base += WARPS * ROWS;
+    return base;
+}
+
+DEV place find_key(const prhs_k_kv &kv, const job &j, int base)
+{
+    const int t = base + (lane_id() & 15);
+    place p = { 0, 0 };
+    if (t < j.last)
+        p = place_in(kv, j.pages, t);
+    return p;
+}
+
+/* Fills *o with what the block does after *now (nullptr: first). False: nothing is left. */
+template <int HB>
+DEV bool next_order(const prhs_cu_score &p, turns *t, const int *counts, int *prefix, const order *now, order *o, starts *s)
+{
+    const prhs_k_score &a = p.a;
+    byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];
+    if (now && now->h0 + HB < a.shape.unit_heads) {
+        if (threadIdx.x == 0) {
+            *o = *now;
+            o->h0 += HB;
+        }
+    } else {
+        int i, item;
+        if (!turns_next<TURNS_EACH>(
+                t, a.batch.max_seqs * a.shape.units, prefix,
+                [&](int k) { return counts ? counts[k] : count_unit(a, seqs, ws, k); }, &i, &item))
+            return false;
+        if (threadIdx.x == 0) {
+            o->j = job_of(p, i, item);
+            o->h0 = 0;
+        }
+    }
+    if (threadIdx.x == 0)
+        o->keys = p.mem[PRHS_R_K] + a.kv.k_off + (o->j.u * a.shape.unit_heads + o->h0) / a.shape.group * a.kv.k_head * 2;
+    __syncthreads();
+    const int base = tile_from(o->j, o->j.first + warp_id() * ROWS);
+    s->first = find_key(a.kv, o->j, base);
+    s->second = find_key(a.kv, o->j, tile_from(o->j, base + WARPS * ROWS));
+    return true;
+}
+
+template <int DP> DEV void send_first(byte *stage, const order &o, const place &first, int dim)
+{
+    const int base = tile_from(o.j, o.j.first + warp_id() * ROWS);
+    send_tile<DP, false>(stage, o.keys, nullptr, first, o.j.last - base, dim);
+}
+
+/* --- sums --- */
+
+/* Takes a lane's two scores of a head; those that do not count are NOTHING. */
+DEV void take(logsum *z, float s0, float s1)
+{
+    const float top = fmaxf(z->top, fmaxf(s0, s1));
+    z->sum = z->sum * exp_weight(z->top - top) + (exp_weight(s0 - top) + exp_weight(s1 - top));
     z->top = top;
-#pragma unroll
-    for (int i = 0; i < 2 * TILES; i++)
-        z->sum += exp_weight(s[i] - top);
 }
 
 /* The lanes' sums of a head (equal c) become one. */
@@ -28,94 +99,284 @@ DEV logsum gathered(logsum z)
     return z;
 }
 
-/* Writes out the scores of rows base + g, base + g + 8, ... for head c and takes them into the sums. */
-DEV void take_scores(const job &j, int base, float *out, const float s[2 * TILES], logsum *mid, logsum *rest)
+/* Writes out the scores of rows base + g and base + g + 8 for head c and takes them into the sums; s keeps the middle's, else NOTHING. */
+template <bool M> DEV void take_scores(const job &j, int base, float *out, float s[2], logsum *mid, logsum *rest, bool inside[2])
 {
-    float in[2 * TILES], other[2 * TILES];
+    float other[2];
     bool any_other = false;
 #pragma unroll
-    for (int i = 0; i < 2 * TILES; i++) {
+    for (int i = 0; i < 2; i++) {
         const int pos = base + (lane_id() >> 2) + 8 * i;
-        const bool mine = pos < j.last && is_scored(j, pos), inside = mine && is_inside(j, pos), good = mine && !bad_score(s[i]);
+        const bool mine = pos < j.last && is_scored(j, pos), good = mine && !bad_score(s[i]);
+        inside[i] = mine && is_inside(j, pos);
         if (mine && out)
             out[pos] = s[i];
-        in[i] = good && inside ? s[i] : NOTHING;
-        other[i] = good && !inside ? s[i] : NOTHING;
-        any_other |= mine && !inside;
+        other[i] = good && !inside[i] ? s[i] : NOTHING;
+        any_other |= mine && !inside[i];
+        if (!M || !inside[i])
+            s[i] = good && inside[i] ? s[i] : NOTHING;
     }
-    take(mid, in);
+    if (!M)
+        take(mid, s[0], s[1]);
     if (any_other)
-        take(rest, other);
+        take(rest, other[0], other[1]);
 }
 
-/* Heads [h0, h0 + 4 NT) of the unit over the job's chunk. */
-template <int T, int DP, int NT> DEV void score_heads(const prhs_cu_score &p, const job &j, int h0)
+/* --- moments --- */
+
+template <int T, int DP> DEV void key_channels(const byte *row, int r, float x[DP / 32])
 {
-    __shared__ place places[WARPS][ROWS * TILES];
+    const int lane = lane_id(), piece = lane * (DP / 32) / 8;
+    const byte *at = row + key_piece(r, piece) * 16 + lane * (DP / 32) % 8 * 2;
+#pragma unroll
+    for (int i = 0; i < DP / 64; i++) {
+        const unsigned w = ((const unsigned *)at)[i];
+        const float2 f = T == PRHS_K_F16 ? half2_floats(w) : bf162_floats(w);
+        x[2 * i] = f.x;
+        x[2 * i + 1] = f.y;
+    }
+}
+
+/* The warp's weights of the middle's keys (lanes: rows g and g + 8, head c) into w[row][head]; the earlier sums fade where the top rises. */
+template <int DP, int NT, int HM> DEV void weigh(running<DP, NT, HM> *x, const float s[2], const bool inside[2], float *w)
+{
+    const int g = lane_id() >> 2, c = lane_id() & 3;
+    float top = x->mid[0].top;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        top = fmaxf(top, bad_score(s[i]) ? LOWEST : s[i]);
+    top = column_max(top);
+    const float scale = exp_weight(x->mid[0].top - top);
+    x->mid[0].top = top;
+    x->mid[0].sum *= scale;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const bool bad = inside[i] && bad_score(s[i]);
+        const float wi = bad ? NEVER : exp_weight(s[i] - top);
+        x->mid[0].sum += bad ? 0.0f : wi;
+        if (c < HM)
+            w[(g + 8 * i) * HM + c] = inside[i] ? wi : 0.0f;
+    }
+    if (__any_sync(FULL, scale != 1.0f)) {
+#pragma unroll
+        for (int h = 0; h < HM; h++) {
+            const float f = __shfl_sync(FULL, scale, h);
+#pragma unroll
+            for (int i = 0; i < DP / 32; i++) {
+                x->m1[h][i] *= f;
+                x->m2[h][i] *= f;
+            }
+        }
+    }
+}
+
+/* Rows [first, last) of a stage. */
+template <int T, int DP, int NT, int HM> DEV void add_moments(running<DP, NT, HM> *x, const byte *keys, const float *w, int first, int last)
+{
+#pragma unroll 4
+    for (int r = first; r < last; r++) {
+        float y[DP / 32], yy[DP / 32];
+        key_channels<T, DP>(keys + r * DP * 2, r, y);
+#pragma unroll
+        for (int i = 0; i < DP / 32; i++) {
+            y[i] -= x->pivot[i];
+            yy[i] = y[i] * y[i];
+        }
+#pragma unroll
+        for (int h = 0; h < HM; h++) {
+            const float wh = w[r * HM + h];
+#pragma unroll
+            for (int i = 0; i < DP / 32; i++) {
+                x->m1[h][i] += wh * y[i];
+                x->m2[h][i] += wh * yy[i];
+            }
+        }
+    }
+}
+
+/* The key of the middle's last token; zeros without a middle. */
+template <int DP> DEV void load_pivot(const prhs_cu_score &p, const order &o, float pivot[DP / 32])
+{
+    const bool any = o.j.set.mid_end > o.j.set.mid_begin;
+    const place at = place_in(p.a.kv, o.j.pages, any ? o.j.set.mid_end - 1 : 0);
+#pragma unroll
+    for (int i = 0; i < DP / 32; i++) {
+        const int d = lane_id() * (DP / 32) + i;
+        pivot[i] = any && d < p.a.shape.dim ? load_one(p.a.kv.dtype, o.keys + at.k, d) : 0.0f;
+    }
+}
+
+/* Sums of the warps' moments. */
+template <int DP, int NT, int HM>
+DEV void put_moments(const prhs_k_score &a, const running<DP, NT, HM> &x, const logsum (*mid)[NT * 4], int heads, i64 slot, byte *ws)
+{
+    __shared__ float sums[WARPS][2][DP];
+    const int lane = lane_id(), warp = warp_id(), dim = a.shape.dim;
+#pragma unroll
+    for (int h = 0; h < HM; h++) {
+        float top = LOWEST;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++)
+            top = fmaxf(top, mid[w][h].top);
+        const float f = exp_weight(mid[warp][h].top - top);
+#pragma unroll
+        for (int i = 0; i < DP / 32; i++) {
+            sums[warp][0][lane * (DP / 32) + i] = x.m1[h][i] * f;
+            sums[warp][1][lane * (DP / 32) + i] = x.m2[h][i] * f;
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < 2 * dim && h < heads; i += THREADS) {
+            const int m = i >= dim, d = i - m * dim;
+            float s = 0.0f;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++)
+                s += sums[w][m][d];
+            FLOATS(ws, a.work.mom_off)[(slot + (i64)h * a.work.score_chunks) * 2 * dim + i] = s;
+        }
+        __syncthreads();
+    }
+}
+
+/* --- a chunk --- */
+
+/* The warp's tiles of an order, as in serve_mma.cu. */
+template <int T, int DP, int NT, int HM>
+DEV void score_tiles(const prhs_k_score &a, const order &now, place second, const order *next, const place &next_first,
+                     const query_terms<T, DP> (&q)[NT], float *const (&rows)[NT], float *w, byte *mine, int *stage,
+                     running<DP, NT, HM> *x)
+{
+    typedef ring<DP, false> r;
+    const job &j = now.j;
+    int base = tile_from(j, j.first + warp_id() * ROWS);
+    if (base >= j.last) {
+        if (next)
+            send_first<DP>(mine + *stage * r::STAGE, *next, next_first, a.shape.dim);
+        copy_commit();
+    }
+    for (int following; base < j.last; base = following) {
+        byte *other = mine + (*stage ^ 1) * r::STAGE;
+        following = tile_from(j, base + WARPS * ROWS);
+        if (following < j.last) {
+            send_tile<DP, false>(other, now.keys, nullptr, second, j.last - following, a.shape.dim);
+            second = find_key(a.kv, j, tile_from(j, following + WARPS * ROWS));
+        } else if (next) {
+            send_first<DP>(other, *next, next_first, a.shape.dim);
+        }
+        copy_commit();
+        copy_wait<1>();
+        __syncwarp();
+        const byte *keys = mine + *stage * r::STAGE;
+        float s[NT][2];
+        bool inside[2];
+        score_stage<T, DP, NT>(keys, q, s);
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            s[nt][0] *= a.shape.scale;
+            s[nt][1] *= a.shape.scale;
+            take_scores<(HM > 0)>(j, base, rows[nt], s[nt], &x->mid[nt], &x->out[nt], inside);
+        }
+        if constexpr (HM > 0) {
+            weigh<DP, NT, HM>(x, s[0], inside, w);
+            __syncwarp();
+            add_moments<T, DP, NT, HM>(x, keys, w, max(0, j.set.mid_begin - base), min(ROWS, min(j.last, j.set.mid_end) - base));
+        }
+        __syncwarp();
+        *stage ^= 1;
+    }
+}
+
+/* Heads [h0, h0 + 4 NT) of the order's unit over its chunk; with moments HM of them. */
+template <int T, int DP, int NT, int HM>
+DEV void score_order(const prhs_cu_score &p, const order &now, const place &second, const order *next, const place &next_first, byte *mine,
+                     int *stage)
+{
     __shared__ logsum mids[WARPS][NT * 4], outs[WARPS][NT * 4];
+    __shared__ float weights[WARPS][ROWS * (HM > 0 ? HM : 1)];
     const prhs_k_score &a = p.a;
-    const int heads = min(NT * 4, a.shape.unit_heads - h0), head = j.u * a.shape.unit_heads + h0;
+    const job &j = now.j;
+    const int heads = min(HM > 0 ? HM : NT * 4, a.shape.unit_heads - now.h0), head = j.u * a.shape.unit_heads + now.h0;
     const int lane = lane_id(), warp = warp_id(), c = lane & 3;
-    place *at = places[warp];
     byte *ws = p.mem[PRHS_R_WORK];
     query_terms<T, DP> q[NT];
-    logsum mid[NT], out[NT];
+    running<DP, NT, HM> x;
     float *rows[NT];
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         const int first = min(nt * 4, heads - 1);
         load_query_terms<T, DP>(a.q, p.mem[PRHS_R_Q], j.e.row0, head + first, heads - first, a.shape.dim, &q[nt]);
-        mid[nt] = out[nt] = logsum{ LOWEST, 0.0f };
+        x.mid[nt] = x.out[nt] = logsum{ LOWEST, 0.0f };
         rows[nt] = nt * 4 + c < heads
                        ? FLOATS(ws, a.work.score_off) + (j.b * a.shape.heads + head + nt * 4 + c) * a.work.score_stride
                        : nullptr;
     }
-    for (int base = j.first + warp * ROWS * TILES; base < j.last; base += WARPS * ROWS * TILES) {
-        /* Between the sinks and the middle (PSAW) nothing is scored, unless everything is. */
-        if (!j.full && base >= j.set.sink_end && base + ROWS * TILES <= j.set.mid_begin)
-            continue;
-        key_rows<DP> k[TILES];
-        if (base + lane < j.last)
-            at[lane] = place_of(a.kv, j.pages, base + lane, head / a.shape.group);
-        __syncwarp();
+    if constexpr (HM > 0) {
+        load_pivot<DP>(p, now, x.pivot);
 #pragma unroll
-        for (int i = 0; i < TILES; i++)
-            load_keys(p.mem[PRHS_R_K], at + i * ROWS, j.last - base - i * ROWS, a.shape.dim, &k[i]);
-        __syncwarp();
+        for (int h = 0; h < HM; h++)
 #pragma unroll
-        for (int nt = 0; nt < NT; nt++) {
-            float s[2 * TILES];
-#pragma unroll
-            for (int i = 0; i < TILES; i++) {
-                score_keys<T, DP>(k[i], q[nt], s + 2 * i);
-                s[2 * i] *= a.shape.scale;
-                s[2 * i + 1] *= a.shape.scale;
-            }
-            take_scores(j, base, rows[nt], s, &mid[nt], &out[nt]);
-        }
+            for (int i = 0; i < DP / 32; i++)
+                x.m1[h][i] = x.m2[h][i] = 0.0f;
     }
+    score_tiles<T, DP, NT, HM>(a, now, second, next, next_first, q, rows, weights[warp], mine, stage, &x);
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
-        mid[nt] = gathered(mid[nt]);
-        out[nt] = gathered(out[nt]);
+        x.mid[nt] = gathered(x.mid[nt]);
+        x.out[nt] = gathered(x.out[nt]);
         if (lane < 4) {
-            mids[warp][nt * 4 + c] = mid[nt];
-            outs[warp][nt * 4 + c] = out[nt];
+            mids[warp][nt * 4 + c] = x.mid[nt];
+            outs[warp][nt * 4 + c] = x.out[nt];
         }
     }
     __syncthreads();
-    put_norms<NT * 4>(a, mids, outs, heads, (j.b * a.shape.heads + head) * a.work.score_chunks + j.chunk, ws);
-    __syncthreads();
+    const i64 slot = (j.b * a.shape.heads + head) * a.work.score_chunks + j.chunk;
+    put_norms<NT * 4>(a, mids, outs, heads, slot, ws);
+    if constexpr (HM > 0)
+        put_moments<DP, NT, HM>(a, x, mids, heads, slot, ws);
 }
 
-#define SCORE(t, T, dp, nt, hb, blocks)                                        \
-    KERNEL(prhs_score_##t##_d##dp##_h##hb, prhs_cu_score, THREADS, blocks)     \
-    { score<hb>(p, [&](const job &j, int h0) { score_heads<T, dp, nt>(p, j, h0); }); }
-#define SCORE_DIMS(t, T)         \
-    SCORE(t, T, 64, 1, 4, 6)     \
-    SCORE(t, T, 64, 2, 8, 5)     \
-    SCORE(t, T, 128, 1, 4, 4)    \
-    SCORE(t, T, 128, 2, 8, 3)    \
-    SCORE(t, T, 256, 1, 4, 2)
+template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_score &p)
+{
+    DYNAMIC_SHARED(rings);
+    __shared__ int prefix[TURNS_EACH * THREADS];
+    __shared__ order orders[2];
+    typedef ring<DP, false> r;
+    const prhs_k_score &a = p.a;
+    const int HB = HM > 0 ? HM : NT * 4;
+    byte *mine = rings + warp_id() * r::STAGES * r::STAGE;
+    const bool kept = a.work.score_count_off != PRHS_NONE && !a.full;
+    const int *counts = kept ? INTS(p.mem[PRHS_R_WORK], a.work.score_count_off) : nullptr;
+    clear_ring<DP, false>(rings, a.shape.dim);
+    grid_begin();
+    turns t = turns_begin<TURNS_EACH>();
+    starts now, next;
+    int stage = 0, o = 0;
+    bool more = next_order<HB>(p, &t, counts, prefix, nullptr, &orders[0], &now);
+    if (more)
+        send_first<DP>(mine, orders[0], now.first, a.shape.dim);
+    copy_commit();
+    while (more) {
+        const order &it = orders[o], &after = orders[o ^ 1];
+        more = next_order<HB>(p, &t, counts, prefix, &it, &orders[o ^ 1], &next);
+        score_order<T, DP, NT, HM>(p, it, now.second, more ? &after : nullptr, next.first, mine, &stage);
+        __syncthreads(); /* the order's place is free for the one after the next */
+        now = next;
+        o ^= 1;
+    }
+    copy_wait<0>();
+}
+
+#define SCORE(t, T, dp, nt, hb, blocks) \
+    KERNEL(prhs_score_##t##_d##dp##_h##hb, prhs_cu_score, THREADS, blocks) { score_rings<T, dp, nt, 0>(p); }
+#define SCORE_MOMENTS(t, T, dp, hb, blocks) \
+    KERNEL(prhs_score_##t##_d##dp##_h##hb##_m, prhs_cu_score, THREADS, blocks) { score_rings<T, dp, 1, hb>(p); }
+#define SCORE_DIMS(t, T)                 \
+    SCORE(t, T, 64, 1, 4, 6)             \
+    SCORE(t, T, 64, 2, 8, 5)             \
+    SCORE(t, T, 128, 1, 4, 4)            \
+    SCORE(t, T, 128, 2, 8, 3)            \
+    SCORE(t, T, 256, 1, 4, 2)            \
+    SCORE_MOMENTS(t, T, 64, 4, 5)        \
+    SCORE_MOMENTS(t, T, 128, 4, 3)       \
+    SCORE_MOMENTS(t, T, 256, 4, 2)
 SCORE_DIMS(f16, PRHS_K_F16)
 SCORE_DIMS(bf16, PRHS_K_BF16)

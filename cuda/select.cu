@@ -7,6 +7,7 @@
 #include "topk.cuh"
 
 #define LISTED 2048              /* list entries that are written together */
+#define HIGHEST 3.402823466e38f /* the largest number */
 #define STRANDS 1024             /* the dropped scores are summed in so many strands, however many threads there are */
 
 /* A unit, the same for all threads of the block. */
@@ -19,14 +20,36 @@ struct job {
     int origin, n;    /* bit i of a bitmap stands for the run at origin + i * run; n bits, the first of them may be none */
     int *list;
     const float *scores, *lse; /* of the unit's first head; heads are score_stride apart */
-    unsigned *marks, *forced, *room;
+    unsigned *marks, *forced, *inside, *room;
     int cap;          /* words of room, less a few */
+};
+
+/* A bracket for scores. Inside are numbers only, unless the bracket holds +inf as well. */
+struct score_limits {
+    float high, low;
+    DEV_MEMBER score_limits(const bracket &b)
+        : high(b.high == BAD_KEY ? -NOTHING : b.high > order_key(HIGHEST) ? HIGHEST : key_value(b.high)),
+          low(b.low > order_key(HIGHEST) ? -NOTHING : b.low <= NOTHING_KEY ? -HIGHEST : key_value(b.low))
+    {
+    }
+    DEV_MEMBER bool above(float x) const { return !(x <= high); }
+    DEV_MEMBER bool inside(float x) const { return x >= low && x <= high; }
+};
+template <bool RAW> struct words {
+    typedef unsigned word;
+    typedef bracket limits;
+};
+template <> struct words<true> {
+    typedef float word;
+    typedef score_limits limits;
 };
 
 /* Keys from the scores. RAW: a token's score; else a run's joint weight. */
 template <bool RAW> struct score_keys {
     static const bool IN_ORDER = true;
     static const int WIDE = RAW ? 8 : 4;
+    typedef typename words<RAW>::word word;
+    typedef typename words<RAW>::limits limits;
     const float *scores, *lse; /* scores: from bit 0's token on */
     const unsigned *out;       /* bits of `out` are no candidates; may be null */
     i64 stride;
@@ -40,6 +63,19 @@ template <bool RAW> struct score_keys {
         unsigned k[1];
         keys<1>(i, k);
         return k[0];
+    }
+    DEV_MEMBER void some(int i, float x[WIDE]) const
+    {
+        const int tile = i - lane_id();
+        const bool whole = tile >= skew && tile + 32 * WIDE <= n && !out;
+#pragma unroll
+        for (int t = 0; t < WIDE; t++)
+            x[t] = whole || i + 32 * t < n ? __ldg(scores + i + 32 * t) : NOTHING;
+        if (!whole) {
+#pragma unroll
+            for (int t = 0; t < WIDE; t++)
+                x[t] = none(i + 32 * t) ? NOTHING : x[t];
+        }
     }
     DEV_MEMBER void some(int i, unsigned k[WIDE]) const { keys<WIDE>(i, k); }
     /* Keys i, i + 32, ...: their loads are under way together. */
@@ -87,9 +123,10 @@ template <bool RAW> struct score_keys {
 };
 
 /* All keys into room, then the best `want` of them. */
-template <bool RAW> DEV void settle_stored(const score_keys<RAW> &s, int want, unsigned *marks, unsigned *room, topk_shared *sh)
+template <bool RAW> DEV void settle_stored(const score_keys<RAW> &s, int want, const job &j, topk_shared *sh)
 {
     const int wide = RAW ? 16 : 4;
+    unsigned *const room = j.room;
     reach seen = { 0, 0 };
     for (int tile = warp_id() * wide * 32; tile < s.n; tile += blockDim.x * wide) {
         const int i = tile + lane_id();
@@ -102,7 +139,7 @@ template <bool RAW> DEV void settle_stored(const score_keys<RAW> &s, int want, u
                 room[i + 32 * t] = k[t];
         }
     }
-    settle(stored_keys{ room, s.n }, seen, want, RAW, marks, sh);
+    settle(stored_keys{ room, s.n }, seen, want, RAW, j.marks, j.marks, j.inside, sh);
 }
 
 /* Marks the best `want` runs, of which `valid` may be taken; bits of `out` may not. */
@@ -116,9 +153,9 @@ template <bool RAW> DEV void take_best(const prhs_k_select &a, const job &j, int
             j.marks[i] = 0;
         __syncthreads();
     } else if (j.n > j.cap) {
-        settle_many(s, want, valid, RAW, j.marks, j.room, j.cap / 2, sh);
+        settle_many(s, want, valid, RAW, j.marks, j.inside, j.room, j.cap, sh);
     } else {
-        settle_stored<RAW>(s, want, j.marks, j.room, sh);
+        settle_stored<RAW>(s, want, j, sh);
     }
 }
 
@@ -206,11 +243,8 @@ struct dropping {
     /* Which of the four positions from p on, a multiple of 4, are dropped: bits 0 to 3. */
     DEV_MEMBER unsigned four(int p) const
     {
-        if (run == 1) {
-            const int i = p - origin;
-            const unsigned in = marks[i >> 5] >> (i & 31);
-            return ~in & (~0u << max(first - p, 0)) & (15u >> max(p + 4 - end, 0)) & 15;
-        }
+        if (run == 1)
+            return ~(marks[(p - origin) >> 5] >> (p - origin & 31)) & 15;
         unsigned out = 0;
         for (int t = 0; t < 4; t++) {
             const int i = p + t < first ? runs : (p + t - first) / run;
@@ -220,27 +254,26 @@ struct dropping {
     }
 };
 
+/* sum: relative to top. A NaN makes it NaN, and so does +inf, less itself. */
 struct strand {
-    float top, sum; /* relative to top */
-    bool bad;
+    float top, sum;
 };
 
 /* The dropped scores of one head at p, p + 4 * STRANDS, ... */
 DEV strand sum_strand(const dropping &d, const float *scores, int p)
 {
-    strand z = { LOWEST, 0.0f, false };
+    strand z = { LOWEST, 0.0f };
 #pragma unroll 2
     for (; p < d.end; p += 4 * STRANDS) {
         const float4 s = __ldg((const float4 *)(scores + p));
         const unsigned out = d.four(p);
         const float x[4] = { out & 1 ? s.x : NOTHING, out & 2 ? s.y : NOTHING, out & 4 ? s.z : NOTHING, out & 8 ? s.w : NOTHING };
         const float top = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
-        z.bad |= bad_score(x[0]) || bad_score(x[1]) || bad_score(x[2]) || bad_score(x[3]);
         if (top > z.top) {
-            z.sum *= expf(z.top - top);
+            z.sum *= exp_weight(z.top - top);
             z.top = top;
         }
-        z.sum += (expf(x[0] - z.top) + expf(x[1] - z.top)) + (expf(x[2] - z.top) + expf(x[3] - z.top));
+        z.sum += (exp_weight(x[0] - z.top) + exp_weight(x[1] - z.top)) + (exp_weight(x[2] - z.top) + exp_weight(x[3] - z.top));
     }
     return z;
 }
@@ -249,14 +282,12 @@ DEV strand sum_strand(const dropping &d, const float *scores, int p)
 DEV float dropped_lse(const dropping &d, const float *scores)
 {
     __shared__ float tops[STRANDS / 32], sums[STRANDS / 32];
-    bool bad = false;
     for (int s = threadIdx.x; s < STRANDS; s += blockDim.x) {
         const strand z = sum_strand(d, scores, d.first / 4 * 4 + 4 * s);
         const float top = warp_max(z.top), sum = warp_sum(z.sum * expf(z.top - top));
-        bad |= __any_sync(FULL, z.bad);
         if (lane_id() == 0) {
             tops[s >> 5] = top;
-            sums[s >> 5] = bad ? NEVER : sum;
+            sums[s >> 5] = sum;
         }
     }
     __syncthreads();
@@ -303,6 +334,11 @@ DEV void store_reference(const prhs_cu_retrieve &p, const job &j)
         for (int i = threadIdx.x; i < heads * dim; i += blockDim.x)
             to[i] = load_one(a.q.dtype, row_at(a.q, p.mem[PRHS_R_Q], j.e.row0, head + i / dim), i % dim);
     }
+    if (threadIdx.x == 0 && j.set.count < j.runs) { /* before the first candidate and after the last one nothing is dropped */
+        j.marks[0] |= (1u << (j.n - j.runs)) - 1;
+        j.marks[(j.n - 1) >> 5] |= j.n & 31 ? ~0u << (j.n & 31) : 0;
+    }
+    __syncthreads();
     const dropping d = { j.marks, j.first, j.first + j.runs * j.set.run, j.origin, j.set.run, j.runs };
     for (int h = 0; h < heads && st.head_off != PRHS_NONE; h++) {
         const float l = j.set.count == j.runs ? NOTHING : dropped_lse(d, j.scores + h * a.work.score_stride);
@@ -351,16 +387,19 @@ DEV void start_job(const prhs_cu_retrieve &p, i64 b, int u, const float *lse, un
     const int longest = p.select.batch.max_kv_len;
     const prhs_k_select &a = p.select;
     byte *ws = p.mem[PRHS_R_WORK];
+    const prhs_set set = *set_at(ws, a.work, a.shape, b, u);
+    const entry e = entry_of(a.batch, p.mem[PRHS_R_SEQS], b);
     j->b = b;
     j->u = u;
-    j->e = entry_of(a.batch, p.mem[PRHS_R_SEQS], b);
-    j->set = *set_at(ws, a.work, a.shape, b, u);
+    j->e = e;
+    j->set = set;
     j->scores = FLOATS(ws, a.work.score_off) + (b * a.shape.heads + (i64)u * a.shape.unit_heads) * a.work.score_stride;
     j->lse = lse;
     j->list = SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)u * a.state.list_cap;
     j->marks = a.work.mark_off == PRHS_NONE ? shared
-                                            : (unsigned *)(ws + a.work.mark_off) + (b * a.shape.units + u) * 2 * PRHS_K_MARK_WORDS(longest);
+                                            : (unsigned *)(ws + a.work.mark_off) + (b * a.shape.units + u) * 3 * PRHS_K_MARK_WORDS(longest);
     j->forced = j->marks + PRHS_K_MARK_WORDS(longest);
+    j->inside = j->forced + PRHS_K_MARK_WORDS(longest);
     j->room = shared + PRHS_RETRIEVE_MARKS(longest);
     j->cap = PRHS_RETRIEVE_ROOM(longest);
     cut_runs(a, j);
@@ -412,7 +451,7 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     DYNAMIC_SHARED(shared);
     grid_begin();
     const prhs_k_select &a = p.select;
-    take_turns(
+    take_turns<1>(
         a.batch.max_seqs * a.shape.units, prefix,
         [&](int i) { return retrieves(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], i); },
         [&](int i, int) { retrieve_unit(p, i / a.shape.units, i % a.shape.units, (unsigned *)shared, &sh); });

@@ -9,8 +9,10 @@
 
 #include "finish.cuh"
 
+#ifndef WARPS
 #define WARPS 4
 #define THREADS (32 * WARPS)
+#endif
 
 /* A chunk of work, the same for all threads of the block. */
 struct job {
@@ -135,30 +137,59 @@ DEV void put_part(const prhs_k_attend &a, const meeting<HB> &m, const float *acc
     }
 }
 
-/* Whether this block is the last of the unit's `items` to come here; what the others wrote can be read then. */
-DEV bool arrive(int *arrived, int items)
+/*
+ * A block's arrivals at the units that it has worked for. What an arrival tells is asked for when the block has done its next chunk: by
+ * then the answer is there.
+ */
+struct arrivals {
+    int waiting, said; /* unit, < 0: none; what its counter said (thread 0) */
+};
+
+/* All of the block's threads have written their parts and met. */
+DEV void arrive(arrivals *s, int *arrived, int i)
+{
+    s->waiting = i;
+    if (threadIdx.x == 0)
+        s->said = add_released(arrived + i);
+}
+
+/* Apart from the kernel's main part, so that it costs that no registers. */
+DEV_CALL void finish_apart(const prhs_cu_serve &p, int i)
+{
+    finish_unit(p.finish, p.mem, i / p.attend.shape.units, i % p.attend.shape.units, p.pass);
+}
+
+/* Finishes the unit that the block arrived at last, if no other block has yet to come. */
+DEV void settle(const prhs_cu_serve &p, arrivals *s, int *arrived, const int *counts)
 {
     __shared__ int last;
-    __threadfence();
-    __syncthreads();
+    const int i = s->waiting;
+    if (i < 0)
+        return;
+    s->waiting = -1;
     if (threadIdx.x == 0) {
-        last = atomicAdd(arrived, 1) == items - 1;
-        if (last)
-            *arrived = 0;
-        __threadfence();
+        last = s->said == counts[i] - 1;
+        if (last) {
+            arrived[i] = 0;
+            __threadfence();
+        }
     }
     __syncthreads();
-    return last;
+    if (last)
+        finish_apart(p, i);
+    __syncthreads();
 }
 
 /* Takes turns over chunks; attend(job, h0) attends with HB heads of the unit from h0 on. */
 template <int HB, class Attend> DEV void serve(const prhs_cu_serve &p, Attend attend)
 {
-    __shared__ int prefix[THREADS];
+    __shared__ int prefix[TURNS_EACH * THREADS];
     const prhs_k_attend &a = p.attend;
     const int units = a.batch.max_seqs * a.shape.units;
     byte *ws = p.mem[PRHS_R_WORK];
     const int *counts = a.work.attend_count_off == PRHS_NONE ? nullptr : INTS(ws, a.work.attend_count_off) + (i64)p.pass * units;
+    int *arrived = INTS(ws, a.work.arrived_off);
+    arrivals s = { -1, 0 };
     grid_begin();
     take_turns(
         units, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, p.mem[PRHS_R_SEQS], ws, i); },
@@ -167,9 +198,13 @@ template <int HB, class Attend> DEV void serve(const prhs_cu_serve &p, Attend at
             if (find_job(p, i, item, &j))
                 for (int h0 = 0; h0 < a.shape.unit_heads; h0 += HB)
                     attend(j, h0);
-            if (p.finishes && arrive(INTS(ws, a.work.arrived_off) + i, counts[i]))
-                finish_unit(p.finish, p.mem, j.b, j.u, p.pass);
+            if (!p.finishes)
+                return;
+            settle(p, &s, arrived, counts);
+            arrive(&s, arrived, i);
         });
+    if (p.finishes)
+        settle(p, &s, arrived, counts);
 }
 
 #endif

@@ -73,10 +73,7 @@ template <int T, int L, int HB, int LOADS> DEV void load_rows(const byte *base, 
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
         const int t = i * tl::ROWS + lane / L;
-        if (t < n && c < dim)
-            r[i] = load_raw<T>(base + (values ? at[t].v : at[t].k) + c * (T == PRHS_K_F32 ? 4 : 2));
-        else
-            r[i] = zero_raw<T>();
+        r[i] = load_raw_or_zero<T>(base + (values ? at[t].v : at[t].k) + c * (T == PRHS_K_F32 ? 4 : 2), t < n && c < dim);
     }
 }
 

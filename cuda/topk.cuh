@@ -40,14 +40,23 @@ struct topk_shared {
     int sums[32];
     found_bin found[2];
     unsigned top, low;  /* the largest number's key; the inverse of the smallest's */
-    int above, between;
+    int above;
 };
 
-/* A source of keys has count(), key(i), at(i): the key's position, and some(i, key): the WIDE keys i, i + 32, ..., 0 past the end.
-   IN_ORDER: at(i) is i, and bit i of the bitmap stands for it. */
+/* Keys above `high` are in, those below `low` are not. */
+struct bracket {
+    unsigned high, low;
+    DEV_MEMBER bool above(unsigned k) const { return k > high; }
+    DEV_MEMBER bool inside(unsigned k) const { return k >= low && k <= high; }
+};
+
+/* A source of keys has count(), key(i), at(i): the key's position, and some(i, word): the WIDE keys i, i + 32, ..., or what `limits`, made
+   from a bracket, compares. Key 0: past the end, or no candidate. IN_ORDER: at(i) is i, and bit i of the bitmap stands for it. */
 struct stored_keys {
     static const bool IN_ORDER = true;
     static const int WIDE = 4;
+    typedef unsigned word;
+    typedef bracket limits;
     const unsigned *keys;
     int n;
     DEV_MEMBER int count() const { return n; }
@@ -63,6 +72,8 @@ struct stored_keys {
 struct chosen_keys {
     static const bool IN_ORDER = false;
     static const int WIDE = 4;
+    typedef unsigned word;
+    typedef bracket limits;
     const unsigned *keys;
     const int *position;
     int n;
@@ -128,11 +139,6 @@ DEV void find_bins(topk_shared *sh, int rank0, int rank1)
     }
     __syncthreads();
 }
-
-/* Keys above `high` are in, those below `low` are not. */
-struct bracket {
-    unsigned high, low;
-};
 
 /* Bins of even width between the largest number and the smallest: of scores by their value, of weights by their key (their exponent,
    mostly). Bin 0: NaN and +inf; the last ones: the smallest, and -inf. */
@@ -212,49 +218,56 @@ template <class S> DEV bracket narrow(const S &s, const reach &seen, int rank0, 
     return bracket{ r.edge(sh->found[0].bin - 1), r.edge(sh->found[1].bin + 2) };
 }
 
-/* Counts the keys above the bracket, marks them (in order only), and gathers those between: at most `cap` of them. Returns their reach. */
-template <class S> DEV reach split(const S &s, const bracket &b, unsigned *marks, unsigned *keys, int *at, int cap, topk_shared *sh)
+/* Where the keys are: bits of `up` for those above the bracket, bits of `in` for those inside. */
+template <class S> DEV void split(const S &s, const bracket &b, unsigned *up, unsigned *in)
 {
     const int lane = lane_id(), n = s.count(), wide = 32 * S::WIDE;
-    int above = 0;
-    reach seen = { 0, 0 };
-    __syncthreads();
-    if (threadIdx.x == 0)
-        sh->above = sh->between = 0;
-    __syncthreads();
+    const typename S::limits limits = typename S::limits(b);
     for (int tile = warp_id() * wide; tile < n; tile += blockDim.x * S::WIDE) {
-        unsigned k[S::WIDE], in[S::WIDE];
-        int members = 0, base = 0;
-        s.some(tile + lane, k);
+        typename S::word w[S::WIDE];
+        unsigned mine_up = 0, mine_in = 0;
+        s.some(tile + lane, w);
 #pragma unroll
         for (int t = 0; t < S::WIDE; t++) {
-            const unsigned up = __ballot_sync(FULL, k[t] > b.high);
-            in[t] = __ballot_sync(FULL, k[t] >= b.low && k[t] <= b.high && k[t]);
-            above += __popc(up);
-            members += __popc(in[t]);
-            if (S::IN_ORDER && lane == t && tile + 32 * t < n)
-                marks[(tile >> 5) + t] = up;
+            const unsigned bits_up = __ballot_sync(FULL, limits.above(w[t])), bits_in = __ballot_sync(FULL, limits.inside(w[t]));
+            mine_up = lane == t ? bits_up : mine_up;
+            mine_in = lane == t ? bits_in : mine_in;
         }
-        if (members == 0)
-            continue;
-        if (lane == 0)
-            base = atomicAdd(&sh->between, members);
-        base = __shfl_sync(FULL, base, 0);
-#pragma unroll
-        for (int t = 0; t < S::WIDE; t++) {
-            const int to = base + __popc(in[t] & ((1u << lane) - 1));
-            if (in[t] >> lane & 1 && to < cap) {
-                keys[to] = k[t];
-                at[to] = s.at(tile + lane + 32 * t);
-                seen.add(k[t]);
-            }
-            base += __popc(in[t]);
+        if (lane < S::WIDE && tile + 32 * lane < n) {
+            up[(tile >> 5) + lane] = mine_up;
+            in[(tile >> 5) + lane] = mine_in;
         }
     }
-    if (lane == 0)
-        atomicAdd(&sh->above, above);
+}
+
+/* Counts the bits of `up` into sh->above, and collects the keys of the bits of `in`, in order: at most `cap`. Returns their number. */
+template <class S>
+DEV int gather(const S &s, const unsigned *up, const unsigned *in, unsigned *keys, int *at, int cap, reach *seen, topk_shared *sh)
+{
+    const int words = (s.count() + 31) >> 5, each = (words + blockDim.x - 1) / blockDim.x, first = threadIdx.x * each;
+    const int end = min(first + each, words);
+    int above = 0, inside = 0, total;
+    if (threadIdx.x == 0)
+        sh->above = 0;
     __syncthreads();
-    return seen;
+    for (int w = first; w < end; w++) {
+        above += __popc(up[w]);
+        inside += __popc(in[w]);
+    }
+    above = __reduce_add_sync(FULL, above);
+    if (lane_id() == 0)
+        atomicAdd(&sh->above, above);
+    int to = block_before(inside, sh->sums, &total);
+    for (int w = first; w < end; w++)
+        for (unsigned bits = in[w]; bits && to < cap; bits &= bits - 1, to++) {
+            const int i = w * 32 + __ffs((int)bits) - 1;
+            const unsigned k = s.key(i);
+            keys[to] = k;
+            at[to] = s.at(i);
+            seen->add(k);
+        }
+    __syncthreads();
+    return total;
 }
 
 DEV void mark(unsigned *marks, int at) { atomicOr(marks + (at >> 5), 1u << (at & 31)); }
@@ -331,49 +344,76 @@ template <class S> DEV_CALL void by_digits(const S s, int want, unsigned *marks,
     __syncthreads();
 }
 
-/* Marks the best `want` of keys in shared memory; not in order: beside those that are marked already. */
-template <class S> DEV void settle(const S &s, const reach &seen, int want, bool by_value, unsigned *marks, topk_shared *sh)
+/*
+ * Marks the best `want` of keys in shared memory; not in order: beside those that are marked already. up, in: bitmaps of as many bits as
+ * there are keys; in order, up is marks.
+ */
+template <class S>
+DEV void settle(const S &s, const reach &seen, int want, bool by_value, unsigned *marks, unsigned *up, unsigned *in, topk_shared *sh)
 {
     const bracket b = narrow(s, seen, want, want, by_value, sh);
-    split(s, b, marks, sh->few.key, sh->few.at, FEW, sh);
-    const int left = want - sh->above, few = sh->between;
+    reach few_seen = { 0, 0 };
+    split(s, b, up, in);
+    const int few = gather(s, up, in, sh->few.key, sh->few.at, FEW, &few_seen, sh), left = want - sh->above;
     if (left < 0 || left > few || few > min(FEW, (int)blockDim.x)) {
         by_digits(s, want, marks, sh);
         return;
     }
     if (!S::IN_ORDER)
         for (int i = threadIdx.x; i < s.count(); i += blockDim.x)
-            if (s.key(i) > b.high)
+            if (up[i >> 5] >> (i & 31) & 1)
                 mark(marks, s.at(i));
     if (left > 0)
         rank_few(few, left, marks, sh);
     __syncthreads();
 }
 
+/* Samples the keys into room; returns how many are not 0. */
+template <class S> DEV int take_sample(const S &s, unsigned *room, reach *seen, topk_shared *sh)
+{
+    const unsigned stride = s.count() / SAMPLE;
+    int real = 0, total;
+    for (int i = threadIdx.x; i < SAMPLE; i += 4 * blockDim.x) {
+        unsigned k[4];
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            const unsigned at = i + t * blockDim.x;
+            k[t] = s.key((int)(at * stride + (at * 2654435769u >> 12) % stride));
+        }
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            room[i + t * blockDim.x] = k[t];
+            real += k[t] != 0;
+            seen->add(k[t]);
+        }
+    }
+    block_before(real, sh->sums, &total);
+    return total;
+}
+
 /*
  * Marks the best `want` of keys that are computed anew each time, of which `valid` are not 0: a sample says where the threshold may be.
- * room: of shared memory for 2 * cap words, at least SAMPLE.
+ * in: a bitmap like marks; room: shared memory of `words` words, SAMPLE and more.
  */
-template <class S> DEV void settle_many(const S &s, int want, int valid, bool by_value, unsigned *marks, unsigned *room, int cap, topk_shared *sh)
+template <class S>
+DEV void settle_many(const S &s, int want, int valid, bool by_value, unsigned *marks, unsigned *in, unsigned *room, int words,
+                     topk_shared *sh)
 {
-    const int n = s.count(), stride = n / SAMPLE;
-    int real = 0, sampled;
+    const int cap = words * 15 / 32, spare = words / 32; /* two words a key that may be it, and two bits */
     reach seen = { 0, 0 };
-    for (int i = threadIdx.x; i < SAMPLE; i += blockDim.x) {
-        room[i] = s.key(i * stride + (int)(((unsigned)i * 2654435769u >> 12) % (unsigned)stride));
-        real += room[i] != 0;
-        seen.add(room[i]);
-    }
-    block_before(real, sh->sums, &sampled);
-    const float rank = (float)want * ((float)sampled / (float)valid), spare = 8.0f + 6.0f * sqrtf(rank * fmaxf(1.0f - rank / sampled, 0.0f));
-    const stored_keys sample = { room, SAMPLE };
-    const bracket b = narrow(sample, seen, (int)floorf(rank - spare), (int)ceilf(rank + spare), by_value, sh);
-    seen = split(s, b, marks, room, (int *)room + cap, cap, sh);
-    const int left = want - sh->above, few = sh->between;
-    if (left < 0 || left > few || few > cap)
+    const int sampled = take_sample(s, room, &seen, sh);
+    const float rank = (float)want * ((float)sampled / (float)valid);
+    const float doubt = 8.0f + 6.0f * sqrtf(rank * fmaxf(1.0f - rank / sampled, 0.0f));
+    const bracket b = narrow(stored_keys{ room, SAMPLE }, seen, (int)floorf(rank - doubt), (int)ceilf(rank + doubt), by_value, sh);
+    split(s, b, marks, in);
+    seen = reach{ 0, 0 };
+    const int few = gather(s, marks, in, room, (int *)room + cap, cap, &seen, sh), left = want - sh->above;
+    if (left < 0 || left > few || few > cap || (b.high == BAD_KEY && sh->above)) {
         by_digits(s, want, marks, sh);
-    else if (left > 0)
-        settle(chosen_keys{ room, (const int *)room + cap, few }, seen, left, by_value, marks, sh);
+    } else if (left > 0) {
+        unsigned *const up = room + 2 * cap;
+        settle(chosen_keys{ room, (const int *)room + cap, few }, seen, left, by_value, marks, up, up + spare, sh);
+    }
 }
 
 #endif

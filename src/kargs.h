@@ -131,7 +131,7 @@ typedef struct prhs_k_state {
 
 /* A bitmap of candidates, and the longest max_kv_len with which bitmaps are sure to fit into a GPU's shared memory. */
 #define PRHS_K_MARK_WORDS(n) (((n) / 32 + 5) / 4 * 4)
-#define PRHS_K_MARK_LONG 196608
+#define PRHS_K_MARK_LONG 131072
 
 /* Workspace arrays that several kernels share; offsets into the workspace buffer. */
 typedef struct prhs_k_work {
@@ -151,7 +151,7 @@ typedef struct prhs_k_work {
                                              backend, or the ops tier, does not keep them */
     prhs_i64 score_count_off;             /* i32[max_seqs][units]: chunks to score for retrieval; 0: the unit does not retrieve */
     prhs_i64 arrived_off;                 /* i32[max_seqs][units]: chunks that are done; 0 between kernels */
-    prhs_i64 mark_off;                    /* u32[max_seqs][units][2][PRHS_K_MARK_WORDS(max_kv_len)]: select's bitmaps, with the counts and
+    prhs_i64 mark_off;                    /* u32[max_seqs][units][3][PRHS_K_MARK_WORDS(max_kv_len)]: select's bitmaps, with the counts and
                                              where max_kv_len > PRHS_K_MARK_LONG; else PRHS_NONE */
     prhs_i32 chunks, chunk_min;           /* attend: at most `chunks` chunks of at least chunk_min tokens */
     prhs_i32 score_chunks, score_chunk_min;

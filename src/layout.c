@@ -87,7 +87,7 @@ static void make_work(const prhs_extent *e, prhs_layout *l) {
     w->score_count_off = take(&end, e->chunking.counts, seqs * s->units, 4);
     w->arrived_off = take(&end, e->chunking.counts, seqs * s->units, 4);
     w->mark_off = take(&end, e->chunking.counts && e->scores && e->max_kv_len > PRHS_K_MARK_LONG,
-                       seqs * s->units * 2 * PRHS_K_MARK_WORDS(e->max_kv_len), 4);
+                       seqs * s->units * 3 * PRHS_K_MARK_WORDS(e->max_kv_len), 4);
     l->work_bytes = align_up(end, PRHS_ALIGN);
 }
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-PTX_VERSION = "7.4"  # CUDA 11.4, the oldest driver that the loader takes
+PTX_VERSION = "7.7"  # CUDA 11.7: kernels take addresses of their parameters
 
 
 def run(*command):

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "host.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,7 +11,9 @@ prhs_status prhs_nv_buffer_create(prhs_device *dev, size_t size, prhs_buffer **b
         return prhs_fail(&dev->log, PRHS_ERR_MEMORY, "cuda: no host memory for a buffer");
     prhs_status status = prhs_nv_enter(dev);
     if (status == PRHS_OK) {
-        status = prhs_nv_check(dev, "cuMemAlloc", prhs_drv.MemAlloc(&buffer->pointer, size));
+        char call[64];
+        snprintf(call, sizeof call, "cuMemAlloc of %zu bytes", size);
+        status = prhs_nv_check(dev, call, prhs_drv.MemAlloc(&buffer->pointer, size));
         prhs_nv_leave();
     }
     if (status != PRHS_OK) {

@@ -137,7 +137,8 @@ static prhs_status set_up(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
                                prhs_drv.FuncGetAttribute(&fixed, PRHS_DRV_FUNC_SHARED, kernel->function));
         choice->shared = fixed < dev->shared_most ? (unsigned)(dev->shared_most - fixed) : 0;
     }
-    if (status == PRHS_OK && choice->shared > 48u << 10)
+    /* More than 48 KiB, the kernel's own arrays included, have to be asked for. */
+    if (status == PRHS_OK && choice->shared)
         status = prhs_nv_check(&dev->head, "cuFuncSetAttribute",
                                prhs_drv.FuncSetAttribute(kernel->function, PRHS_DRV_FUNC_MAX_DYNAMIC, (int)choice->shared));
     if (status == PRHS_OK)

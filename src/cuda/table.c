@@ -43,30 +43,39 @@ static bool tensor(const prhs_nv_device *dev, const prhs_op_key *key, const char
     return key->kv_dtype != PRHS_K_F32 && dev->head.info.caps & PRHS_CAP_TENSOR;
 }
 
+/* From how many heads that share their rows the tensor cores are worth it: below, float32 arithmetic keeps up with the memory. */
+enum { SERVE_SHARERS = 5, SCORE_SHARERS = 2 };
+
 /*
- * score and serve, whose blocks let h heads of a unit share each K/V row. On tensor cores: _<K/V dtype>_d<head size, padded>_h<4 or 8>.
- * Else _<K/V dtype>_l<lanes>_h<1, 2, 4, 8>: rows of up to 32, 64, 128, 256 channels take 4, 8, 16, 32 lanes; _m with moments.
+ * score and serve, whose blocks let h heads of a unit share each K/V row; _m: with moments. On tensor cores: _<K/V dtype>_d<head size,
+ * padded>_h<4 or 8>, with rings of rows in shared memory. Else _<K/V dtype>_l<lanes>_h<1, 4>: rows of up to 64, 128, 256 channels take 8,
+ * 16, 32 lanes.
  */
 static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why) {
 #define TENSOR(d) { "tensor d" #d " h4", "tensor d" #d " h8" }
-#define SIMT(l) { "simt l" #l " h1", "simt l" #l " h2", "simt l" #l " h4", "simt l" #l " h8" }
+#define SIMT(l) { "simt l" #l " h1", "simt l" #l " h4" }
     static const char *const tensor_paths[3][2] = { TENSOR(64), TENSOR(128), TENSOR(256) };
-    static const char *const simt_paths[4][4] = { SIMT(4), SIMT(8), SIMT(16), SIMT(32) };
+    static const char *const simt_paths[3][2] = { SIMT(8), SIMT(16), SIMT(32) };
 #undef TENSOR
 #undef SIMT
-    const char *stem = kernels[key->kind].stem, *dtype = dtype_name(key->kv_dtype);
-    if (tensor(dev, key, why) && key->unit_heads > 1 && !key->moments) {
-        const int d = rung(key->dim, 64, 2), h = key->unit_heads > 4 && d < 2;
-        snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_d%d_h%d", stem, dtype, 64 << d, 4 << h);
-        choice->file = key->kind == PRHS_OP_SCORE ? "score_mma" : "serve_mma";
+    const char *stem = kernels[key->kind].stem, *dtype = dtype_name(key->kv_dtype), *moments = key->moments ? "_m" : "";
+    const bool score = key->kind == PRHS_OP_SCORE;
+    const int d = rung(key->dim, 64, 2);
+    if (tensor(dev, key, why) && key->unit_heads >= (score ? SCORE_SHARERS : SERVE_SHARERS)) {
+        const int h = key->unit_heads > 4 && !key->moments && d < 2;
+        snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_d%d_h%d%s", stem, dtype, 64 << d, 4 << h, moments);
+        choice->file = score ? "score_mma" : "serve_mma";
         choice->path = tensor_paths[d][h];
+        choice->shared = (score ? 16384u : 32768u) << d;
         *why = "16-bit K/V, and heads that share their rows";
         return;
     }
-    const int l = rung(key->dim, 32, 3), h = rung(key->unit_heads, 1, key->moments ? 2 : 3);
-    snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_l%d_h%d%s", stem, dtype, 4 << l, 1 << h, key->moments ? "_m" : "");
-    choice->path = simt_paths[l][h];
-    *why = key->unit_heads == 1 ? "every head has its own rows" : key->moments ? "moments need float32 sums" : *why;
+    /* Where tensor cores are masked, 16-bit keys are scored head by head. */
+    const int h = key->unit_heads > 1 && (!score || key->kv_dtype == PRHS_K_F32);
+    snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_l%d_h%d%s", stem, dtype, 8 << d, h ? 4 : 1, moments);
+    choice->path = simt_paths[d][h];
+    if (key->kv_dtype != PRHS_K_F32 && dev->head.info.caps & PRHS_CAP_TENSOR)
+        *why = "few heads share their rows: float32 arithmetic keeps up with the memory";
 }
 
 /*

@@ -61,6 +61,11 @@ typedef struct t_judged {
 
 void t_judge(const float *q, const float *K, const float *V, uint32_t kv_heads, uint32_t hk, uint32_t dim, double scale,
              const int32_t *positions, size_t n, t_judged *j);
+/*
+ * For prompt rows on tensor cores, which multiply weights of the cache's dtype: 2^-10 or 2^-7 for the output. Scores are as good as
+ * float32's, but for queries that become two bfloat16: the log-sum-exp is checked here.
+ */
+void t_allow_tensor(t_ctx *t, prhs_dtype kv, t_judged *j, float lse, const char *what);
 /* Holds an output row and its log-sum-exp against the judge; `type` is what the output was rounded to. */
 void t_check_row(t_ctx *t, const t_judged *j, const float *o, float lse, uint32_t dim, prhs_dtype type, const char *what);
 /* |a - b| within bar * max(1, |b|), NaN and infinities alike. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Where sparse decoding starts to pay: layer steps of cis (rho 1/16, single tokens) against own dense ones, by N and by tokens kept; and the
- * price of a session that falls back to dense on the device, because a sequence is shorter than its min_sparse_n.
+ * Where sparse decoding starts to pay: layer steps of cis (rho 1/16, single tokens) against own dense ones, by N and by tokens kept; and
+ * the price of a session that falls back to dense on the device, because a sequence is shorter than its min_sparse_n.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,8 +69,8 @@ static uint32_t n_star(const crossing *x, uint32_t j, uint32_t count) {
 static void table(crossing *x, uint32_t count) {
     char text[200], key[80];
     size_t at;
-    snprintf(text, sizeof text, "\ncrossover: %u sequences, %u query heads, %u KV heads of %u; us a layer step, and sparse over dense", x->s.batch,
-             x->s.heads, x->s.kv_heads, x->s.dim);
+    snprintf(text, sizeof text, "\ncrossover: %u sequences, %u query heads, %u KV heads of %u; us a layer step, and sparse over dense",
+             x->s.batch, x->s.heads, x->s.kv_heads, x->s.dim);
     bench_report_note(x->b, NULL, 0, text);
     at = (size_t)snprintf(text, sizeof text, "%8s %9s %9s", "N", "dense", "fallback");
     for (uint32_t j = 0; j < BUDGETS; j++)

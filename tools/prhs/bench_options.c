@@ -8,7 +8,7 @@
 
 static const char help[] =
     "usage: prhs bench [options]\n"
-    "Times every op and whole decode steps with scripted retrieval, each beside own dense attention and the memory's speed, then start-up.\n"
+    "Times every op and whole decode steps with scripted retrieval, beside own dense attention and the memory's speed, then start-up.\n"
     "K/V are rotated over so many copies that caches do not help. Times come from events in one queue; on CUDA around captured graphs.\n"
     TOOL_DEVICE_HELP
     "  --shape B,N,H,H_KV,D  sequences, tokens, query heads, KV heads, head dimension; may be repeated\n"
@@ -73,8 +73,9 @@ static bool parse_only(const char *text, bench_options *o) {
     static const struct {
         const char *name;
         uint32_t part;
-    } parts[] = { { "ops", BENCH_OPS },     { "steps", BENCH_STEPS }, { "select", BENCH_SELECT },   { "host", BENCH_HOST },   { "cross", BENCH_CROSS },
-                  { "slots", BENCH_SLOTS }, { "start", BENCH_START }, { "prefill", BENCH_PREFILL }, { "all", BENCH_ALL } };
+    } parts[] = { { "ops", BENCH_OPS },     { "steps", BENCH_STEPS }, { "select", BENCH_SELECT },
+                  { "host", BENCH_HOST },   { "cross", BENCH_CROSS }, { "slots", BENCH_SLOTS },
+                  { "start", BENCH_START }, { "prefill", BENCH_PREFILL }, { "all", BENCH_ALL } };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         if (strcmp(parts[i].name, text) == 0) {
             o->parts |= parts[i].part;

@@ -77,8 +77,8 @@ static void make(prefill_bench *p) {
 static void note(bench *b, const bench_row *all, const bench_row *less) {
     char text[160], key[64];
     double flops = 1 - less->flops / all->flops, time = 1 - less->mean / all->mean;
-    snprintf(text, sizeof text, "    %.1f and %.1f TFLOP/s; %.3f of the arithmetic is left out, %.3f of the time: %.3f of it", all->flops / all->mean * 1e-12,
-             less->flops / less->mean * 1e-12, flops, time, time / flops);
+    snprintf(text, sizeof text, "    %.1f and %.1f TFLOP/s; %.3f of the arithmetic is left out, %.3f of the time: %.3f of it",
+             all->flops / all->mean * 1e-12, less->flops / less->mean * 1e-12, flops, time, time / flops);
     snprintf(key, sizeof key, "prefill_saved_share_%u_%u_%u", all->shape.batch, all->shape.n, all->shape.kv_heads);
     bench_report_note(b, key, time / flops, text);
 }

@@ -44,10 +44,10 @@ static void heading(report *r, const bench_row *row) {
         return;
     r->section = row->section;
     r->shape = row->shape;
-    fprintf(r->table, "\n%s: %u x %u tokens, %u query heads, %u KV heads of %u; sparse calls keep %u tokens\n", row->section, row->shape.batch,
-            row->shape.n, row->shape.heads, row->shape.kv_heads, row->shape.dim, row->shape.kept);
-    fprintf(r->table, "  %-46s %10s %10s %10s %10s %9s %8s %8s %8s %8s %8s %7s\n", "", "median us", "min", "max", "mean", "MB", "GB/s", "of read",
-            "of copy", "x dense", "worst", "rho");
+    fprintf(r->table, "\n%s: %u x %u tokens, %u query heads, %u KV heads of %u; sparse calls keep %u tokens\n", row->section,
+            row->shape.batch, row->shape.n, row->shape.heads, row->shape.kv_heads, row->shape.dim, row->shape.kept);
+    fprintf(r->table, "  %-46s %10s %10s %10s %10s %9s %8s %8s %8s %8s %8s %7s\n", "", "median us", "min", "max", "mean", "MB", "GB/s",
+            "of read", "of copy", "x dense", "worst", "rho");
 }
 
 static void cell(FILE *f, double value, int width, int digits) {

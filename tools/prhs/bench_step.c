@@ -174,9 +174,9 @@ void step_time(step_bench *m, uint32_t timed, bench_row *first, bench_row *row) 
 static double bytes_of(const bench *b, const bench_shape *s, const step_case *c) {
     if (!c->block)
         return bench_row_bytes(b, s, s->n);
-    double sparse = bench_row_bytes(b, s, (c->kept ? c->kept : s->kept) + (c->block - 1) / 2.0) + bench_row_bytes(b, s, s->n) / 2 / c->block;
-    double part = (double)c->dense_layers / BENCH_LAYERS;
-    return (1 - part) * sparse + part * bench_row_bytes(b, s, s->n);
+    double all = bench_row_bytes(b, s, s->n), part = (double)c->dense_layers / BENCH_LAYERS;
+    double sparse = bench_row_bytes(b, s, (c->kept ? c->kept : s->kept) + (c->block - 1) / 2.0) + all / 2 / c->block;
+    return (1 - part) * sparse + part * all;
 }
 
 /* Returns seconds a layer step, all time over all calls. */

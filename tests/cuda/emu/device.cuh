@@ -193,6 +193,7 @@ template <class T> DEV const T *emu_aligned(const void *p)
 }
 
 DEV uint4 load_stream(const void *p) { return *emu_aligned<uint4>(p); }
+DEV uint4 load_stream_or_zero(const void *p, bool real) { return real ? load_stream(p) : make_uint4(0, 0, 0, 0); }
 DEV float4 load_shared_result(const float *p) { return *emu_aligned<float4>(p); }
 
 DEV void copy_async(void *shared, const void *global) { memcpy((void *)emu_aligned<uint4>(shared), emu_aligned<uint4>(global), 16); }
@@ -207,7 +208,18 @@ DEV void copy_commit() {}
 template <int N> DEV void copy_wait() {}
 
 DEV void grid_begin() { emu::self()->began = true; }
-DEV void grid_release() {}
+DEV int __syncthreads_or(int x)
+{
+    __shared__ int any;
+    __syncthreads();
+    any = 0;
+    __syncthreads();
+    if (x)
+        any = 1;
+    __syncthreads();
+    return any;
+}
+DEV int add_released(int *p) { return atomicAdd(p, 1); }
 
 DEV void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 DEV void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
