@@ -60,19 +60,18 @@ template <int T> DEV raw8<T> zero_raw()
 template <int T> DEV void floats_of(const raw8<T> &r, float x[8])
 {
     const unsigned w[4] = { r.w[0].x, r.w[0].y, r.w[0].z, r.w[0].w };
-    if (T == PRHS_K_F32) {
-        const uint4 h = r.w[T == PRHS_K_F32 ? 1 : 0];
-        const unsigned v[8] = { w[0], w[1], w[2], w[3], h.x, h.y, h.z, h.w };
+    if constexpr (T == PRHS_K_F32) {
+        const unsigned v[8] = { w[0], w[1], w[2], w[3], r.w[1].x, r.w[1].y, r.w[1].z, r.w[1].w };
 #pragma unroll
         for (int i = 0; i < 8; i++)
             x[i] = __uint_as_float(v[i]);
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float2 f = T == PRHS_K_F16 ? half2_floats(w[i]) : bf162_floats(w[i]);
-        x[2 * i] = f.x;
-        x[2 * i + 1] = f.y;
+        for (int i = 0; i < 4; i++) {
+            const float2 f = T == PRHS_K_F16 ? half2_floats(w[i]) : bf162_floats(w[i]);
+            x[2 * i] = f.x;
+            x[2 * i + 1] = f.y;
+        }
     }
 }
 

@@ -208,17 +208,6 @@ DEV void copy_commit() {}
 template <int N> DEV void copy_wait() {}
 
 DEV void grid_begin() { emu::self()->began = true; }
-DEV int __syncthreads_or(int x)
-{
-    __shared__ int any;
-    __syncthreads();
-    any = 0;
-    __syncthreads();
-    if (x)
-        any = 1;
-    __syncthreads();
-    return any;
-}
 DEV void grid_release() {}
 
 DEV void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
@@ -260,6 +249,17 @@ template <class T, class U> DEV T atomicMin(T *p, U x)
 #define EMU_HERE const char *file = __builtin_FILE(), unsigned line = (unsigned)__builtin_LINE()
 
 DEV void __syncthreads(EMU_HERE) { emu::barrier(file, line); }
+DEV int __syncthreads_or(int x, EMU_HERE)
+{
+    __shared__ int any;
+    emu::barrier(file, line);
+    any = 0;
+    emu::barrier(file, line);
+    if (x)
+        any = 1;
+    emu::barrier(file, line);
+    return any;
+}
 DEV void __syncwarp(unsigned mask = FULL, EMU_HERE)
 {
     emu::meet(emu::self(), emu::SYNC, mask, file, line, [](emu::warp *, unsigned) {});
