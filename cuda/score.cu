@@ -199,6 +199,7 @@ template <int T, int L, int HB, bool M> DEV void score_heads(const prhs_cu_score
 #define SCORE_MOMENTS(t, T, l, hb, blocks) \
     KERNEL(prhs_score_##t##_l##l##_h##hb##_m, prhs_cu_score, THREADS, blocks)                                              \
     { score<hb>(p, [&](const job &j, int h0) { score_heads<T, l, hb, true>(p, j, h0); }); }
+/* Keys that heads share are for tensor cores; float32 ones are scored head by head. */
 #define SCORE_HEADS(t, T, l)        \
     SCORE(t, T, l, 1, 8)            \
     SCORE_MOMENTS(t, T, l, 1, 5)
@@ -209,10 +210,3 @@ template <int T, int L, int HB, bool M> DEV void score_heads(const prhs_cu_score
 SCORE_LANES(f32, PRHS_K_F32)
 SCORE_LANES(f16, PRHS_K_F16)
 SCORE_LANES(bf16, PRHS_K_BF16)
-/* 16-bit keys that heads share are for tensor cores. */
-SCORE(f32, PRHS_K_F32, 8, 4, 4)
-SCORE(f32, PRHS_K_F32, 16, 4, 4)
-SCORE(f32, PRHS_K_F32, 32, 4, 4)
-SCORE_MOMENTS(f32, PRHS_K_F32, 8, 4, 2)
-SCORE_MOMENTS(f32, PRHS_K_F32, 16, 4, 2)
-SCORE_MOMENTS(f32, PRHS_K_F32, 32, 4, 2)
