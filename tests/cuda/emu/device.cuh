@@ -208,19 +208,6 @@ DEV void copy_commit() {}
 template <int N> DEV void copy_wait() {}
 
 DEV void grid_begin() { emu::self()->began = true; }
-DEV int __syncthreads_or(int x)
-{
-    __shared__ int any;
-    __syncthreads();
-    any = 0;
-    __syncthreads();
-    if (x)
-        any = 1;
-    __syncthreads();
-    return any;
-}
-DEV int add_released(int *p) { return atomicAdd(p, 1); }
-
 DEV void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 DEV void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
@@ -234,6 +221,7 @@ EMU_ATOMIC(atomicOr, __atomic_fetch_or)
 EMU_ATOMIC(atomicAnd, __atomic_fetch_and)
 EMU_ATOMIC(atomicXor, __atomic_fetch_xor)
 EMU_ATOMIC(atomicExch, __atomic_exchange_n)
+DEV int add_released(int *p) { return __atomic_fetch_add(p, 1, __ATOMIC_RELEASE); }
 template <class T, class U, class V> DEV T atomicCAS(T *p, U expected, V x)
 {
     T old = (T)expected;
@@ -260,6 +248,17 @@ template <class T, class U> DEV T atomicMin(T *p, U x)
 #define EMU_HERE const char *file = __builtin_FILE(), unsigned line = (unsigned)__builtin_LINE()
 
 DEV void __syncthreads(EMU_HERE) { emu::barrier(file, line); }
+DEV int __syncthreads_or(int x, EMU_HERE)
+{
+    __shared__ int any;
+    emu::barrier(file, line); /* all have read the last one */
+    any = 0;
+    emu::barrier(file, line);
+    if (x)
+        any = 1;
+    emu::barrier(file, line);
+    return any != 0;
+}
 DEV void __syncwarp(unsigned mask = FULL, EMU_HERE)
 {
     emu::meet(emu::self(), emu::SYNC, mask, file, line, [](emu::warp *, unsigned) {});
