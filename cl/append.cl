@@ -114,7 +114,7 @@ __kernel void prhs_range_sum(mem seqs, mem pages_mem, mem v_mem, mem state, cons
         const __global int *pages = pages_of(&a.batch, pages_mem, b);
         __global long *sum = SLOT_AT(state, &a.state, vsum_off, s->slot, long) + (long)hk * PRHS_D;
         __global prhs_value_count *count = SLOT_AT(state, &a.state, vcount_off, s->slot, prhs_value_count) + hk;
-        int first = s->kv_len, last = count->rows;
+        int first = s->kv_len, last = min(count->rows, a.batch.max_kv_len);
         if (a.sign > 0) {
             for (int d = 0; d < PRHS_D; d++)
                 sum[d] = 0;

@@ -80,18 +80,20 @@ void fold(running *r, float factor)
 void add_tile(running *r, const tile *x, int pos, int start, int sinks, float factor)
 {
     float w[TILE];
+    int mine[TILE]; /* a row that is not seen may hold NaN; one that is seen counts even where its weight has become 0 */
     int16 p = x->first + LANES, seen = (p <= pos) & ((p < sinks) | (p >= start));
     float16 s = select((float16)(-INFINITY), dots(r, x), seen);
     r->bad |= any(!(s < INFINITY));
     float m = fmax(max16(s), r->top), scale = exp((r->top - m) * factor);
     s = exp((s - m) * factor);
     vstore16(s, 0, w);
+    vstore16(seen, 0, mine);
     r->sum = r->sum * scale + sum16(s);
     r->top = m;
     for (int v = 0; v < NV; v++) {
         vf add = 0.0f;
         for (int t = 0; t < x->n; t++)
-            if (w[t] != 0.0f)
+            if (mine[t])
                 add += w[t] * x->v[t][v];
         r->part[v] = r->part[v] * scale + add;
     }

@@ -186,7 +186,7 @@ void merge_norms(job *j, mem ws)
             top = fmax(top, norm[i * 4]);
         for (int i = 0; i < chunks; i++)
             sum += norm[i * 4 + 1] * exp(norm[i * 4] - top);
-        j->lse[h] = top + log(sum);
+        j->lse[h] = sum > 0.0f ? top + log(sum) : 0.0f; /* nothing but -inf: every weight is 0, not exp(-inf + inf) */
     }
 }
 

@@ -114,11 +114,11 @@ template <int T> DEV void append_item(const prhs_k_append &a, byte *const mem[],
 
 template <int T> DEV void append(const prhs_cu_append &p)
 {
-    __shared__ int prefix[TURNS_EACH * THREADS];
+    __shared__ int prefix[THREADS];
     const prhs_k_append &a = p.a;
     const int heads = a.shape.kv_heads;
     take_turns(
-        a.batch.max_seqs * heads, prefix,
+        a.batch.max_seqs * heads, 1, prefix,
         [&](int i) {
             const arrival x = arrival_of(a, seq_at(a.batch, p.mem[PRHS_R_SEQS], i / heads));
             return x.rows == 0 ? a.validate : 1 + (x.writes ? (x.rows + TILE - 1) / TILE : 0);
@@ -129,6 +129,7 @@ template <int T> DEV void append(const prhs_cu_append &p)
 KERNEL(prhs_append, prhs_cu_append, THREADS, 4)
 {
     grid_begin();
+    grid_release();
     if (p.a.kv.dtype == PRHS_K_F32)
         append<PRHS_K_F32>(p);
     else if (p.a.kv.dtype == PRHS_K_F16)
@@ -150,7 +151,8 @@ template <int T> DEV void range_sum(const prhs_k_range_sum &a, byte *const mem[]
     const lanes l = lanes_of(a.shape.dim);
     i64 *sum = SLOT_AT(mem[PRHS_R_STATE], a.state, vsum_off, q->slot, i64) + (i64)hk * a.shape.dim;
     prhs_value_count *count = SLOT_AT(mem[PRHS_R_STATE], a.state, vcount_off, q->slot, prhs_value_count) + hk;
-    const int had = count->rows, first = a.sign > 0 ? 0 : q->kv_len, last = a.sign > 0 ? q->kv_len : had;
+    /* Sums of rows past what the table holds now cannot leave: there are no pages for them. */
+    const int had = count->rows, first = a.sign > 0 ? 0 : q->kv_len, last = a.sign > 0 ? q->kv_len : min(had, a.batch.max_kv_len);
     __syncthreads();
     if (a.sign > 0) {
         for (int d = threadIdx.x; d < a.shape.dim; d += THREADS)
@@ -166,6 +168,7 @@ template <int T> DEV void range_sum(const prhs_k_range_sum &a, byte *const mem[]
 KERNEL(prhs_range_sum, prhs_cu_range_sum, THREADS, 4)
 {
     grid_begin();
+    grid_release();
     const prhs_k_range_sum &a = p.a;
     const int items = a.batch.max_seqs * a.shape.kv_heads;
     for (int i = blockIdx.x; i < items; i += gridDim.x) {
@@ -182,6 +185,7 @@ KERNEL(prhs_range_sum, prhs_cu_range_sum, THREADS, 4)
 KERNEL(prhs_truncate, prhs_cu_truncate, THREADS, 4)
 {
     grid_begin();
+    grid_release();
     const prhs_k_truncate &a = p.a;
     const int items = a.batch.max_seqs * a.shape.units;
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < items; i += gridDim.x * THREADS) {

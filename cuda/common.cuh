@@ -60,19 +60,18 @@ template <int T> DEV raw8<T> zero_raw()
 template <int T> DEV void floats_of(const raw8<T> &r, float x[8])
 {
     const unsigned w[4] = { r.w[0].x, r.w[0].y, r.w[0].z, r.w[0].w };
-    if (T == PRHS_K_F32) {
-        const uint4 h = r.w[T == PRHS_K_F32 ? 1 : 0];
-        const unsigned v[8] = { w[0], w[1], w[2], w[3], h.x, h.y, h.z, h.w };
+    if constexpr (T == PRHS_K_F32) {
+        const unsigned v[8] = { w[0], w[1], w[2], w[3], r.w[1].x, r.w[1].y, r.w[1].z, r.w[1].w };
 #pragma unroll
         for (int i = 0; i < 8; i++)
             x[i] = __uint_as_float(v[i]);
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float2 f = T == PRHS_K_F16 ? half2_floats(w[i]) : bf162_floats(w[i]);
-        x[2 * i] = f.x;
-        x[2 * i + 1] = f.y;
+        for (int i = 0; i < 4; i++) {
+            const float2 f = T == PRHS_K_F16 ? half2_floats(w[i]) : bf162_floats(w[i]);
+            x[2 * i] = f.x;
+            x[2 * i + 1] = f.y;
+        }
     }
 }
 
@@ -326,47 +325,49 @@ DEV int block_prefix(int x, int *before)
     return total;
 }
 
+#define TURNS_EACH 4 /* counts that a thread looks at together, where they lie in memory */
+
 /* Where a block stands among items of which count(i) belong to index i of [0, n): it takes items b, b + gridDim.x, ... of them all. */
 struct turns {
-    i64 next, base; /* items before the indices from `first` on */
+    i64 next, base;   /* base: items before the indices from `first` on */
     int first, total;
+    int each;         /* counts a thread: TURNS_EACH at most; 1 where counting is work */
 };
 
-#define TURNS_EACH 4 /* counts that a thread looks at together, where no shared memory is to be saved */
-
-template <int EACH> DEV turns turns_begin() { return turns{ blockIdx.x, 0, -EACH * (int)blockDim.x, 0 }; }
+DEV turns turns_begin(int each) { return turns{ blockIdx.x, 0, -each * (int)blockDim.x, 0, each }; }
 
 /*
  * The block's next item: index *i, the index's item *item. All threads of the block call it together; it has barriers. prefix: shared,
- * EACH ints a thread.
+ * `each` ints a thread.
  */
-template <int EACH, class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item)
+template <class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item)
 {
+    const int each = t->each;
     while (t->next >= t->base + t->total) {
         t->base += t->total;
-        t->first += EACH * blockDim.x;
+        t->first += each * blockDim.x;
         t->total = 0;
         if (t->first >= n)
             return false;
-        const int mine = t->first + EACH * threadIdx.x;
-        int sums[EACH], sum = 0;
+        const int mine = t->first + each * threadIdx.x;
+        int sums[TURNS_EACH], sum = 0, before;
 #pragma unroll
-        for (int k = 0; k < EACH; k++)
-            sums[k] = mine + k < n ? count(mine + k) : 0;
+        for (int k = 0; k < TURNS_EACH; k++)
+            sums[k] = k < each && mine + k < n ? count(mine + k) : 0;
 #pragma unroll
-        for (int k = 0; k < EACH; k++)
+        for (int k = 0; k < TURNS_EACH; k++)
             sums[k] = sum += sums[k];
         if (!__syncthreads_or(sum))
             continue;
-        int before;
         t->total = block_prefix(sum, &before);
 #pragma unroll
-        for (int k = 0; k < EACH; k++)
-            prefix[EACH * threadIdx.x + k] = before + sums[k];
+        for (int k = 0; k < TURNS_EACH; k++)
+            if (k < each)
+                prefix[each * threadIdx.x + k] = before + sums[k];
         __syncthreads();
     }
     const int at = (int)(t->next - t->base);
-    int low = 0, high = EACH * blockDim.x - 1; /* the first index whose prefix is above `at` */
+    int low = 0, high = each * blockDim.x - 1; /* the first index whose prefix is above `at` */
     while (low < high) {
         const int mid = (low + high) >> 1;
         if (prefix[mid] > at)
@@ -381,11 +382,11 @@ template <int EACH, class Count> DEV bool turns_next(turns *t, int n, int *prefi
 }
 
 /* work(i, item of i) for each of the block's items. */
-template <int EACH = TURNS_EACH, class Count, class Work> DEV void take_turns(int n, int *prefix, Count count, Work work)
+template <class Count, class Work> DEV void take_turns(int n, int each, int *prefix, Count count, Work work)
 {
-    turns t = turns_begin<EACH>();
+    turns t = turns_begin(each);
     int i, item;
-    while (turns_next<EACH>(&t, n, prefix, count, &i, &item))
+    while (turns_next(&t, n, prefix, count, &i, &item))
         work(i, item);
 }
 

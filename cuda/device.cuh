@@ -20,14 +20,16 @@
 /* Dynamic shared memory, 16-byte aligned. */
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
-/*
- * Waits for the kernels before this one in the stream, and lets the next one's blocks come while this one works: they wait here. Does nothing
- * where launches do not overlap.
- */
+/* Waits for the kernels before this one in the stream; lets the next one start early. Both do nothing where launches do not overlap. */
 DEV void grid_begin()
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEV void grid_release()
+{
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
@@ -62,14 +64,6 @@ DEV uint4 load_stream_or_zero(const void *p, bool real)
 DEV float4 load_shared_result(const float *p)
 {
     return __ldcg((const float4 *)p);
-}
-
-/* Adds 1; what this thread wrote before, and what its block wrote before their last barrier, is seen by whoever sees the sum. */
-DEV int add_released(int *p)
-{
-    int old;
-    asm volatile("atom.release.gpu.global.add.s32 %0, [%1], 1;" : "=r"(old) : "l"(p) : "memory");
-    return old;
 }
 
 /* e^x; x = -inf gives 0, NaN stays. At most 2 + |x| ulp: used where large |x| means a small weight. */

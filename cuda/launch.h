@@ -32,13 +32,11 @@ typedef struct prhs_cu_prepare {
     prhs_i32 appends, reserved;
 } prhs_cu_prepare;
 
-/* attend, alone (finishes 0) or with finish: then the block that ends a unit's last chunk finishes the unit. */
+/* attend. */
 typedef struct prhs_cu_serve {
     unsigned char *mem[PRHS_ROLES];
     prhs_k_attend attend;
-    prhs_k_finish finish;
-    prhs_i32 finishes;
-    prhs_i32 pass;                        /* attends before this one in the step: which counts are read; the finish writes the next ones */
+    prhs_i32 pass, reserved;              /* attends before this one in the step: which counts are read */
 } prhs_cu_serve;
 
 /* select, alone (has_moments 0) or with moments. */

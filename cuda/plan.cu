@@ -140,7 +140,6 @@ DEV void put_counts(const plan_job &j, int mode, int chunks)
     for (int pass = 1; pass < PRHS_PASSES; pass++)
         attend[pass * units] = 0;
     INTS(ws, w.score_count_off)[i] = mode == PRHS_MODE_RETRIEVE ? score_chunks(w, j.e.pos0 + 1) : 0;
-    INTS(ws, w.arrived_off)[i] = 0;
 }
 
 DEV void plan_unit(const prhs_k_plan &a, byte *const mem[], i64 b, int u)
@@ -176,6 +175,7 @@ DEV void append_heads(const prhs_k_append &a, byte *const mem[], i64 b, int hk)
 KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
 {
     grid_begin();
+    grid_release();
     const int units = p.plan.shape.units, heads = p.plan.shape.kv_heads, warps = gridDim.x * 4;
     const int plans = p.plan.batch.max_seqs * units, appends = p.appends ? p.plan.batch.max_seqs * heads : 0;
     int i = blockIdx.x * 4 + warp_id();

@@ -78,29 +78,24 @@ template <int T, int DP, int NT> DEV void score_stage(const byte *keys, const qu
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
         s[nt][0] = s[nt][1] = 0.0f;
-    /* Tensor cores round sums towards zero: chains stay short. */
 #pragma unroll
-    for (int j0 = 0; j0 < DP / 32; j0 += 2) {
-        float acc[NT][4] = {};
+    for (int j = 0; j < DP / 32; j++) {
+        const int piece = key_piece(g, j * 4 + c);
+        const uint4 x = *(const uint4 *)(keys + g * DP * 2 + piece * 16);
+        const uint4 y = *(const uint4 *)(keys + (g + 8) * DP * 2 + piece * 16);
+        const unsigned a[2][4] = { { x.x, y.x, x.y, y.y }, { x.z, y.z, x.w, y.w } };
 #pragma unroll
-        for (int j = j0; j < j0 + 2; j++) {
-            const int piece = key_piece(g, j * 4 + c);
-            const uint4 x = *(const uint4 *)(keys + g * DP * 2 + piece * 16);
-            const uint4 y = *(const uint4 *)(keys + (g + 8) * DP * 2 + piece * 16);
-            const unsigned a0[4] = { x.x, y.x, x.y, y.y }, a1[4] = { x.z, y.z, x.w, y.w };
+        for (int nt = 0; nt < NT; nt++)
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++)
+            for (int half = 0; half < 2; half++) {
+                /* Tensor cores round sums towards zero: what is summed over products is summed in float32. */
+                float acc[4] = {};
 #pragma unroll
-                for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--) {
-                    multiply<T == PRHS_K_BF16>(acc[nt], a0, q[nt].b[pair][j][0], q[nt].b[pair][j][1]);
-                    multiply<T == PRHS_K_BF16>(acc[nt], a1, q[nt].b[pair][j][2], q[nt].b[pair][j][3]);
-                }
-        }
-#pragma unroll
-        for (int nt = 0; nt < NT; nt++) {
-            s[nt][0] += joined_terms<T>(acc[nt][0], acc[nt][1]);
-            s[nt][1] += joined_terms<T>(acc[nt][2], acc[nt][3]);
-        }
+                for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
+                    multiply<T == PRHS_K_BF16>(acc, a[half], q[nt].b[pair][j][2 * half], q[nt].b[pair][j][2 * half + 1]);
+                s[nt][0] += joined_terms<T>(acc[0], acc[1]);
+                s[nt][1] += joined_terms<T>(acc[2], acc[3]);
+            }
     }
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {

@@ -6,7 +6,7 @@
 #define OUTSIDE (-1.0f) /* the weight of a token that is not in the middle */
 
 /* Rows in flight. */
-template <int T, int HB, bool M> DEV constexpr int loads() { return T == PRHS_K_F32 ? 4 : 8; }
+template <int T, int HB, bool M> DEV constexpr int loads() { return 4; }
 
 /* What a warp has seen: inside the middle, and scored outside of it. */
 template <int HB, bool M> struct running {
@@ -200,8 +200,8 @@ template <int T, int L, int HB, bool M> DEV void score_heads(const prhs_cu_score
     KERNEL(prhs_score_##t##_l##l##_h##hb##_m, prhs_cu_score, THREADS, blocks)                                              \
     { score<hb>(p, [&](const job &j, int h0) { score_heads<T, l, hb, true>(p, j, h0); }); }
 #define SCORE_HEADS(t, T, l)        \
-    SCORE(t, T, l, 1, 6)            \
-    SCORE_MOMENTS(t, T, l, 1, 4)
+    SCORE(t, T, l, 1, 8)            \
+    SCORE_MOMENTS(t, T, l, 1, 5)
 #define SCORE_LANES(t, T)     \
     SCORE_HEADS(t, T, 8)      \
     SCORE_HEADS(t, T, 16)     \

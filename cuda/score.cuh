@@ -86,12 +86,13 @@ template <int HB, class Heads> DEV void score(const prhs_cu_score &p, Heads head
 {
     __shared__ int prefix[TURNS_EACH * THREADS];
     grid_begin();
+    grid_release();
     const prhs_k_score &a = p.a;
     byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];
     const bool kept = a.work.score_count_off != PRHS_NONE && !a.full;
     const int *counts = kept ? INTS(ws, a.work.score_count_off) : nullptr;
     take_turns(
-        a.batch.max_seqs * a.shape.units, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, seqs, ws, i); },
+        a.batch.max_seqs * a.shape.units, counts ? TURNS_EACH : 1, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, seqs, ws, i); },
         [&](int i, int item) {
             const job j = job_of(p, i, item);
             for (int h0 = 0; h0 < a.shape.unit_heads; h0 += HB)

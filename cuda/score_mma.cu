@@ -56,7 +56,7 @@ DEV bool next_order(const prhs_cu_score &p, turns *t, const int *counts, int *pr
         }
     } else {
         int i, item;
-        if (!turns_next<TURNS_EACH>(
+        if (!turns_next(
                 t, a.batch.max_seqs * a.shape.units, prefix,
                 [&](int k) { return counts ? counts[k] : count_unit(a, seqs, ws, k); }, &i, &item))
             return false;
@@ -347,7 +347,8 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
     const int *counts = kept ? INTS(p.mem[PRHS_R_WORK], a.work.score_count_off) : nullptr;
     clear_ring<DP, false>(rings, a.shape.dim);
     grid_begin();
-    turns t = turns_begin<TURNS_EACH>();
+    grid_release();
+    turns t = turns_begin(counts ? TURNS_EACH : 1);
     starts now, next;
     int stage = 0, o = 0;
     bool more = next_order<HB>(p, &t, counts, prefix, nullptr, &orders[0], &now);

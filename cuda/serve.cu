@@ -3,8 +3,8 @@
 #include "serve.cuh"
 #include "tile.cuh"
 
-/* Rows in flight: 32 registers of K and as many of V. */
-template <int T, int HB> DEV constexpr int loads() { return T == PRHS_K_F32 ? 4 : 8; }
+/* Rows in flight: fewer where sums take the registers; more warps make up for it. */
+template <int T, int HB> DEV constexpr int loads() { return T == PRHS_K_F32 || HB > 1 ? 4 : 8; }
 
 /* What a warp has seen so far. */
 template <int HB> struct running {
@@ -151,7 +151,7 @@ template <int T, int L, int HB> DEV void attend_heads(const prhs_cu_serve &p, co
     { serve<hb>(p, [&](const job &j, int h0) { attend_heads<T, l, hb>(p, j, h0); }); }
 #define SERVE_HEADS(t, T, l)  \
     SERVE(t, T, l, 1, 4)      \
-    SERVE(t, T, l, 4, 3)
+    SERVE(t, T, l, 4, 4)
 #define SERVE_LANES(t, T)     \
     SERVE_HEADS(t, T, 8)      \
     SERVE_HEADS(t, T, 16)     \

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * attend: partial attention of a row of a unit over a chunk of its set; with finishes, the block that ends a unit's last chunk also
- * merges and ends the unit's rows. A block takes a chunk, its warps take turns over tiles, and their results meet in shared memory.
+ * attend: partial attention of a row of a unit over a chunk of its set. A block takes a chunk, its warps take turns over tiles, and their
+ * results meet in shared memory. (What is merged is left to another kernel: a fence after every chunk costs more than a launch.)
  * serve.cu and serve_mma.cu say how a warp takes a tile.
  */
 #ifndef PRHS_SERVE_CUH
 #define PRHS_SERVE_CUH
 
-#include "finish.cuh"
+#include "common.cuh"
 
 #ifndef WARPS
 #define WARPS 4
@@ -58,7 +58,7 @@ DEV int count_unit(const prhs_k_attend &a, const byte *seqs, byte *ws, int i)
     return sum;
 }
 
-/* Item `item` of unit i. False: no chunk, the unit only waits for its finish. */
+/* Item `item` of unit i. False: no chunk. */
 DEV bool find_job(const prhs_cu_serve &p, int i, int item, job *j)
 {
     const prhs_k_attend &a = p.attend;
@@ -137,49 +137,6 @@ DEV void put_part(const prhs_k_attend &a, const meeting<HB> &m, const float *acc
     }
 }
 
-/*
- * A block's arrivals at the units that it has worked for. What an arrival tells is asked for when the block has done its next chunk: by
- * then the answer is there.
- */
-struct arrivals {
-    int waiting, said; /* unit, < 0: none; what its counter said (thread 0) */
-};
-
-/* All of the block's threads have written their parts and met. */
-DEV void arrive(arrivals *s, int *arrived, int i)
-{
-    s->waiting = i;
-    if (threadIdx.x == 0)
-        s->said = add_released(arrived + i);
-}
-
-/* Apart from the kernel's main part, so that it costs that no registers. */
-DEV_CALL void finish_apart(const prhs_cu_serve &p, int i)
-{
-    finish_unit(p.finish, p.mem, i / p.attend.shape.units, i % p.attend.shape.units, p.pass);
-}
-
-/* Finishes the unit that the block arrived at last, if no other block has yet to come. */
-DEV void settle(const prhs_cu_serve &p, arrivals *s, int *arrived, const int *counts)
-{
-    __shared__ int last;
-    const int i = s->waiting;
-    if (i < 0)
-        return;
-    s->waiting = -1;
-    if (threadIdx.x == 0) {
-        last = s->said == counts[i] - 1;
-        if (last) {
-            arrived[i] = 0;
-            __threadfence();
-        }
-    }
-    __syncthreads();
-    if (last)
-        finish_apart(p, i);
-    __syncthreads();
-}
-
 /* Takes turns over chunks; attend(job, h0) attends with HB heads of the unit from h0 on. */
 template <int HB, class Attend> DEV void serve(const prhs_cu_serve &p, Attend attend)
 {
@@ -188,23 +145,15 @@ template <int HB, class Attend> DEV void serve(const prhs_cu_serve &p, Attend at
     const int units = a.batch.max_seqs * a.shape.units;
     byte *ws = p.mem[PRHS_R_WORK];
     const int *counts = a.work.attend_count_off == PRHS_NONE ? nullptr : INTS(ws, a.work.attend_count_off) + (i64)p.pass * units;
-    int *arrived = INTS(ws, a.work.arrived_off);
-    arrivals s = { -1, 0 };
     grid_begin();
     take_turns(
-        units, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, p.mem[PRHS_R_SEQS], ws, i); },
+        units, counts ? TURNS_EACH : 1, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, p.mem[PRHS_R_SEQS], ws, i); },
         [&](int i, int item) {
             job j;
             if (find_job(p, i, item, &j))
                 for (int h0 = 0; h0 < a.shape.unit_heads; h0 += HB)
                     attend(j, h0);
-            if (!p.finishes)
-                return;
-            settle(p, &s, arrived, counts);
-            arrive(&s, arrived, i);
         });
-    if (p.finishes)
-        settle(p, &s, arrived, counts);
 }
 
 #endif

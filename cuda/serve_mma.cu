@@ -16,8 +16,8 @@ template <int DP, int NT> struct running {
 /* A job, as the block's threads share it. */
 struct order {
     job j;
-    int i, h0;              /* index of the unit in the counts; first head */
-    bool chunk;             /* false: the unit only waits for its finish */
+    int h0;                 /* first head */
+    bool chunk;             /* false: there is none */
     const byte *keys, *values; /* the KV head's first rows */
 };
 
@@ -74,14 +74,13 @@ DEV bool next_order(const prhs_cu_serve &p, turns *t, const int *counts, int *pr
         }
     } else {
         int i, item;
-        if (!turns_next<TURNS_EACH>(
+        if (!turns_next(
                 t, a.batch.max_seqs * a.shape.units, prefix,
                 [&](int k) { return counts ? counts[k] : count_unit(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], k); }, &i, &item))
             return false;
         if (threadIdx.x == 0) {
             o->j.first = o->j.last = 0;
             o->chunk = find_job(p, i, item, &o->j);
-            o->i = i;
             o->h0 = 0;
         }
     }
@@ -218,10 +217,8 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
                             : INTS(ws, a.work.attend_count_off) + (i64)p.pass * a.batch.max_seqs * a.shape.units;
     clear_ring<DP, true>(rings, a.shape.dim);
     grid_begin();
-    turns t = turns_begin<TURNS_EACH>();
+    turns t = turns_begin(counts ? TURNS_EACH : 1);
     starts now, next;
-    int *arrived = INTS(ws, a.work.arrived_off);
-    arrivals s = { -1, 0 };
     int stage = 0, o = 0;
     bool more = next_order<NT * 4>(p, &t, counts, prefix, nullptr, &orders[0], &now);
     if (more && orders[0].chunk)
@@ -237,17 +234,10 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
                 send_first<DP>(mine + stage * r::STAGE, after, next.first, a.shape.dim);
             copy_commit();
         }
-        const bool whole = !it.chunk || it.h0 + NT * 4 >= a.shape.unit_heads;
-        __syncthreads(); /* the order's place is free for the one after the next, and its parts are written */
-        if (p.finishes && whole) {
-            settle(p, &s, arrived, counts);
-            arrive(&s, arrived, it.i);
-        }
+        __syncthreads(); /* the order's place is free for the one after the next */
         now = next;
         o ^= 1;
     }
-    if (p.finishes)
-        settle(p, &s, arrived, counts);
     copy_wait<0>();
 }
 

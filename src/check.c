@@ -91,13 +91,14 @@ prhs_status prhs_check_batch(const prhs_limits *l, const prhs_batch *batch, bool
     return PRHS_OK;
 }
 
-/* Elements up to the last one that the strides reach; UINT64_MAX where a stride is bad. */
+static bool bad_stride(int64_t stride) { return stride < 0 || stride > INT64_C(1) << 40 || stride % 8; }
+
+/* Bytes up to the last element that the strides reach. */
 static uint64_t reach(const prhs_kv *kv, int64_t page, int64_t token, int64_t head, const prhs_k_shape *shape) {
-    const int64_t most = INT64_C(1) << 40;
-    if (page < 0 || token < 0 || head < 0 || page > most || token > most || head > most || page % 8 || token % 8 || head % 8)
-        return UINT64_MAX;
-    return (uint64_t)page * (kv->pages - 1) + (uint64_t)token * (kv->page_size - 1) + (uint64_t)head * (uint64_t)(shape->kv_heads - 1) +
-           (uint64_t)shape->dim;
+    uint64_t end = prhs_reach((uint64_t)head, (uint64_t)shape->kv_heads - 1, (uint64_t)shape->dim);
+    end = prhs_reach((uint64_t)token, kv->page_size - 1, end);
+    end = prhs_reach((uint64_t)page, kv->pages - 1, end);
+    return prhs_reach(end, prhs_dtype_size(kv->dtype), 0);
 }
 
 prhs_status prhs_check_kv(const prhs_limits *l, const prhs_kv *kv, prhs_k_kv *out) {
@@ -108,13 +109,13 @@ prhs_status prhs_check_kv(const prhs_limits *l, const prhs_kv *kv, prhs_k_kv *ou
     if ((status = prhs_check_capacity(log, l->call, "kv.page_size", kv->page_size, 256)) != PRHS_OK ||
         (status = prhs_check_capacity(log, l->call, "kv.pages", kv->pages, INT32_MAX)) != PRHS_OK)
         return status;
+    if (bad_stride(kv->k_page) || bad_stride(kv->k_token) || bad_stride(kv->k_head) || bad_stride(kv->v_page) ||
+        bad_stride(kv->v_token) || bad_stride(kv->v_head))
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: a stride of kv is negative, above 2^40 or no multiple of 8", l->call);
     uint64_t k = reach(kv, kv->k_page, kv->k_token, kv->k_head, &l->shape);
     uint64_t v = reach(kv, kv->v_page, kv->v_token, kv->v_head, &l->shape);
-    if (k == UINT64_MAX || v == UINT64_MAX)
-        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: a stride of kv is negative, above 2^40 or no multiple of 8", l->call);
-    uint64_t element = prhs_dtype_size(kv->dtype);
-    if ((status = prhs_check_mem(l, "kv.k", kv->k, k * element, 16, false)) != PRHS_OK ||
-        (status = prhs_check_mem(l, "kv.v", kv->v, v * element, 16, false)) != PRHS_OK)
+    if ((status = prhs_check_mem(l, "kv.k", kv->k, k, 16, false)) != PRHS_OK ||
+        (status = prhs_check_mem(l, "kv.v", kv->v, v, 16, false)) != PRHS_OK)
         return status;
     *out = (prhs_k_kv){
         .k_off = (prhs_i64)kv->k.offset,
@@ -132,17 +133,23 @@ prhs_status prhs_check_kv(const prhs_limits *l, const prhs_kv *kv, prhs_k_kv *ou
     return PRHS_OK;
 }
 
+void prhs_limit_pages(prhs_k_batch *batch, const prhs_k_kv *kv) {
+    prhs_i64 held = (prhs_i64)batch->page_stride * kv->page_size;
+    if (held < batch->max_kv_len)
+        batch->max_kv_len = (prhs_i32)held;
+}
+
 prhs_status prhs_check_rows(const prhs_limits *l, const char *name, const prhs_rows *rows, uint32_t count, uint32_t heads,
                             prhs_dtype dtype, prhs_k_rows *out) {
     const prhs_log *log = &l->dev->log;
-    const int64_t most = INT64_C(1) << 40;
     int64_t head = rows->head ? rows->head : l->shape.dim, row = rows->row ? rows->row : (int64_t)heads * l->shape.dim;
     if (rows->dtype != dtype)
         return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: %s.dtype is not the one this object was made for", l->call, name);
-    if (head < 0 || row < 0 || head > most || row > most || head % 8 || row % 8)
+    if (bad_stride(head) || bad_stride(row))
         return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: a stride of %s is negative, above 2^40 or no multiple of 8", l->call, name);
-    uint64_t need = (uint64_t)row * (count - 1) + (uint64_t)head * (heads - 1) + (uint64_t)l->shape.dim;
-    prhs_status status = prhs_check_mem(l, name, rows->mem, need * prhs_dtype_size(dtype), 16, false);
+    uint64_t need = prhs_reach((uint64_t)head, heads - 1, (uint64_t)l->shape.dim);
+    need = prhs_reach((uint64_t)row, count - 1, need);
+    prhs_status status = prhs_check_mem(l, name, rows->mem, prhs_reach(need, prhs_dtype_size(dtype), 0), 16, false);
     *out = (prhs_k_rows){ .off = (prhs_i64)rows->mem.offset, .row = row, .head = head, .dtype = (prhs_i32)dtype };
     return status;
 }

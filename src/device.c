@@ -100,6 +100,7 @@ prhs_status prhs_device_get_counters(const prhs_device *device, prhs_counters *c
     counters->waits = __atomic_load_n(&device->counters.waits, __ATOMIC_RELAXED);
     counters->compiles = __atomic_load_n(&device->counters.compiles, __ATOMIC_RELAXED);
     counters->copies = __atomic_load_n(&device->counters.copies, __ATOMIC_RELAXED);
+    counters->generic = __atomic_load_n(&device->counters.generic, __ATOMIC_RELAXED);
     return PRHS_OK;
 }
 
@@ -157,7 +158,8 @@ void prhs_buffer_destroy(prhs_buffer *buffer) {
 size_t prhs_buffer_size(const prhs_buffer *buffer) { return buffer ? buffer->size : 0; }
 
 void *prhs_buffer_host(prhs_buffer *buffer) {
-    return buffer && buffer->dev->backend == &prhs_backend_cpu ? prhs_cpu_buffer_host(buffer) : NULL;
+    bool host = buffer && buffer->dev->backend == &prhs_backend_cpu && buffer->dev->info.caps & PRHS_CAP_HOST_MEM;
+    return host ? prhs_cpu_buffer_host(buffer) : NULL;
 }
 
 prhs_status prhs_queue_create(prhs_device *device, prhs_queue **queue) {
@@ -174,6 +176,7 @@ void prhs_queue_destroy(prhs_queue *queue) {
     if (!queue)
         return;
     prhs_device *dev = queue->dev;
+    prhs_count(&dev->counters.waits);
     dev->backend->queue_finish(queue);
     dev->backend->queue_destroy(queue);
     prhs_device_release(dev);

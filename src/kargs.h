@@ -146,11 +146,10 @@ typedef struct prhs_k_work {
     prhs_i64 mom_off;                     /* f32[max_seqs][heads][score_chunks][2][dim]: sum w(k-c), sum w(k-c)^2 over the
                                              middle, w relative to the chunk's middle maximum; PRHS_NONE without moments */
     prhs_i64 score_stride;                /* floats */
-    prhs_i64 attend_count_off;            /* i32[PRHS_PASSES][max_seqs][units]: chunks of the unit's rows in each attend of the step, at
-                                             least 1 where its finish has to look at the unit; with its neighbours PRHS_NONE where a
-                                             backend, or the ops tier, does not keep them */
+    prhs_i64 attend_count_off;            /* i32[PRHS_PASSES][max_seqs][units]: chunks of the unit's rows in each attend of the step (1
+                                             may stand for none); with its neighbours PRHS_NONE where a backend, or the ops tier, does
+                                             not keep them */
     prhs_i64 score_count_off;             /* i32[max_seqs][units]: chunks to score for retrieval; 0: the unit does not retrieve */
-    prhs_i64 arrived_off;                 /* i32[max_seqs][units]: chunks that are done; 0 between kernels */
     prhs_i64 mark_off;                    /* u32[max_seqs][units][3][PRHS_K_MARK_WORDS(max_kv_len)]: select's bitmaps, with the counts and
                                              where max_kv_len > PRHS_K_MARK_LONG; else PRHS_NONE */
     prhs_i32 chunks, chunk_min;           /* attend: at most `chunks` chunks of at least chunk_min tokens */

@@ -16,7 +16,7 @@ static prhs_i64 take(prhs_i64 *end, bool wanted, prhs_i64 count, prhs_i64 size) 
  * State: a header with the error word; one block a slot (first the unit states of all layers, so that clearing a slot is two fills; then
  * each layer's arrays); then the statistics of all slots, apart, because a fork copies state but not counts.
  */
-static void make_state(const prhs_extent *e, prhs_layout *l) {
+static bool make_state(const prhs_extent *e, prhs_layout *l) {
     const prhs_k_shape *s = &e->shape;
     prhs_k_state *k = &l->state;
     prhs_i64 end = 0;
@@ -38,6 +38,8 @@ static void make_state(const prhs_extent *e, prhs_layout *l) {
     k->list_off = take(&end, e->lists, (prhs_i64)s->units * e->list_cap, 4);
     l->layer = align_up(end, 16) - first;
     k->slot_bytes = align_up(first + l->layer * e->layers, PRHS_ALIGN);
+    if (k->slot_bytes > (INT64_C(1) << 60) / e->max_slots)
+        return false;
     prhs_i64 *offs[] = { &k->head_off, &k->qref_off, &k->moment_off, &k->vsum_off, &k->vcount_off, &k->list_off };
     for (size_t i = 0; i < sizeof offs / sizeof offs[0]; i++)
         if (*offs[i] != PRHS_NONE)
@@ -54,6 +56,7 @@ static void make_state(const prhs_extent *e, prhs_layout *l) {
         k->head_stat_off += l->stats_off;
     }
     l->state_bytes = align_up(l->stats_off + k->stat_slot_bytes * e->max_slots, PRHS_ALIGN);
+    return true;
 }
 
 /* No more chunks than the capacity can fill; the cut of a given length stays the same (see chunking in docs/kernels.md). */
@@ -85,16 +88,17 @@ static void make_work(const prhs_extent *e, prhs_layout *l) {
     w->mom_off = take(&end, e->moments, seqs * s->heads * w->score_chunks * 2 * s->dim, 4);
     w->attend_count_off = take(&end, e->chunking.counts, PRHS_PASSES * seqs * s->units, 4);
     w->score_count_off = take(&end, e->chunking.counts, seqs * s->units, 4);
-    w->arrived_off = take(&end, e->chunking.counts, seqs * s->units, 4);
     w->mark_off = take(&end, e->chunking.counts && e->scores && e->max_kv_len > PRHS_K_MARK_LONG,
                        seqs * s->units * 3 * PRHS_K_MARK_WORDS(e->max_kv_len), 4);
     l->work_bytes = align_up(end, PRHS_ALIGN);
 }
 
-void prhs_layout_make(const prhs_extent *extent, prhs_layout *layout) {
+bool prhs_layout_make(const prhs_extent *extent, prhs_layout *layout) {
     *layout = (prhs_layout){ 0 };
-    make_state(extent, layout);
+    if (!make_state(extent, layout))
+        return false;
     make_work(extent, layout);
+    return true;
 }
 
 static void move(prhs_i64 *off, prhs_i64 by) {
@@ -121,7 +125,7 @@ prhs_k_state prhs_layout_state(const prhs_layout *layout, prhs_i32 layer, uint64
 prhs_k_work prhs_layout_work(const prhs_layout *layout, uint64_t base) {
     prhs_k_work w = layout->work;
     prhs_i64 *offs[] = { &w.set_off, &w.work_off, &w.part_off, &w.part_lse_off, &w.lse_off, &w.score_off, &w.norm_off, &w.mom_off,
-                         &w.attend_count_off, &w.score_count_off, &w.arrived_off, &w.mark_off };
+                         &w.attend_count_off, &w.score_count_off, &w.mark_off };
     for (size_t i = 0; i < sizeof offs / sizeof offs[0]; i++)
         move(offs[i], (prhs_i64)base);
     return w;

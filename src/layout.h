@@ -26,7 +26,8 @@ typedef struct prhs_layout {
     prhs_i64 state_bytes, work_bytes;
 } prhs_layout;
 
-void prhs_layout_make(const prhs_extent *extent, prhs_layout *layout);
+/* false: the state of all slots would not fit into 2^60 bytes. */
+bool prhs_layout_make(const prhs_extent *extent, prhs_layout *layout);
 
 /* The state of one layer, offsets moved by the base of the caller's memory. */
 prhs_k_state prhs_layout_state(const prhs_layout *layout, prhs_i32 layer, uint64_t base);

@@ -45,7 +45,8 @@ static prhs_status resolve(prhs_device *dev, const prhs_ops_params *p, const cha
         .rows = o->limits.decode_rows, .max_kv_len = o->limits.max_kv_len, .list_cap = (prhs_i32)p->list_cap, .lists = true,
         .moments = true, .sums = true, .stats = false, .scores = true, .chunking = o->chunking,
     };
-    prhs_layout_make(&extent, &o->layout);
+    if (!prhs_layout_make(&extent, &o->layout))
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: the capacities together ask for more than 2^60 bytes of state", call);
     return PRHS_OK;
 }
 
@@ -180,6 +181,8 @@ static void check_batch(call *c, const prhs_batch *batch, bool pages) {
 static void check_kv(call *c, const prhs_kv *kv) {
     if (c->status == PRHS_OK)
         c->status = prhs_check_kv(&c->limits, kv, &c->kv);
+    if (c->status == PRHS_OK)
+        prhs_limit_pages(&c->batch, &c->kv);
 }
 
 static prhs_k_rows check_rows(call *c, const char *name, const prhs_rows *rows, uint32_t count, prhs_i32 heads, prhs_dtype dtype) {
@@ -189,10 +192,16 @@ static prhs_k_rows check_rows(call *c, const char *name, const prhs_rows *rows, 
     return out;
 }
 
+static void check_size(call *c, size_t size, size_t known) {
+    if (c->status == PRHS_OK && size != known)
+        c->status = prhs_fail(&c->limits.dev->log, PRHS_ERR_ARGUMENT, "%s: params->size is %zu, this library knows %zu", c->limits.call,
+                              size, known);
+}
+
 /* float32 arrays; returns the offset or PRHS_NONE. */
 static prhs_i64 check_floats(call *c, const char *name, prhs_mem mem, uint64_t count, bool optional) {
     if (c->status == PRHS_OK)
-        c->status = prhs_check_mem(&c->limits, name, mem, count * 4, 4, optional);
+        c->status = prhs_check_mem(&c->limits, name, mem, prhs_reach(count, 4, 0), 4, optional);
     return mem.buffer ? (prhs_i64)mem.offset : PRHS_NONE;
 }
 
@@ -211,7 +220,7 @@ static prhs_k_work check_work(const prhs_ops *ops, call *c, prhs_mem ws) {
     if (c->status == PRHS_OK)
         c->status = prhs_check_mem(&c->limits, "ws", ws, (uint64_t)ops->layout.work_bytes, PRHS_ALIGN, false);
     prhs_k_work w = prhs_layout_work(&ops->layout, ws.offset);
-    w.work_off = w.attend_count_off = w.score_count_off = w.arrived_off = PRHS_NONE;
+    w.work_off = w.attend_count_off = w.score_count_off = PRHS_NONE;
     return w;
 }
 
@@ -296,6 +305,7 @@ prhs_status prhs_op_select(prhs_ops *ops, prhs_queue *queue, const prhs_batch *b
     if (!ops || !queue || !batch || !q || !params)
         return null_argument(ops, "prhs_op_select");
     call c = start(ops, "prhs_op_select", queue);
+    check_size(&c, params->size, sizeof *params);
     check_batch(&c, batch, false);
     check_select(ops, &c, params);
     prhs_op op = { .kind = PRHS_OP_SELECT, .mem = { batch->seqs.buffer, q->mem.buffer, state.buffer, ws.buffer } };
@@ -331,6 +341,7 @@ prhs_status prhs_op_gate(prhs_ops *ops, prhs_queue *queue, const prhs_rows *q, c
     if (!ops || !queue || !q || !params)
         return null_argument(ops, "prhs_op_gate");
     call c = start(ops, "prhs_op_gate", queue);
+    check_size(&c, params->size, sizeof *params);
     const prhs_k_shape s = c.limits.shape;
     if (c.status == PRHS_OK)
         c.status = prhs_check_capacity(&ops->dev->log, "prhs_op_gate", "rows", params->rows, (uint32_t)c.limits.max_rows);
@@ -409,6 +420,7 @@ prhs_status prhs_op_merge(prhs_ops *ops, prhs_queue *queue, const prhs_merge_par
     if (!ops || !queue || !p || !out)
         return null_argument(ops, "prhs_op_merge");
     call c = start(ops, "prhs_op_merge", queue);
+    check_size(&c, p->size, sizeof *p);
     const prhs_log *log = &ops->dev->log;
     const prhs_k_shape s = c.limits.shape;
     if (c.status == PRHS_OK)
@@ -421,8 +433,8 @@ prhs_status prhs_op_merge(prhs_ops *ops, prhs_queue *queue, const prhs_merge_par
         c.status = prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_op_merge: a stride of o is negative or above 2^40");
     if (c.status != PRHS_OK)
         return c.status;
-    const uint64_t reach = (uint64_t)part * (p->parts - 1) + (uint64_t)row * (p->rows - 1) + (uint64_t)head * (uint64_t)(s.heads - 1) +
-                           (uint64_t)s.dim;
+    uint64_t reach = prhs_reach((uint64_t)head, (uint64_t)s.heads - 1, (uint64_t)s.dim);
+    reach = prhs_reach((uint64_t)part, p->parts - 1, prhs_reach((uint64_t)row, p->rows - 1, reach));
     const uint64_t heads = (uint64_t)p->rows * (uint64_t)s.heads;
     prhs_op op = { .kind = PRHS_OP_MERGE, .mem = { p->o.buffer, p->lse.buffer, out->mem.buffer, p->out_lse.buffer } };
     op.args.merge = (prhs_k_merge){

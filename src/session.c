@@ -45,7 +45,8 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
         .moments = s->moments, .sums = s->sums, .stats = true, .scores = s->retrieves || p->audit,
         .chunking = dev->backend->chunking(dev, &key),
     };
-    prhs_layout_make(&extent, &s->layout);
+    if (!prhs_layout_make(&extent, &s->layout))
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: the capacities together ask for more than 2^60 bytes of state", call);
     return PRHS_OK;
 }
 
@@ -117,15 +118,21 @@ static prhs_status clear_all(const prhs_session *s, prhs_queue *queue) {
 static prhs_status check_memory(const prhs_session *s, const char *name, prhs_mem mem, prhs_i64 need) {
     if (mem.buffer && mem.buffer->dev == s->dev && mem.offset % PRHS_ALIGN == 0 &&
         (mem.offset > mem.buffer->size || (uint64_t)need > mem.buffer->size - mem.offset))
-        return prhs_fail(&s->dev->log, PRHS_ERR_MEMORY, "prhs_session_create: %s needs %lld bytes, its buffer has %zu past the offset", name,
-                         (long long)need, mem.offset > mem.buffer->size ? 0 : mem.buffer->size - (size_t)mem.offset);
+        return prhs_fail(&s->dev->log, PRHS_ERR_MEMORY, "prhs_session_create: %s needs %lld bytes, its buffer has %zu past the offset",
+                         name, (long long)need, mem.offset > mem.buffer->size ? 0 : mem.buffer->size - (size_t)mem.offset);
     return prhs_check_mem(&s->limits, name, mem, (uint64_t)need, PRHS_ALIGN, false);
+}
+
+static bool overlap(prhs_mem a, uint64_t a_size, prhs_mem b, uint64_t b_size) {
+    return a.buffer == b.buffer && a.offset < b.offset + b_size && b.offset < a.offset + a_size;
 }
 
 static prhs_status fill_session(prhs_session *s, const prhs_session_params *params, prhs_queue *queue) {
     prhs_status status = check_memory(s, "state", s->state, s->layout.state_bytes);
     if (status == PRHS_OK)
         status = check_memory(s, "workspace", s->work, s->layout.work_bytes);
+    if (status == PRHS_OK && overlap(s->state, (uint64_t)s->layout.state_bytes, s->work, (uint64_t)s->layout.work_bytes))
+        status = prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "prhs_session_create: state and workspace overlap");
     if (status == PRHS_OK)
         status = prhs_check_queue(&s->limits, queue);
     if (status != PRHS_OK)
@@ -203,6 +210,8 @@ static prhs_status check_common(const prhs_limits *l, const prhs_queue *queue, c
         status = prhs_check_batch(l, batch, true, &a->batch);
     if (status == PRHS_OK)
         status = prhs_check_kv(l, kv, &a->kv);
+    if (status == PRHS_OK)
+        prhs_limit_pages(&a->batch, &a->kv);
     a->seqs = batch->seqs.buffer;
     a->pages = batch->pages.buffer;
     a->k_mem = kv->k.buffer;
@@ -345,6 +354,8 @@ static prhs_status transfer(const prhs_session *s, const char *call, const char 
     limits.call = call;
     if ((status = prhs_check_mem(&limits, name, mem, size, 16, false)) != PRHS_OK || size == 0)
         return status;
+    if (overlap(s->state, (uint64_t)s->layout.state_bytes, mem, size))
+        return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "%s: %s lies in the session's own state", call, name);
     const prhs_backend *backend = s->dev->backend;
     return out ? backend->copy(queue, mem.buffer, (size_t)mem.offset, s->state.buffer, slot_at(s, slot), size)
                : backend->copy(queue, s->state.buffer, slot_at(s, slot), mem.buffer, (size_t)mem.offset, size);

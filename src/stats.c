@@ -190,7 +190,7 @@ static prhs_status fault_status(const prhs_session *s) {
         const char *what;
     } faults[] = {
         { PRHS_FAULT_SLOT, "a sequence names a slot that the session does not have" },
-        { PRHS_FAULT_LENGTH, "a sequence's kv_len is below its row_count, negative or above max_kv_len" },
+        { PRHS_FAULT_LENGTH, "a sequence's kv_len is below its row_count, negative, above max_kv_len or past its page table" },
         { PRHS_FAULT_ROWS, "a sequence has more query rows than the step's capacity" },
         { PRHS_FAULT_PAGE, "a page table names a page outside the cache" },
         { PRHS_FAULT_PROMPT, "ETF needs prompt_len, the prompt's final length, in every prompt row's prhs_seq" },

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An engine's own OpenCL objects: its context, queue and buffers are used as they are, stay alive after libprhs is done with them, and every
- * documented error of opencl.h is provoked. Exit status: 0 good, 1 a check failed, 77 no OpenCL device.
+ * An engine's own OpenCL objects: its context, queue and buffers are used as they are, stay alive after libprhs is done with them,
+ * and every documented error of opencl.h is provoked. Exit status: 0 good, 1 a check failed, 77 no OpenCL device.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -122,7 +122,7 @@ static void merge(const engine *e, prhs_device *device, prhs_queue *queue, cl_me
     EXPECT(OK, NULL, prhs_ops_create(device, &p, &ops));
     CHECK(clEnqueueWriteBuffer(e->queue, mem, CL_FALSE, 0, sizeof parts, parts, 0, NULL, NULL) == CL_SUCCESS);
     CHECK(clEnqueueWriteBuffer(e->queue, mem, CL_FALSE, lse_at, sizeof lse, lse, 0, NULL, NULL) == CL_SUCCESS);
-    prhs_merge_params m = { .parts = PARTS, .rows = 1, .o = { buffer, 0 }, .lse = { buffer, lse_at } };
+    prhs_merge_params m = { .size = sizeof m, .parts = PARTS, .rows = 1, .o = { buffer, 0 }, .lse = { buffer, lse_at } };
     prhs_rows rows = { { buffer, out_at }, PRHS_F32, 0, 0 };
     EXPECT(OK, NULL, prhs_op_merge(ops, queue, &m, &rows));
     CHECK(clEnqueueReadBuffer(e->queue, mem, CL_TRUE, out_at, sizeof out, out, 0, NULL, NULL) == CL_SUCCESS);

@@ -180,6 +180,12 @@ static int generate(generation *g, const char *text, size_t size) {
     return interrupted ? 130 : ok ? 0 : 1;
 }
 
+static bool parse_temperature(const char *text, float *out) {
+    char *end;
+    *out = strtof(text, &end);
+    return end != text && !*end && *out >= 0.0f;
+}
+
 static int parse(generation *g, int argc, char **argv, bool *file) {
     enum { MODEL = 256, DEVICE, POLICY, KV, TEMPERATURE, SEED, FILE_, IDS, STATS, VERBOSE };
     static const struct option options[] = {
@@ -195,7 +201,7 @@ static int parse(generation *g, int argc, char **argv, bool *file) {
         case POLICY: g->policy_text = optarg; break;
         case KV: ok = parse_kv(optarg, &g->common); break;
         case 'n': ok = parse_u32(optarg, &g->count) && g->count > 0; break;
-        case TEMPERATURE: g->temperature = strtof(optarg, NULL); break;
+        case TEMPERATURE: ok = parse_temperature(optarg, &g->temperature); break;
         case SEED: ok = parse_u32(optarg, &g->seed); break;
         case FILE_: *file = true; break;
         case IDS: g->ids = true; break;

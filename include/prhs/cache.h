@@ -25,7 +25,10 @@ typedef struct prhs_kv {
     int64_t v_page, v_token, v_head;
 } prhs_kv;
 
-/** Fills strides for K and V of [pages][page_size][kv_heads][dim] (NHD) or [pages][kv_heads][page_size][dim] (HND). Pure. */
+/**
+ * Fills strides for K and V of [pages][page_size][kv_heads][dim] (NHD) or [pages][kv_heads][page_size][dim] (HND), each contiguous;
+ * kv->page_size must be set. NULL is allowed. Pure.
+ */
 PRHS_API void prhs_kv_strides_nhd(prhs_kv *kv, uint32_t kv_heads, uint32_t dim);
 PRHS_API void prhs_kv_strides_hnd(prhs_kv *kv, uint32_t kv_heads, uint32_t dim);
 
@@ -41,10 +44,10 @@ typedef struct prhs_batch {
     prhs_mem seqs;           /**< prhs_seq[max_seqs] */
     prhs_mem pages;          /**< int32[max_seqs][page_stride]: page table, by index in `seqs` */
     uint32_t max_seqs;
-    uint32_t page_stride;    /**< entries a sequence */
+    uint32_t page_stride;    /**< entries a sequence; a kv_len beyond what they hold is bad data, as one beyond max_kv_len */
     uint32_t max_rows;       /**< query rows of all sequences together, at most */
     uint32_t decode_rows;    /**< query rows of one decoding sequence, at most (1 without speculation) */
-    uint32_t kinds;          /**< PRHS_HAS_*: what may be present; what is not named here is skipped */
+    uint32_t kinds;          /**< PRHS_HAS_*: which entries may occur; kernels that only the others need are not launched */
 } prhs_batch;
 
 #define PRHS_HAS_DECODE 1u   /**< sequences without flags */

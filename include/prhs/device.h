@@ -29,7 +29,9 @@ typedef enum prhs_caps {
     PRHS_CAP_HOST_MEM = 1 << 2, /**< device buffers are host memory; prhs_buffer_host() works */
     PRHS_CAP_TENSOR = 1 << 3,   /**< tensor cores for prompts (cuda backend) */
     PRHS_CAP_SM90 = 1 << 4,     /**< machine code for compute capability 9.0; without it such a device compiles the PTX for 8.0 */
-    PRHS_CAP_OVERLAP = 1 << 5   /**< a kernel starts while the one before it ends (programmatic dependent launch) */
+    PRHS_CAP_OVERLAP = 1 << 5,  /**< a kernel starts while the one before it ends (programmatic dependent launch) */
+    PRHS_CAP_AVX2 = 1 << 8,     /**< cpu backend: inner loops for AVX2, FMA and F16C */
+    PRHS_CAP_AVX512 = 1 << 9    /**< cpu backend: inner loops for AVX-512 (F, BW, DQ, VL) */
 } prhs_caps;
 #define PRHS_CAPS_ALL 0xffffffffu
 
@@ -69,13 +71,14 @@ typedef struct prhs_device_params {
 } prhs_device_params;
 #define PRHS_DEVICE_PARAMS_INIT { sizeof(prhs_device_params), PRHS_BACKEND_ANY, 0, PRHS_CAPS_ALL, 0, NULL }
 
-/** Calls that libprhs itself made on a device since it was opened; a warm decode step adds to `launches` only. */
+/** Calls that libprhs itself made on a device since it was opened; a warm decode step adds to `launches` and `generic` only. */
 typedef struct prhs_counters {
     uint64_t launches;     /**< kernels enqueued */
     uint64_t allocations;  /**< device buffers and host blocks */
     uint64_t waits;        /**< times the host waited for the device */
     uint64_t compiles;     /**< programs built from source or loaded from the cache */
     uint64_t copies;       /**< reads, writes, copies and fills */
+    uint64_t generic;      /**< of the launches: on the path "generic", that any device can run (see prhs_ops_get_paths()) */
 } prhs_counters;
 
 /**

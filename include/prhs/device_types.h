@@ -33,7 +33,8 @@ typedef int64_t prhs_i64;
  * place between steps, also under a captured graph: the library reads it on the device only.
  */
 typedef struct prhs_seq {
-    prhs_i32 slot;        /**< session slot (state and statistics), < 0: this entry is idle. Ops: the row of the list arrays */
+    prhs_i32 slot;        /**< session slot (state and statistics), < 0: this entry is idle. Ops: the row of the state arrays.
+                               A slot appears at most once a step, and the rows of two entries do not overlap */
     prhs_i32 row_begin;   /**< index of the sequence's first query row among the step's rows */
     prhs_i32 row_count;   /**< query rows; 0: idle */
     prhs_i32 kv_len;      /**< cached tokens after this step's rows were appended; row i has position kv_len - row_count + i */

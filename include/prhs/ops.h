@@ -27,13 +27,15 @@ typedef struct prhs_ops_params {
     uint32_t max_slots;    /**< rows of the state arrays; prhs_seq.slot is below this */
     uint32_t list_cap;     /**< runs a list holds */
     uint32_t per_head;     /**< 1: a selection unit is a query head; 0: a KV head */
-    prhs_dtype kv_dtype, q_dtype, out_dtype;
+    prhs_dtype kv_dtype;   /**< of the cache */
+    prhs_dtype q_dtype;    /**< of queries and of K/V rows to append: float32 or kv_dtype */
+    prhs_dtype out_dtype;  /**< of outputs: float32 or kv_dtype */
 } prhs_ops_params;
 #define PRHS_OPS_PARAMS_INIT { sizeof(prhs_ops_params), { 0, 0, 0, 0.0f }, 0, 0, 1, 0, 0, 0, 0, PRHS_F16, PRHS_F32, PRHS_F32 }
 
 /**
- * Where the arrays lie. `state` is indexed by slot: the array of slot i begins at i * slot_bytes + its offset. `workspace` is indexed by the
- * batch's entry. All offsets are bytes. The engine may read and write these arrays with kernels of its own.
+ * Where the arrays lie. `state` is indexed by slot: the array of slot i begins at i * slot_bytes + its offset. `workspace` is
+ * indexed by the batch's entry. All offsets are bytes. The engine may read and write these arrays with kernels of its own.
  */
 typedef struct prhs_ops_layout {
     uint64_t state_bytes, slot_bytes;
@@ -56,7 +58,7 @@ PRHS_API prhs_status prhs_ops_get_layout(prhs_device *device, const prhs_ops_par
 /** The kernels that an op takes on a device. Strings are static. */
 typedef struct prhs_op_path {
     const char *op;    /**< its name in docs/kernels.md */
-    const char *path;  /**< "cpu", "wide" or "generic"; NULL: none, this shape cannot run there */
+    const char *path;  /**< "cpu"; OpenCL: "wide" or "generic"; CUDA: "tensor ..." or "simt ..."; NULL: none, this shape cannot run there */
     const char *why;   /**< what decided it */
 } prhs_op_path;
 
@@ -72,16 +74,23 @@ PRHS_API prhs_status prhs_ops_create(prhs_device *device, const prhs_ops_params 
 PRHS_API void prhs_ops_destroy(prhs_ops *ops);
 
 /*
- * Every call below returns PRHS_ERR_ARGUMENT for NULL, a capacity above the ops', a dtype, page size or stride they were not made
- * for, or a range that leaves its buffer; PRHS_ERR_DRIVER where the driver refuses a launch. `state` and `ws` (workspace)
- * are memory of at least the layout's sizes, at offsets that are multiples of 256.
+ * Every call below returns PRHS_ERR_ARGUMENT for NULL, a struct of another size, a capacity above the ops', a dtype, page size or stride
+ * they were not made for, or a range that leaves its buffer; PRHS_ERR_DRIVER where the driver refuses a launch. `state` and `ws`
+ * (workspace) are memory of at least the layout's sizes, at offsets that are multiples of 256. Sets and lists that the engine writes
+ * itself must name cached positions, ascending, each once, and no more runs than list_cap: they are not checked.
  */
 
-/** K/V rows [rows][H_kv][D] into the cache, then the value sums (state.buffer NULL: none). k and v absent: sums only. */
+/**
+ * K/V rows [max_rows][H_kv][D] into the cache, then the value sums (state.buffer NULL: none): of prompts and seeds all cached rows, of
+ * decoding entries those up to their first row. k and v NULL: sums only.
+ */
 PRHS_API prhs_status prhs_op_append(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, const prhs_rows *k,
                                     const prhs_rows *v, prhs_mem state);
 
-/** sign 1: value sums rebuilt over rows [0, kv_len) of the cache; sign -1: rows at and past kv_len leave them, exactly. */
+/**
+ * sign 1: value sums rebuilt over rows [0, kv_len) of the cache; sign -1: rows at and past kv_len leave them, exactly: their pages
+ * must still be in the table. The batch names slots and lengths (row_count is ignored).
+ */
 PRHS_API prhs_status prhs_op_range_sum(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, int sign,
                                        prhs_mem state);
 
@@ -92,13 +101,15 @@ PRHS_API prhs_status prhs_op_range_sum(prhs_ops *ops, prhs_queue *queue, const p
 PRHS_API prhs_status prhs_op_score(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, const prhs_rows *q,
                                    int full, int moments, prhs_mem ws);
 
-/** How to select. */
+/** How to select. Start from PRHS_SELECT_PARAMS_INIT. */
 typedef struct prhs_select_params {
+    size_t size;           /**< sizeof(prhs_select_params) */
     uint32_t k;            /**< tokens, 1 ... list_cap * granularity */
     uint32_t granularity;  /**< tokens a run, >= 1 */
     uint32_t dilate_m, dilate_back, dilate_ahead;
     prhs_join join;        /**< SUM or MAX */
 } prhs_select_params;
+#define PRHS_SELECT_PARAMS_INIT { sizeof(prhs_select_params), 0, 1, 0, 0, 0, PRHS_JOIN_SUM }
 
 /** Top-k of the middle for units in mode RETRIEVE: completes their sets, writes lists, reference queries and L_D. */
 PRHS_API prhs_status prhs_op_select(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_rows *q,
@@ -108,8 +119,9 @@ PRHS_API prhs_status prhs_op_select(prhs_ops *ops, prhs_queue *queue, const prhs
 PRHS_API prhs_status prhs_op_moments(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, prhs_mem state,
                                      prhs_mem ws);
 
-/** Arrays of the stand-alone gate, all float32 and contiguous. */
+/** Arrays of the stand-alone gate, all float32 and contiguous. Start from PRHS_GATE_PARAMS_INIT. */
 typedef struct prhs_gate_params {
+    size_t size;           /**< sizeof(prhs_gate_params) */
     uint32_t rows;         /**< query rows */
     prhs_mem queries;      /**< [rows][H][D], the references */
     prhs_mem moments;      /**< [rows][H][2][D] */
@@ -118,8 +130,10 @@ typedef struct prhs_gate_params {
     prhs_mem cosine;       /**< out: [rows][H] */
     prhs_mem delta;        /**< out: [rows][H], estimated dropped mass (an estimate, never a bound) */
 } prhs_gate_params;
+#define PRHS_GATE_PARAMS_INIT \
+    { sizeof(prhs_gate_params), 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 } }
 
-/** Cosine and estimated dropped mass of queries against references. The verdict is the caller's. */
+/** Cosine and estimated dropped mass of queries [rows][H][D] against references. The verdict is the caller's. */
 PRHS_API prhs_status prhs_op_gate(prhs_ops *ops, prhs_queue *queue, const prhs_rows *q, const prhs_gate_params *params);
 
 /**
@@ -136,14 +150,16 @@ PRHS_API prhs_status prhs_op_attend(prhs_ops *ops, prhs_queue *queue, const prhs
 PRHS_API prhs_status prhs_op_prefill(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, const prhs_rows *q,
                                      const prhs_policy *policy, uint32_t layers, uint32_t layer, const prhs_rows *out, prhs_mem lse);
 
-/** Partial results over disjoint sets of tokens, e.g. from several devices. */
+/** Partial results over disjoint sets of tokens, e.g. from several devices. Start from PRHS_MERGE_PARAMS_INIT. */
 typedef struct prhs_merge_params {
+    size_t size;                   /**< sizeof(prhs_merge_params) */
     uint32_t parts, rows;
     prhs_mem o;                    /**< float32: element (p, r, h, d) at o + (p * part + r * row + h * head + d) elements */
     int64_t part, row, head;       /**< strides in elements; all 0: contiguous [parts][rows][H][D] */
     prhs_mem lse;                  /**< float32[parts][rows][H]; -inf: an empty part */
     prhs_mem out_lse;              /**< float32[rows][H]; buffer NULL: not wanted */
 } prhs_merge_params;
+#define PRHS_MERGE_PARAMS_INIT { sizeof(prhs_merge_params), 0, 0, { NULL, 0 }, 0, 0, 0, { NULL, 0 }, { NULL, 0 } }
 
 /** Merges parts in order into out [rows][H][D]. No part with tokens: output 0, log-sum-exp -inf. */
 PRHS_API prhs_status prhs_op_merge(prhs_ops *ops, prhs_queue *queue, const prhs_merge_params *params, const prhs_rows *out);

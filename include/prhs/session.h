@@ -70,8 +70,11 @@ typedef struct prhs_step {
     prhs_rows out;      /**< [max_rows][H][D]; rows of idle, seeding and frozen (ETF) entries are not written */
     prhs_mem lse;       /**< float32[max_rows][H], natural log-sum-exp of the attended scores; buffer NULL: not wanted */
 } prhs_step;
-#define PRHS_STEP_INIT { sizeof(prhs_step), 0, { { NULL, 0 }, { NULL, 0 }, 0, 0, 0, 0, 0 }, { PRHS_F16, 0, 0, { NULL, 0 }, { NULL, 0 }, 0, 0, 0, 0, 0, 0 }, \
-    { { NULL, 0 }, PRHS_F32, 0, 0 }, { { NULL, 0 }, PRHS_F32, 0, 0 }, { { NULL, 0 }, PRHS_F32, 0, 0 }, { { NULL, 0 }, PRHS_F32, 0, 0 }, { NULL, 0 } }
+#define PRHS_STEP_INIT \
+    { sizeof(prhs_step), 0, { { NULL, 0 }, { NULL, 0 }, 0, 0, 0, 0, 0 }, \
+      { PRHS_F16, 0, 0, { NULL, 0 }, { NULL, 0 }, 0, 0, 0, 0, 0, 0 }, \
+      { { NULL, 0 }, PRHS_F32, 0, 0 }, { { NULL, 0 }, PRHS_F32, 0, 0 }, { { NULL, 0 }, PRHS_F32, 0, 0 }, \
+      { { NULL, 0 }, PRHS_F32, 0, 0 }, { NULL, 0 } }
 
 /**
  * Enqueues append, selection and attention of one layer for a batch of decode rows, verification runs, prompt chunks and seeds.
@@ -135,7 +138,10 @@ typedef struct prhs_mass {
     uint64_t count;  /**< head-steps in the mean */
 } prhs_mass;
 
-/** Sums over layers, units and (slot PRHS_ALL_SLOTS) slots, since the slots were reset. Counts are unit-steps of first rows. */
+/**
+ * Sums over layers, units and (slot PRHS_ALL_SLOTS) slots, since the slots were reset. Counts are unit-steps of first rows. The
+ * policy's first `dense_layers` layers keep no books: they are in no count.
+ */
 typedef struct prhs_stats {
     size_t size;             /**< sizeof(prhs_stats) */
     uint64_t steps;          /**< all unit-steps */
@@ -162,15 +168,22 @@ typedef struct prhs_stats {
 /** A request for statistics: made by the caller, filled asynchronously. Thread-safety: one thread at a time. */
 typedef struct prhs_stats_request prhs_stats_request;
 
-/** Creates a request for a session (host memory and an event; not on the decode path). Errors: ARGUMENT, MEMORY. */
+/**
+ * Creates a request for a session (host memory and an event; not on the decode path); the caller owns it and destroys it before the
+ * session. PRHS_ERR_ARGUMENT: NULL. PRHS_ERR_MEMORY.
+ */
 PRHS_API prhs_status prhs_stats_request_create(prhs_session *session, prhs_stats_request **request);
 /** Destroys a request that is not in flight; NULL is allowed. */
 PRHS_API void prhs_stats_request_destroy(prhs_stats_request *request);
-/** Enqueues a copy of the counters as they will be at this point of the queue; never waits. PRHS_ERR_STATE: still in flight. */
+/**
+ * Enqueues a copy of the counters as they will be at this point of the queue; never waits. PRHS_ERR_STATE: still in flight.
+ * PRHS_ERR_ARGUMENT: NULL, or a queue of another device. PRHS_ERR_DRIVER: the driver refused.
+ */
 PRHS_API prhs_status prhs_stats_request_enqueue(prhs_stats_request *request, prhs_queue *queue);
 /**
  * Adds up what arrived, for one slot and layer or for all of them. Never waits: PRHS_NOT_READY until the copy is there.
  * PRHS_ERR_ARGUMENT: NULL, slot or layer out of range, stats->size unknown. PRHS_ERR_STATE: nothing was enqueued.
+ * PRHS_ERR_DRIVER: the device failed on the way.
  */
 PRHS_API prhs_status prhs_stats_request_get(prhs_stats_request *request, uint32_t slot, uint32_t layer, prhs_stats *stats);
 
@@ -204,7 +217,7 @@ PRHS_API uint32_t prhs_session_units(const prhs_session *session);
  * Asks for faults that the device found (bad slots, lengths, page ids; ETF without a prompt length) without a wait: enqueues a
  * look at this point of `queue` and reports what the previous look saw. PRHS_OK: nothing bad so far. PRHS_NOT_READY: the first
  * look is still in flight. PRHS_ERR_DATA: the sentence says what was bad; the fault stays until the session is destroyed.
- * PRHS_ERR_ARGUMENT: NULL.
+ * PRHS_ERR_ARGUMENT: NULL, or a queue of another device. PRHS_ERR_DRIVER: the device failed, or the driver refused.
  */
 PRHS_API prhs_status prhs_session_poll(prhs_session *session, prhs_queue *queue);
 

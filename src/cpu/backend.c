@@ -33,11 +33,12 @@ static void read_name(char *name, size_t size) {
         fclose(file);
 }
 
-static void describe(prhs_device_info *info) {
+/* What there is of the capabilities in `mask`. */
+static void describe(prhs_device_info *info, uint32_t mask) {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     memset(info, 0, sizeof *info);
     info->backend = PRHS_BACKEND_CPU;
-    info->caps = PRHS_CAP_THREADS | PRHS_CAP_HOST_MEM;
+    info->caps = (PRHS_CAP_THREADS | PRHS_CAP_HOST_MEM | prhs_cpu_lanes_caps()) & mask;
     info->compute_units = cores > 0 ? (uint32_t)cores : 1;
 #ifdef _SC_PHYS_PAGES
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
@@ -45,13 +46,13 @@ static void describe(prhs_device_info *info) {
 #endif
     read_name(info->name, sizeof info->name);
     snprintf(info->driver, sizeof info->driver, "%s", PRHS_VERSION_STRING);
-    snprintf(info->platform, sizeof info->platform, "libprhs cpu (%s)", prhs_cpu_lanes_pick()->name);
+    snprintf(info->platform, sizeof info->platform, "libprhs cpu (%s)", prhs_cpu_lanes_pick(info->caps)->name);
 }
 
 static size_t cpu_enumerate(prhs_device_info *infos, size_t cap, const prhs_log *log) {
     (void)log;
     if (cap > 0)
-        describe(infos);
+        describe(infos, PRHS_CAPS_ALL);
     return 1;
 }
 
@@ -59,15 +60,14 @@ static prhs_status cpu_open(const prhs_device_params *params, const prhs_log *lo
     if (params->index != 0)
         return prhs_fail(log, PRHS_ERR_NO_DEVICE, "the cpu backend has one device, no device %u", (unsigned)params->index);
     prhs_device_info info;
-    describe(&info);
-    info.caps &= params->caps_mask;
+    describe(&info, params->caps_mask);
     uint32_t threads = params->threads ? params->threads : info.compute_units;
     if (!(info.caps & PRHS_CAP_THREADS))
         threads = 1;
     prhs_cpu_device *cpu = calloc(1, sizeof *cpu);
     if (!cpu)
         return prhs_fail(log, PRHS_ERR_MEMORY, "no memory for a cpu device");
-    cpu->lanes = prhs_cpu_lanes_pick();
+    cpu->lanes = prhs_cpu_lanes_pick(info.caps);
     if (threads > 1) {
         cpu->pool = prhs_cpu_pool_create(threads, cpu->lanes);
         if (!cpu->pool) {
@@ -140,7 +140,7 @@ static void cpu_queue_destroy(prhs_queue *queue) {
 }
 
 static prhs_status cpu_queue_finish(prhs_queue *queue) {
-    prhs_count(&queue->dev->counters.waits);
+    (void)queue;
     return PRHS_OK;
 }
 

@@ -146,7 +146,7 @@ static void end_retrieval(task *k) {
         prhs_head_ref *head = prhs_cpu_head(&k->a->state, k->state, k->e->slot, k->first + j);
         float l = head->l_dropped;
         k->x->delta[j] = l == -INFINITY ? 0.0f : prhs_cpu_sigmoid(l - k->x->lse[j]);
-        head->delta = k->x->delta[j];
+        head->delta = head->delta_last = k->x->delta[j];
     }
     if (k->e->flags & PRHS_SEQ_SEED) {
         k->work[0] = PRHS_WORK_NONE;

@@ -7,6 +7,8 @@
 #ifndef PRHS_CPU_LANES_H
 #define PRHS_CPU_LANES_H
 
+#include <stdint.h>
+
 #define PRHS_CPU_TILE 64 /* K/V rows, and prompt query lanes, that are handled together */
 #define PRHS_CPU_PAD(dim) (((dim) + 15) & ~15)
 #define PRHS_CPU_LOWEST (-3e38f) /* where running maxima start: finite, so that -inf - max is no NaN */
@@ -50,7 +52,9 @@ typedef struct prhs_cpu_lanes {
 
 extern const prhs_cpu_lanes prhs_cpu_lanes_base, prhs_cpu_lanes_avx2, prhs_cpu_lanes_avx512;
 
-/* The best table that this processor runs. */
-const prhs_cpu_lanes *prhs_cpu_lanes_pick(void);
+/* The PRHS_CAP_* of this processor that a table is made for. */
+uint32_t prhs_cpu_lanes_caps(void);
+/* The best table for these capabilities. */
+const prhs_cpu_lanes *prhs_cpu_lanes_pick(uint32_t caps);
 
 #endif

@@ -44,9 +44,8 @@ static size_t together(const prhs_op *ops, size_t n, launch *l, const prhs_op **
     if (!next)
         return 1;
     const bool prepares = ops[0].kind == PRHS_OP_APPEND && next->kind == PRHS_OP_PLAN && ops[0].args.append.batch.rows <= PREPARE_ROWS;
-    const bool serves = ops[0].kind == PRHS_OP_ATTEND && next->kind == PRHS_OP_FINISH;
     const bool retrieves = ops[0].kind == PRHS_OP_SELECT && next->kind == PRHS_OP_MOMENTS;
-    if (!(prepares || serves || retrieves) || !add_mems(l, next))
+    if (!(prepares || retrieves) || !add_mems(l, next))
         return 1;
     if (prepares)
         *leader = next;
@@ -67,12 +66,8 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
         return sizeof l->prepare;
     case PRHS_OP_ATTEND:
         l->serve.attend = leader->args.attend;
-        if (count > 1)
-            l->serve.finish = ops[1].args.finish;
-        else
-            memset(&l->serve.finish, 0, sizeof l->serve.finish);
-        l->serve.finishes = count > 1;
         l->serve.pass = pass;
+        l->serve.reserved = 0;
         return sizeof l->serve;
     case PRHS_OP_SELECT:
         l->retrieve.select = leader->args.select;

@@ -169,7 +169,8 @@ prhs_status prhs_cl_open_device(cl_platform_id platform, cl_device_id id, uint32
 
 prhs_status prhs_cl_open(const prhs_device_params *params, const prhs_log *log, prhs_device **dev) {
     if (!prhs_cl_load(log))
-        return prhs_fail(log, PRHS_ERR_NO_DEVICE, "prhs_device_open: there is no usable libOpenCL.so.1; install an OpenCL loader and driver");
+        return prhs_fail(log, PRHS_ERR_NO_DEVICE,
+                         "prhs_device_open: there is no usable libOpenCL.so.1; install an OpenCL loader and driver");
     search s = { .index = params->index };
     uint32_t count = walk(match, &s);
     if (!s.found)

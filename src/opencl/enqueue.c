@@ -83,6 +83,8 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *op) {
     pthread_mutex_unlock(&v->lock);
     if (status == PRHS_OK)
         prhs_count(&dev->head.counters.launches);
+    if (status == PRHS_OK && v->flavour == PRHS_CL_GENERIC)
+        prhs_count(&dev->head.counters.generic);
     return status;
 }
 

@@ -11,4 +11,6 @@ static void preset(uint32_t layers, prhs_policy *policy) {
     policy->residual = PRHS_RESIDUAL_MEAN;
 }
 
-const prhs_policy_entry prhs_policy_cis_mass = { "cis-mass", "shares lists while their dropped mass holds; the rest is summarised", preset };
+const prhs_policy_entry prhs_policy_cis_mass = {
+    "cis-mass", "shares lists while their dropped mass holds; the rest is summarised", preset
+};

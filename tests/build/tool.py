@@ -68,6 +68,7 @@ def main():
     for words, status, text in [
             ([], 2, "usage: prhs COMMAND"), (["--help"], 0, "usage: prhs COMMAND"), (["nonsense"], 2, "no command 'nonsense'"),
             (["info", "--help"], 0, "usage: prhs info"), (["info", "--shape", "x"], 2, "three numbers"),
+            (["info", "--shape", "9,3,64x"], 2, "three numbers"),
             (["verify", "--help"], 0, "usage: prhs verify"), (["verify", "--backend", "abacus"], 2, "no backend 'abacus'"),
             (["verify", "--backend", "cpu", "--device", "7"], 77, "'prhs info' lists"),
             (["verify", "--seed", "-1"], 2, "--seed takes a number"), (["bench", "--help"], 0, "usage: prhs bench"),
@@ -89,6 +90,7 @@ def main():
                  ("decode steps, by layer", "cis, rho 1/16, single tokens")]:
         check(name in names, f"bench reports {name[1]}")
     check(all(row["median_s"] > 0 for row in document["rows"]), "every row has a time")
+    check(all(row["of_read"] > 0 and row["of_copy"] > 0 for row in document["rows"] if "bytes" in row), "rates beside the memory's own")
     check("start_cold_session_s" in document and document.get("read_bytes_per_second", 0) > 0, "start-up and the memory's speed")
     peers(document)
 

@@ -128,4 +128,4 @@ static void run(t_ctx *t, int row) {
     t_cache_check(t, &b->cache, "value sums");
 }
 
-const t_group t_group_append = { "append", 26, 10, t_case_name, run };
+const t_group t_group_append = { "append", 27, 10, t_case_name, run };

@@ -47,6 +47,7 @@ const t_case t_cases[] = {
     { "zeros of both signs", S_G1_D32, SUM, D_ZERO, NHD, 1, 1, 24, 4, 8, 0, 0, 0, { 300, 40, 37, 36, 0, 129, 64 } },
     { "runs of 24", S_G1_D32, SUM, D_NORMAL, ONE, 1, 24, 72, 4, 8, 0, 0, 0, { 300, 60, 59, 58, 0, 129, 64 } },
     { "more than the smallest chunks", S_G1_D32, SUM, D_NORMAL, P256, 1, 1, 500, 4, 8, 0, 0, 0, { 20001, 37, 0, 16400, 0, 16385, 16384 } },
+    { "a head of -inf alone", S_G3_D64, SUM, D_DEAD, NHD, 1, 1, 24, 4, 8, 0, 0, 0, { 300, 40, 37, 36, 0, 129, 64 } },
 };
 const int t_case_count = sizeof t_cases / sizeof *t_cases, t_case_quick = 10;
 
@@ -73,8 +74,10 @@ static void plant(const t_case *c, const t_shape *sh, int32_t j, int32_t len, fl
         if (c->data == D_ZERO && j % 7) /* with positive queries: products that underflow to zeros of one sign */
             for (uint32_t d = 0; d < sh->dim; d++)
                 k[d] = copysignf(1e-30f * k[d], j % 2 ? 1.0f : -1.0f);
-        if (c->data == D_NAN && (j == 4 || j == 33))
+        if ((c->data == D_NAN && (j == 4 || j == 33)) || (c->data == D_HUGE && j == 33)) /* huge: often with a weight of 0 */
             v[h * sh->dim + 1] = NAN;
+        if (c->data == D_DEAD)
+            k[0] = fabsf(k[0]) + 0.25f;
         if (c->data == D_TINY)
             for (uint32_t d = 0; d < sh->dim; d++)
                 k[d] *= 1e-3f;
@@ -127,6 +130,8 @@ static void fill_queries(t_ctx *t, t_bench *b) {
     if (b->c->data == D_INF) /* -inf or +inf scores: heads of one sign each */
         for (size_t i = 0; i < n; i += b->sh->dim)
             b->Q[i] = fabsf(b->Q[i]) + 0.5f;
+    for (size_t i = 0; b->c->data == D_DEAD && i < n; i += (size_t)b->group * b->sh->dim)
+        b->Q[i] = -INFINITY; /* the first head of each group scores -inf against every key */
     for (size_t i = 0; b->c->data == D_ZERO && i < n; i++)
         b->Q[i] = fabsf(b->Q[i]);
     b->q = t_rows_new(t, b->sh->q, b->max_rows, b->sh->heads, b->sh->dim, b->c->layout.pad);

@@ -201,6 +201,8 @@ static void masks(t_ctx *t, int row) {
     T_OK(t, prhs_device_get_info(dev, &info));
     T_OK(t, prhs_device_close(dev));
     T_CHECK(t, info.caps == 0, "with PRHS_CAPS=0 the capabilities are %#x", (unsigned)info.caps);
+    T_CHECK(t, t->info.backend != PRHS_BACKEND_CPU || strstr(info.platform, "(base)"), "with PRHS_CAPS=0 the inner loops are those of %s",
+            info.platform);
 }
 
 static const struct d_row {

@@ -91,15 +91,17 @@ static void make_ops(t_ctx *t, t_env *e) {
     uint32_t n = ENV_ROWS * shape->heads, d = shape->dim;
     prhs_mem floats = t_buffer(t, 8u * n * d * 4).mem;
     T_OK(t, prhs_queue_fill(e->queue, floats, 0, 8u * n * d * 4));
-    e->select = (prhs_select_params){ 8, 1, 0, 0, 0, PRHS_JOIN_SUM };
-    e->gate = (prhs_gate_params){ ENV_ROWS,
+    e->select = (prhs_select_params)PRHS_SELECT_PARAMS_INIT;
+    e->select.k = 8;
+    e->gate = (prhs_gate_params){ sizeof e->gate,
+                                  ENV_ROWS,
                                   floats,
                                   t_at(floats, 4u * n * d),
                                   t_at(floats, 12u * n * d),
                                   t_at(floats, 16u * n * d),
                                   t_at(floats, 20u * n * d),
                                   t_at(floats, 24u * n * d) };
-    e->merge = (prhs_merge_params){ 2, ENV_ROWS, floats, 0, 0, 0, t_at(floats, 12u * n * d), t_at(floats, 16u * n * d) };
+    e->merge = (prhs_merge_params){ sizeof e->merge, 2, ENV_ROWS, floats, 0, 0, 0, t_at(floats, 12u * n * d), t_at(floats, 16u * n * d) };
     e->sign = 1;
 }
 
@@ -123,6 +125,7 @@ static void make_session(t_ctx *t, t_env *e) {
     prhs_mem state = t_buffer(t, e->sizes.state).mem, ws = t_buffer(t, e->sizes.workspace).mem;
     T_OK(t, prhs_session_create(e->dev, &p, e->queue, state, ws, &e->session));
     t_own(t, T_SESSION, e->session, 0);
+    e->own_state = state;
     e->state = t_buffer(t, e->sizes.state).mem;
     e->ws = t_buffer(t, e->sizes.workspace).mem;
     prhs_step step = PRHS_STEP_INIT;

@@ -48,6 +48,7 @@ typedef struct t_env {
     prhs_session_params session_params;
     prhs_session_sizes sizes;
     prhs_session *session;
+    prhs_mem own_state; /* of the session */
     prhs_mem state, ws; /* of a second session that a case may make */
     prhs_step step;
     prhs_mem blob_mem;

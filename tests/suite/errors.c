@@ -170,6 +170,20 @@ static void run_table(t_ctx *t) {
     T_CHECK(t, t->sentences == 0, "a valid step after the refused calls logged: %s", t->sentence);
 }
 
+/* A buffer that lacks the last byte of what a call needs. */
+static void run_last_byte(t_ctx *t, t_env *e) {
+    prhs_step step = e->step;
+    uint64_t need = step.batch.max_seqs * sizeof(prhs_seq);
+    step.batch.seqs.offset = 0;
+    T_OK(t, prhs_buffer_create(e->dev, need - 1, &step.batch.seqs.buffer));
+    t_own(t, T_FOREIGN, step.batch.seqs.buffer, 0);
+    T_STATUS(t, PRHS_ERR_ARGUMENT, prhs_session_step(e->session, e->queue, &step));
+    T_CHECK(t, strstr(t->sentence, "batch.seqs needs"), "a batch that lacks one byte said \"%s\"", t->sentence);
+    T_STATUS(t, PRHS_ERR_ARGUMENT, prhs_queue_write(e->queue, step.batch.seqs, e->space, need));
+    T_OK(t, prhs_queue_write(e->queue, step.batch.seqs, e->space, need - 1));
+    T_OK(t, prhs_queue_finish(e->queue));
+}
+
 /* Errors that depend on the backend, and those of a request in flight. */
 static void run_special(t_ctx *t) {
     t_env *e = t_alloc(t, sizeof *e);
@@ -185,6 +199,7 @@ static void run_special(t_ctx *t) {
         T_STATUS(t, PRHS_ERR_UNSUPPORTED, prhs_buffer_wrap_host(e->dev, e->space, 64, &e->new_buf));
         T_CHECK(t, strstr(t->sentence, "host memory"), "wrapping host memory said \"%s\"", t->sentence);
     }
+    run_last_byte(t, e);
     prhs_status status = prhs_stats_request_enqueue(e->request, e->queue);
     T_CHECK(t, status == PRHS_OK, "enqueueing a request again: %s", prhs_status_name(status));
     status = prhs_stats_request_enqueue(e->request, e->queue);

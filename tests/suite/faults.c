@@ -10,6 +10,7 @@ typedef enum fault {
     BAD_LENGTH_LONG,
     BAD_LENGTH_SHORT,
     BAD_LENGTH_NEGATIVE,
+    BAD_LENGTH_TABLE,
     BAD_ROWS,
     BAD_PAGE,
     BAD_PAGE_NEGATIVE,
@@ -27,6 +28,7 @@ static const struct f_row {
     [BAD_LENGTH_LONG] = { "length beyond max_kv_len", "kv_len", 1 },
     [BAD_LENGTH_SHORT] = { "length below the rows", "kv_len", 1 },
     [BAD_LENGTH_NEGATIVE] = { "negative length", "kv_len", 1 },
+    [BAD_LENGTH_TABLE] = { "length beyond the page table", "page table", 1 },
     [BAD_ROWS] = { "more rows than decode_rows", "rows", 1 },
     [BAD_PAGE] = { "page id beyond the cache", "page", 1 },
     [BAD_PAGE_NEGATIVE] = { "negative page id", "page", 1 },
@@ -36,13 +38,22 @@ static const struct f_row {
 
 static const char *row_name(int row) { return rows[row].name; }
 
-static void spoil(t_batch *b, fault f, uint32_t pages) {
+/* Page tables that just hold the good sequence's pages; the other one claims a row more. */
+static void shorten_tables(t_batch *b, uint32_t page_size) {
+    uint32_t stride = ((uint32_t)b->seqs[0].kv_len + page_size - 1) / page_size;
+    memmove(b->pages + stride, b->pages + b->b.page_stride, stride * sizeof *b->pages);
+    b->b.page_stride = stride;
+    b->seqs[1].kv_len = (int32_t)(stride * page_size + 1);
+}
+
+static void spoil(t_batch *b, fault f, uint32_t pages, uint32_t page_size) {
     prhs_seq *bad = &b->seqs[1];
     switch (f) {
     case BAD_SLOT: bad->slot = 8; break;
     case BAD_LENGTH_LONG: bad->kv_len = 100000; break;
     case BAD_LENGTH_SHORT: bad->kv_len = 0; break;
     case BAD_LENGTH_NEGATIVE: bad->kv_len = -5; break;
+    case BAD_LENGTH_TABLE: shorten_tables(b, page_size); break;
     case BAD_ROWS: bad->row_count = 3; break;
     case BAD_PAGE: b->pages[b->b.page_stride + 1] = (int32_t)pages; break;
     case BAD_PAGE_NEGATIVE: b->pages[b->b.page_stride] = -1; break;
@@ -64,7 +75,7 @@ static prhs_status poll_now(t_ctx *t, t_world *w) {
 static void spoiled(t_ctx *t, t_world *w, t_wseq *good, t_wseq *other, fault f) {
     t_entry entries[2] = { { good, 1, 0, 0, NULL, 0, 0 }, { other, 1, 0, 0, NULL, 0, 0 } };
     t_world_step(w, entries, 2);
-    spoil(&w->batch, f, w->cache[0].kv.pages);
+    spoil(&w->batch, f, w->cache[0].kv.pages, w->s.layout.page);
     t_batch_upload(t, &w->batch);
     for (uint32_t l = 0; l < w->s.layers; l++) {
         prhs_step step = PRHS_STEP_INIT;

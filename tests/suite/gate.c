@@ -100,7 +100,8 @@ static void run_gate(t_ctx *t, int row) {
     size_t n = (size_t)g.rows * g.heads;
     t_rows q = t_rows_new(t, sh->q, g.rows, g.heads, g.dim, 1);
     t_rows_put(t, &q, g.q);
-    prhs_gate_params p = { GATE_ROWS,
+    prhs_gate_params p = { sizeof p,
+                           GATE_ROWS,
                            t_buffer_of(t, g.ref, n * g.dim * 4).mem,
                            t_buffer_of(t, g.moments, n * g.dim * 8).mem,
                            t_buffer_of(t, g.dropped, n * 4).mem,
@@ -161,7 +162,7 @@ static void run_merge(t_ctx *t, int row) {
                     o[(size_t)p * part + (size_t)r * line + i % sh->heads * head + d] = NAN;
         }
         prhs_merge_params m = {
-            parts,          MERGE_ROWS,     t_buffer_of(t, o, n * 4).mem,    gap ? part : 0,
+            sizeof m,       parts,          MERGE_ROWS,     t_buffer_of(t, o, n * 4).mem,    gap ? part : 0,
             gap ? line : 0, gap ? head : 0, t_buffer_of(t, lse, nl * 4).mem, t_buffer(t, MERGE_ROWS * sh->heads * 4).mem
         };
         t_rows out = t_rows_new(t, sh->out, MERGE_ROWS, sh->heads, sh->dim, gap != 0);

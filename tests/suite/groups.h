@@ -10,8 +10,8 @@
     X(errors)                                                                                                                    \
     X(null)                                                                                                                      \
     X(device)                                                                                                                    \
-    X(append) X(retrieve) X(attend) X(prefill) X(merge) X(gate) X(session) X(reference) X(slots) X(faults) X(bits) X(replay) X(needle)        \
-        X(warm) X(sizes)
+    X(append) X(retrieve) X(attend) X(prefill) X(merge) X(gate) X(session) X(reference) X(slots) X(faults) X(bits) X(replay)     \
+        X(needle) X(warm) X(sizes) X(far)
 
 #define X(name) extern const t_group t_group_##name;
 T_GROUPS(X)

@@ -105,4 +105,4 @@ static void run(t_ctx *t, int row) {
     t_cache_check(t, &b->cache, "prefill");
 }
 
-const t_group t_group_prefill = { "prefill", 26, 10, t_case_name, run };
+const t_group t_group_prefill = { "prefill", 27, 10, t_case_name, run };

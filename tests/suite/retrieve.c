@@ -142,8 +142,13 @@ static void run(t_ctx *t, int row) {
     for (size_t u = 0; u < units; u++)
         before[u] = fresh(b, (int)(u / b->units));
     t_bench_set_sets(b, before);
-    prhs_select_params select = { c->k,           c->granularity,  c->dilate_m,
-                                  c->dilate_back, c->dilate_ahead, c->join == PRHS_JOIN_MAX ? PRHS_JOIN_MAX : PRHS_JOIN_SUM };
+    prhs_select_params select = PRHS_SELECT_PARAMS_INIT;
+    select.k = c->k;
+    select.granularity = c->granularity;
+    select.dilate_m = c->dilate_m;
+    select.dilate_back = c->dilate_back;
+    select.dilate_ahead = c->dilate_ahead;
+    select.join = c->join == PRHS_JOIN_MAX ? PRHS_JOIN_MAX : PRHS_JOIN_SUM;
     T_OK(t, prhs_op_score(b->ops, t->queue, &b->batch.b, &b->cache.kv, &b->q.r, 0, 1, b->ws.mem));
     T_OK(t, prhs_op_select(b->ops, t->queue, &b->batch.b, &b->q.r, &select, b->state.mem, b->ws.mem));
     T_OK(t, prhs_op_moments(b->ops, t->queue, &b->batch.b, &b->cache.kv, b->state.mem, b->ws.mem));
@@ -165,4 +170,4 @@ static void run(t_ctx *t, int row) {
     t_cache_check(t, &b->cache, "retrieval");
 }
 
-const t_group t_group_retrieve = { "retrieve", 26, 10, t_case_name, run };
+const t_group t_group_retrieve = { "retrieve", 27, 10, t_case_name, run };

@@ -33,6 +33,10 @@ static uint64_t counted(t_world *w, uint32_t layer) {
     T_CHECK(t, b.waits == a.waits, "a warm step waited %u times", (unsigned)(b.waits - a.waits));
     T_CHECK(t, b.compiles == a.compiles, "a warm step compiled %u programs", (unsigned)(b.compiles - a.compiles));
     T_CHECK(t, b.copies == a.copies, "a warm step made %u copies", (unsigned)(b.copies - a.copies));
+    /* The path that really ran: generic kernels exactly where OpenCL's wide ones were taken away. */
+    uint64_t generic = t->info.backend == PRHS_BACKEND_OPENCL && !(t->info.caps & PRHS_CAP_WIDE) ? b.launches - a.launches : 0;
+    T_CHECK(t, b.generic - a.generic == generic, "of %u launches %u took the generic path instead of %u", (unsigned)(b.launches - a.launches),
+            (unsigned)(b.generic - a.generic), (unsigned)generic);
     return b.launches - a.launches;
 }
 
@@ -70,6 +74,8 @@ static void run(t_ctx *t, int row) {
     prhs_counters b = counters(t);
     T_CHECK(t, a.allocations == b.allocations && a.waits == b.waits && a.compiles == b.compiles,
             "fork, move, reset or truncate allocated, waited or compiled");
+    T_OK(t, prhs_queue_finish(t->queue));
+    T_CHECK(t, counters(t).waits == b.waits + 1, "one prhs_queue_finish() counts as %u waits", (unsigned)(counters(t).waits - b.waits));
 }
 
 const t_group t_group_warm = { "warm", sizeof presets / sizeof *presets, 6, row_name, run };

@@ -121,7 +121,7 @@ static void run_layer(t_world *w, uint32_t layer, int append) {
     }
     step.layer = layer;
     step.batch = w->batch.b;
-    step.kv = w->cache[layer].kv;
+    step.kv = w->elsewhere ? w->elsewhere[layer] : w->cache[layer].kv;
     step.q = w->q.r;
     step.out = w->out.r;
     step.lse = w->want_lse ? w->lse.mem : t_none();
@@ -191,7 +191,7 @@ void t_world_resize(t_world *w, t_wseq *seq, int what, int32_t kv_len) {
     memcpy(b->pages, seq->page, (size_t)seq->pages * sizeof *seq->page);
     t_batch_upload(t, b);
     for (uint32_t layer = 0; layer < w->s.layers; layer++) {
-        const prhs_kv *kv = &w->cache[layer].kv;
+        const prhs_kv *kv = w->elsewhere ? &w->elsewhere[layer] : &w->cache[layer].kv;
         if (what == W_ATTACH)
             T_OK(t, prhs_session_attach(w->session, t->queue, layer, &b->b, kv));
         else if (what == W_TRUNCATE)

@@ -175,11 +175,12 @@ static void make(op_bench *o, uint32_t rows, int32_t flags) {
 static void make_gate_and_merge(op_bench *o) {
     bench *b = o->b;
     uint64_t rows = o->s->batch, heads = rows * o->s->heads, dim = o->s->dim;
-    o->gate = (prhs_gate_params){ .rows = (uint32_t)rows, .queries = bench_normals(b, PRHS_F32, heads * dim),
+    o->gate = (prhs_gate_params){ .size = sizeof o->gate, .rows = (uint32_t)rows, .queries = bench_normals(b, PRHS_F32, heads * dim),
                                   .moments = bench_normals(b, PRHS_F32, heads * 2 * dim), .dropped = bench_normals(b, PRHS_F32, heads),
                                   .lse = bench_normals(b, PRHS_F32, heads), .cosine = bench_buffer(b, heads * 4),
                                   .delta = bench_buffer(b, heads * 4) };
-    o->merge = (prhs_merge_params){ .parts = PARTS, .rows = (uint32_t)rows, .o = bench_normals(b, PRHS_F32, PARTS * heads * dim),
+    o->merge = (prhs_merge_params){ .size = sizeof o->merge, .parts = PARTS, .rows = (uint32_t)rows,
+                                    .o = bench_normals(b, PRHS_F32, PARTS * heads * dim),
                                     .lse = bench_normals(b, PRHS_F32, PARTS * heads) };
 }
 
@@ -217,7 +218,9 @@ static void decode_ops(op_bench *o) {
 
 /* The list's room also serves the lists drawn above, which have no sinks. */
 static op_bench begin(bench *b, const bench_shape *s) {
-    return (op_bench){ .b = b, .s = s, .select = { .k = s->kept, .granularity = 1, .join = PRHS_JOIN_SUM } };
+    op_bench o = { .b = b, .s = s, .select = PRHS_SELECT_PARAMS_INIT };
+    o.select.k = s->kept;
+    return o;
 }
 
 void bench_ops(bench *b, const bench_shape *s) {

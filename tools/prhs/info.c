@@ -38,22 +38,24 @@ static void print_size(const char *what, uint64_t bytes) {
         printf(", %s %.1f GiB", what, (double)bytes / (1 << 30));
 }
 
+static const struct {
+    uint32_t bit;
+    const char *name;
+} capabilities[] = {
+    { PRHS_CAP_WIDE, "wide" },     { PRHS_CAP_THREADS, "threads" }, { PRHS_CAP_HOST_MEM, "host-memory" },
+    { PRHS_CAP_TENSOR, "tensor" }, { PRHS_CAP_SM90, "sm_90" },      { PRHS_CAP_OVERLAP, "overlap" },
+    { PRHS_CAP_AVX2, "avx2" },     { PRHS_CAP_AVX512, "avx512" },
+};
+
 static void print_device(const prhs_device_info *d) {
-    static const struct {
-        uint32_t bit;
-        const char *name;
-    } caps[] = {
-        { PRHS_CAP_WIDE, "wide" },     { PRHS_CAP_THREADS, "threads" }, { PRHS_CAP_HOST_MEM, "host-memory" },
-        { PRHS_CAP_TENSOR, "tensor" }, { PRHS_CAP_SM90, "sm_90" },      { PRHS_CAP_OVERLAP, "overlap" },
-    };
     printf("%s %u: %s\n    platform %s, driver %s\n    %u compute units", prhs_backend_name(d->backend), d->index, d->name, d->platform,
            d->driver, d->compute_units);
     print_size("memory", d->memory);
     print_size("largest buffer", d->max_buffer);
     printf("\n    capabilities:");
-    for (size_t i = 0; i < sizeof caps / sizeof caps[0]; i++)
-        if (d->caps & caps[i].bit)
-            printf(" %s", caps[i].name);
+    for (size_t i = 0; i < sizeof capabilities / sizeof capabilities[0]; i++)
+        if (d->caps & capabilities[i].bit)
+            printf(" %s", capabilities[i].name);
     printf("\n");
 }
 
@@ -73,10 +75,11 @@ int tool_info(int argc, char **argv) {
     static const struct option options[] = { { "shape", 1, 0, 's' }, { "brief", 0, 0, 'q' }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 } };
     prhs_shape shape = { 32, 8, 128, 0.0f };
     bool brief = false;
+    char more;
     for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
         switch (c) {
         case 's':
-            if (sscanf(optarg, "%u,%u,%u", &shape.heads, &shape.kv_heads, &shape.dim) != 3) {
+            if (sscanf(optarg, "%u,%u,%u%c", &shape.heads, &shape.kv_heads, &shape.dim, &more) != 3) {
                 fprintf(stderr, "prhs: --shape takes three numbers, as in 32,8,128\n");
                 return TOOL_USAGE;
             }
