@@ -223,6 +223,7 @@ EMU_ATOMIC(atomicOr, __atomic_fetch_or)
 EMU_ATOMIC(atomicAnd, __atomic_fetch_and)
 EMU_ATOMIC(atomicXor, __atomic_fetch_xor)
 EMU_ATOMIC(atomicExch, __atomic_exchange_n)
+DEV int add_released(int *p) { return __atomic_fetch_add(p, 1, __ATOMIC_RELEASE); }
 template <class T, class U, class V> DEV T atomicCAS(T *p, U expected, V x)
 {
     T old = (T)expected;
@@ -252,13 +253,13 @@ DEV void __syncthreads(EMU_HERE) { emu::barrier(file, line); }
 DEV int __syncthreads_or(int x, EMU_HERE)
 {
     __shared__ int any;
-    emu::barrier(file, line);
+    emu::barrier(file, line); /* all have read the last one */
     any = 0;
     emu::barrier(file, line);
     if (x)
         any = 1;
     emu::barrier(file, line);
-    return any;
+    return any != 0;
 }
 DEV void __syncwarp(unsigned mask = FULL, EMU_HERE)
 {
