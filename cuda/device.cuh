@@ -60,7 +60,7 @@ DEV uint4 load_stream_or_zero(const void *p, bool real)
     return r;
 }
 
-/* 16 bytes that another multiprocessor wrote in this kernel. */
+/* 16 bytes that another multiprocessor wrote, past the cache of this one. */
 DEV float4 load_shared_result(const float *p)
 {
     return __ldcg((const float4 *)p);

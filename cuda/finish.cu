@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* finish by itself; what the blocks of serve do in passing where attend comes first. */
+/* finish: a block a unit. */
 #include "finish.cuh"
 
 KERNEL(prhs_finish, prhs_cu_finish, FINISH_THREADS, 4)
