@@ -44,6 +44,7 @@ struct t_ctx {
     int skipped;
     char why[1024];      /* the sentence of the failure or of the skip */
     char note[160];      /* shown with a passed case in verbose runs */
+    double worst;        /* output rows of the case: largest error as a share of its bar */
     char sentence[1024]; /* the library's last error sentence */
     unsigned sentences;  /* error sentences since t_hush() */
     unsigned warnings;

@@ -23,6 +23,8 @@ typedef struct prhs_suite_options {
 
 typedef struct prhs_suite_result {
     unsigned passed, failed, skipped;
+    double worst;         /* largest error of an output row as a share of its bar; 0: none was compared */
+    char worst_case[160]; /* where */
 } prhs_suite_result;
 
 #define PRHS_SUITE_PASS 0
