@@ -133,15 +133,15 @@ prhs_status prhs_stats_request_get(prhs_stats_request *request, uint32_t slot, u
     if (!request || !stats)
         return prhs_fail(request ? &request->session->dev->log : NULL, PRHS_ERR_ARGUMENT, "prhs_stats_request_get: NULL argument");
     const prhs_session *s = request->session;
-    if (stats->size != sizeof *stats)
-        return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "prhs_stats_request_get: stats->size is %zu, this library knows %zu",
-                         stats->size, sizeof *stats);
+    prhs_status status = prhs_check_size(&s->dev->log, "prhs_stats_request_get", "stats->size", stats->size, sizeof *stats);
+    if (status != PRHS_OK)
+        return status;
     if ((slot != PRHS_ALL_SLOTS && slot >= s->params.max_slots) || (layer != PRHS_ALL_LAYERS && layer >= s->params.layers))
         return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "prhs_stats_request_get: slot or layer is out of range");
     if (!request->enqueued)
         return prhs_fail(&s->dev->log, PRHS_ERR_STATE, "prhs_stats_request_get: nothing was enqueued");
     if (!request->arrived) {
-        prhs_status status = prhs_event_query(request->event);
+        status = prhs_event_query(request->event);
         if (status != PRHS_OK)
             return status;
         request->arrived = true;

@@ -275,7 +275,7 @@ static int perplexity(job *j) {
     engine_params p = { j->common.backend, j->common.index, j->shape.docs, j->shape.context + j->shape.decode,
                         PLAN_STEP + j->shape.decode, steps > j->shape.context ? steps : j->shape.context, j->common.kv_dtype };
     if (read_text(j) && engine_open(&j->e, &j->l.m, &p, &log) && allocate(j) && run_all(j)) {
-        prhs_device_info info;
+        prhs_device_info info = { .size = sizeof info };
         prhs_device_get_info(j->e.dev, &info);
         report_table(stdout, &j->shape, &info, j->results, j->policies);
         status = !j->json_file || report_json(j->json_file, &j->shape, &info, j->common.kv_dtype, j->results, j->policies) ? 0 : 1;

@@ -69,7 +69,7 @@ bool engine_session_open(engine *e, const prhs_policy *policy, bool audit, engin
     p.max_kv_len = e->tokens;
     p.kv_dtype = e->kv_dtype;
     p.audit = audit;
-    prhs_session_sizes sizes;
+    prhs_session_sizes sizes = { .size = sizeof sizes };
     return prhs_session_get_sizes(e->dev, &p, &sizes) == PRHS_OK && prhs_buffer_create(e->dev, sizes.state, &s->state) == PRHS_OK &&
            prhs_buffer_create(e->dev, sizes.workspace, &s->work) == PRHS_OK &&
            prhs_session_create(e->dev, &p, e->queue, at(s->state, 0), at(s->work, 0), &s->s) == PRHS_OK;

@@ -37,6 +37,7 @@ typedef enum prhs_caps {
 
 /** What is known of a device before it is opened. */
 typedef struct prhs_device_info {
+    size_t size;               /**< sizeof(prhs_device_info), set by the caller */
     prhs_backend_kind backend;
     uint32_t index;            /**< within its backend; for prhs_device_params */
     uint32_t caps;             /**< PRHS_CAP_* */
@@ -73,6 +74,7 @@ typedef struct prhs_device_params {
 
 /** Calls that libprhs itself made on a device since it was opened; a warm decode step adds to `launches` and `generic` only. */
 typedef struct prhs_counters {
+    size_t size;           /**< sizeof(prhs_counters), set by the caller */
     uint64_t launches;     /**< kernels enqueued */
     uint64_t allocations;  /**< device buffers and host blocks */
     uint64_t waits;        /**< times the host waited for the device */
@@ -83,7 +85,8 @@ typedef struct prhs_counters {
 
 /**
  * Lists the devices of every backend. Writes at most *count infos and sets *count to how many there are; infos may be NULL
- * when *count is 0. Thread-safe. PRHS_ERR_ARGUMENT: count NULL, or infos NULL with *count > 0.
+ * when *count is 0. Set infos[0].size; every info written gets it. Thread-safe.
+ * PRHS_ERR_ARGUMENT: count NULL, infos NULL with *count > 0, or infos[0].size unknown.
  */
 PRHS_API prhs_status prhs_enumerate(prhs_device_info *infos, size_t *count, const prhs_log *log);
 
@@ -97,10 +100,10 @@ PRHS_API prhs_status prhs_device_open(const prhs_device_params *params, const pr
 /** Closes a device; NULL is allowed. PRHS_ERR_STATE, and nothing happens, while its buffers, queues, events or sessions live. */
 PRHS_API prhs_status prhs_device_close(prhs_device *device);
 
-/** Copies what is known of an open device. Thread-safe. PRHS_ERR_ARGUMENT: NULL. */
+/** Copies what is known of an open device. Thread-safe. PRHS_ERR_ARGUMENT: NULL, or info->size unknown. */
 PRHS_API prhs_status prhs_device_get_info(const prhs_device *device, prhs_device_info *info);
 
-/** Copies the counters. Thread-safe. PRHS_ERR_ARGUMENT: NULL. */
+/** Copies the counters. Thread-safe. PRHS_ERR_ARGUMENT: NULL, or counters->size unknown. */
 PRHS_API prhs_status prhs_device_get_counters(const prhs_device *device, prhs_counters *counters);
 
 /**

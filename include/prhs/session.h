@@ -36,6 +36,7 @@ typedef struct prhs_session_params {
 
 /** Exact bytes of device memory. */
 typedef struct prhs_session_sizes {
+    size_t size;         /**< sizeof(prhs_session_sizes), set by the caller */
     uint64_t state;      /**< must survive from step to step */
     uint64_t workspace;  /**< undefined between calls: sessions on one queue may share it */
     uint64_t slot;       /**< bytes of prhs_session_export() for one slot */
@@ -43,7 +44,8 @@ typedef struct prhs_session_sizes {
 
 /**
  * Computes the sizes; pure, needs no memory. Thread-safe.
- * PRHS_ERR_ARGUMENT: NULL, or a parameter is bad (the sentence names it). PRHS_ERR_UNSUPPORTED: the device has no such path.
+ * PRHS_ERR_ARGUMENT: NULL, sizes->size unknown, or a parameter is bad (the sentence names it).
+ * PRHS_ERR_UNSUPPORTED: the device has no such path.
  */
 PRHS_API prhs_status prhs_session_get_sizes(prhs_device *device, const prhs_session_params *params, prhs_session_sizes *sizes);
 

@@ -186,6 +186,7 @@ static void run(t_ctx *t, int row) {
     t_world w = { .s = s };
     trace alone = run_alone(t, &s, 0, 20), crowded = run_crowd(t, &s), chunks = run_alone(t, &s, 5, 7);
     prhs_session_params p = t_world_params(&s);
+    w.sizes.size = sizeof w.sizes;
     T_OK(t, prhs_session_get_sizes(t->dev, &p, &w.sizes));
     same(t, &w, &alone, &crowded, "alone and in a ragged batch of 7");
     same(t, &w, &alone, &chunks, "prompt chunks of 20 and of 7");

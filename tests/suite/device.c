@@ -11,7 +11,7 @@
 #include "world.h"
 
 static void enumerate(t_ctx *t, int row) {
-    prhs_device_info infos[16];
+    prhs_device_info infos[16] = { { .size = sizeof *infos } };
     size_t count = 0, all;
     (void)row;
     T_OK(t, prhs_enumerate(NULL, &count, NULL));
@@ -27,9 +27,11 @@ static void enumerate(t_ctx *t, int row) {
     T_CHECK(t, cpu == 1, "the cpu backend is listed %d times", cpu);
     T_CHECK(t, ours == 1, "this device is listed %d times", ours);
     memset(infos, T_POISON, sizeof infos);
+    infos->size = sizeof *infos;
     count = 1;
     T_OK(t, prhs_enumerate(infos, &count, NULL));
     T_CHECK(t, count == all, "a short array: count %zu", count);
+    T_CHECK(t, infos[0].size == sizeof *infos, "an info's size is %zu", infos[0].size);
     T_CHECK(t, (unsigned char)infos[1].name[0] == T_POISON, "more infos were written than asked for");
 }
 
@@ -182,7 +184,7 @@ static void damaged_cache(t_ctx *t, int row) {
 /* The mask takes capabilities away, as the environment variable does. */
 static void masks(t_ctx *t, int row) {
     prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
-    prhs_device_info info;
+    prhs_device_info info = { .size = sizeof info };
     prhs_device *dev;
     (void)row;
     params.backend = t->info.backend;

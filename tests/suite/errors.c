@@ -9,6 +9,8 @@
 typedef enum call {
     ENUMERATE,
     OPEN,
+    INFO,
+    COUNTERS,
     CLOSE,
     BUFFER_CREATE,
     WRAP_HOST,
@@ -81,6 +83,8 @@ static void spoil(t_env *e, int which) {
 static prhs_status call_device(t_env *e, call c) {
     switch (c) {
     case ENUMERATE: return prhs_enumerate(e->no_infos ? NULL : e->infos, &e->count, &e->log);
+    case INFO: return prhs_device_get_info(e->dev, &e->info);
+    case COUNTERS: return prhs_device_get_counters(e->dev, &e->counters);
     case OPEN: return prhs_device_open(&e->device_params, &e->log, &e->new_dev);
     case CLOSE: return prhs_device_close(e->second);
     case BUFFER_CREATE: return prhs_buffer_create(e->dev, e->size, &e->new_buf);

@@ -103,6 +103,7 @@ static prhs_status open_device(t_ctx *t, const prhs_suite_options *opt) {
     prhs_status status = prhs_device_open(&params, &log, &t->dev);
     if (status == PRHS_OK)
         status = prhs_queue_create(t->dev, &t->queue);
+    t->info.size = sizeof t->info;
     if (status == PRHS_OK)
         status = prhs_device_get_info(t->dev, &t->info);
     return status;

@@ -8,7 +8,7 @@ static const char *const presets[] = { "cis-mass", "dense", "streaming", "topk",
 static const char *row_name(int row) { return presets[row]; }
 
 static prhs_counters counters(t_ctx *t) {
-    prhs_counters c;
+    prhs_counters c = { .size = sizeof c };
     T_OK(t, prhs_device_get_counters(t->dev, &c));
     return c;
 }

@@ -56,6 +56,7 @@ void t_world_make(t_ctx *t, t_world *w, const t_setup *setup) {
     uint32_t rows = setup->max_rows, stride = (setup->max_kv_len + setup->layout.page - 1) / setup->layout.page;
     T_CHECK(t, setup->layers <= W_LAYERS, "a world has at most %d layers", W_LAYERS);
     prhs_session_params p = t_world_params(setup);
+    w->sizes.size = sizeof w->sizes;
     T_OK(t, prhs_session_get_sizes(t->dev, &p, &w->sizes));
     w->state = t_buffer(t, w->sizes.state);
     w->ws = t_buffer(t, w->sizes.workspace);

@@ -48,6 +48,7 @@ static int run(bench_options *o, const char *program) {
     int status = tool_open(&o->device, &b.dev);
     if (status != TOOL_OK)
         return status;
+    b.info.size = sizeof b.info;
     bench_must(prhs_device_get_info(b.dev, &b.info));
     bench_must(prhs_queue_create(b.dev, &b.queue));
     const bool cuda = b.info.backend == PRHS_BACKEND_CUDA;
