@@ -28,7 +28,7 @@ struct unit_job {
     entry e;
     prhs_set set;
     i64 b;
-    int u, pass;
+    int u;
 };
 
 /* A row of the unit on its way to its end. */
@@ -330,7 +330,7 @@ DEV void hand_on(const unit_job &x, int first)
 
 DEV int row_chunks(const unit_job &x, int r, int work) { return attend_chunks(x.a.work, work_tokens(x.set, work, x.e.pos0 + r)); }
 
-/* Chunks of the unit in the attend that follows; where nobody knows which pass this is, in all later ones. */
+/* Chunks of the unit in the attends that follow: which of them comes next, nobody knows here. */
 DEV void put_next(const unit_job &x, int chunks)
 {
     const prhs_k_work &w = x.a.work;
@@ -339,7 +339,7 @@ DEV void put_next(const unit_job &x, int chunks)
     const i64 units = (i64)x.a.batch.max_seqs * x.a.shape.units;
     int *count = INTS(x.mem[PRHS_R_WORK], w.attend_count_off) + x.b * x.a.shape.units + x.u;
 #pragma unroll 1
-    for (int pass = max(x.pass + 1, 1); pass < PRHS_PASSES && (x.pass < 0 || pass == x.pass + 1); pass++)
+    for (int pass = 1; pass < PRHS_PASSES; pass++)
         count[pass * units] = chunks;
 }
 
@@ -436,14 +436,14 @@ DEV void end_rows(const unit_job &x)
     put_next(x, next);
 }
 
-/* Unit u of entry b, by all threads of the block together; pass: attends before this one, -1 where that is unknown. */
-DEV void finish_unit(const prhs_k_finish &a, byte *const mem[], i64 b, int u, int pass)
+/* Unit u of entry b, by all threads of the block together. */
+DEV void finish_unit(const prhs_k_finish &a, byte *const mem[], i64 b, int u)
 {
     __shared__ __align__(16) finish_shared shared;
     const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], b);
     const prhs_set set = *set_at(mem[PRHS_R_WORK], a.work, a.shape, b, u);
     if (e.kind != IDLE && set.mode != PRHS_MODE_IDLE)
-        end_rows(unit_job{ a, mem, &shared, e, set, b, u, pass });
+        end_rows(unit_job{ a, mem, &shared, e, set, b, u });
     __syncthreads();
 }
 
