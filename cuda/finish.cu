@@ -5,7 +5,6 @@
 KERNEL(prhs_finish, prhs_cu_finish, FINISH_THREADS, 4)
 {
     grid_begin();
-    grid_release();
     const int units = p.a.shape.units, items = p.a.batch.max_seqs * units;
     for (int i = blockIdx.x; i < items; i += gridDim.x)
         finish_unit(p.a, p.mem, i / units, i % units);

@@ -175,7 +175,6 @@ DEV void append_heads(const prhs_k_append &a, byte *const mem[], i64 b, int hk)
 KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
 {
     grid_begin();
-    grid_release();
     const int units = p.plan.shape.units, heads = p.plan.shape.kv_heads, warps = gridDim.x * 4;
     const int plans = p.plan.batch.max_seqs * units, appends = p.appends ? p.plan.batch.max_seqs * heads : 0;
     int i = blockIdx.x * 4 + warp_id();

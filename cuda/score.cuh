@@ -86,7 +86,6 @@ template <int HB, class Heads> DEV void score(const prhs_cu_score &p, Heads head
 {
     __shared__ int prefix[TURNS_EACH * THREADS];
     grid_begin();
-    grid_release();
     const prhs_k_score &a = p.a;
     byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];
     const bool kept = a.work.score_count_off != PRHS_NONE && !a.full;

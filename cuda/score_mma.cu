@@ -347,7 +347,6 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
     const int *counts = kept ? INTS(p.mem[PRHS_R_WORK], a.work.score_count_off) : nullptr;
     clear_ring<DP, false>(rings, a.shape.dim);
     grid_begin();
-    grid_release();
     turns t = turns_begin(counts ? TURNS_EACH : 1);
     starts now, next;
     int stage = 0, o = 0;

@@ -450,7 +450,6 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     __shared__ topk_shared sh;
     DYNAMIC_SHARED(shared);
     grid_begin();
-    grid_release();
     const prhs_k_select &a = p.select;
     take_turns(
         a.batch.max_seqs * a.shape.units, 1, prefix,
