@@ -87,13 +87,13 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
 }
 
 /* Blocks: no more than there is work for; nor than are resident at once, where blocks take turns. */
-static unsigned grid_of(const prhs_nv_kernel *kernel, const prhs_op *ops, size_t count) {
+static unsigned grid_of(const prhs_nv_kernel *kernel, unsigned resident, const prhs_op *ops, size_t count) {
     uint64_t blocks = 1;
     for (size_t i = 0; i < count; i++) {
         const uint64_t more = prhs_nv_blocks(&kernel->choice, &ops[i]);
         blocks = more > blocks ? more : blocks;
     }
-    const uint64_t most = kernel->choice.lanes ? GRID_MOST : kernel->grid;
+    const uint64_t most = kernel->choice.lanes ? GRID_MOST : resident;
     return (unsigned)(blocks < most ? blocks : most);
 }
 
@@ -128,13 +128,15 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs
         return prhs_fail(&dev->head.log, PRHS_ERR_STATE, "cuda: %s was never prepared for this head size and these dtypes",
                          prhs_op_name(leader->kind));
     fill(&l, ops, *count, leader, pass);
-    unsigned threads = kernel->choice.threads, shared = kernel->choice.shared;
-    if (kernel->choice.sized)
+    unsigned threads = kernel->choice.threads, shared = kernel->choice.shared, resident = kernel->grid;
+    if (kernel->choice.sized) {
         prhs_nv_size(leader, &threads, &shared);
+        resident = prhs_nv_resident(dev, kernel, threads, shared);
+    }
     if (shared > kernel->choice.shared)
         return prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s needs %u bytes of shared memory for this max_kv_len, a block may have %u",
                          kernel->choice.name, shared, kernel->choice.shared);
-    return submit(queue, kernel, &l, grid_of(kernel, ops, *count), threads, shared);
+    return submit(queue, kernel, &l, grid_of(kernel, resident, ops, *count), threads, shared);
 }
 
 prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n) {

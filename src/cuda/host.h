@@ -138,6 +138,8 @@ int prhs_nv_role(prhs_op_kind kind, int i);
 int prhs_nv_image_of(const char *file);
 /* Loads a kernel; the caller holds prepare_lock and is inside the context. */
 prhs_status prhs_nv_kernel_load(prhs_nv_device *dev, prhs_nv_kernel *kernel);
+/* Blocks of a `sized` kernel's launch that the device holds at once. Pure. */
+unsigned prhs_nv_resident(const prhs_nv_device *dev, const prhs_nv_kernel *kernel, unsigned threads, unsigned shared);
 void prhs_nv_kernel_unload(prhs_nv_device *dev, prhs_nv_kernel *kernel);
 void prhs_nv_modules_unload(prhs_nv_device *dev);
 

@@ -146,11 +146,20 @@ static prhs_status set_up(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
                                prhs_drv.Occupancy(&blocks, kernel->function, (int)choice->threads, choice->shared));
     if (status == PRHS_OK && blocks < 1)
         status = prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s does not fit on a multiprocessor of this device", choice->name);
-    /* With smaller blocks more of them are resident; more than fit wait for their turn, which is as good. */
-    if (choice->sized)
-        blocks = 8;
     kernel->grid = (unsigned)blocks * (dev->head.info.compute_units ? dev->head.info.compute_units : 1);
     return status;
+}
+
+/*
+ * A multiprocessor's shared memory is what one block may have and the KiB that the driver keeps for each. Blocks past those that fit would
+ * take turns with them, at the price of being started one after the other even where there is nothing to do.
+ */
+unsigned prhs_nv_resident(const prhs_nv_device *dev, const prhs_nv_kernel *kernel, unsigned threads, unsigned shared) {
+    enum { THREADS = 2048, BLOCKS = 8, KEPT = 1024 };
+    const unsigned most = (unsigned)dev->shared_most, fixed = most - kernel->choice.shared;
+    const unsigned by_shared = (most + KEPT) / (shared + fixed + KEPT), by_threads = THREADS / threads;
+    const unsigned least = by_shared < by_threads ? by_shared : by_threads, blocks = least < BLOCKS ? least : BLOCKS;
+    return (blocks ? blocks : 1) * (dev->head.info.compute_units ? dev->head.info.compute_units : 1);
 }
 
 prhs_status prhs_nv_kernel_load(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
