@@ -325,6 +325,13 @@ DEV int block_prefix(int x, int *before)
     return total;
 }
 
+/* The first of 32 * n ascending numbers in shared memory that is above x, of which there is one; by a whole warp, n <= 32. */
+DEV int first_above(const int *ascending, int n, int x)
+{
+    const int lane = lane_id(), part = (__ffs((int)__ballot_sync(FULL, ascending[(lane + 1) * n - 1] > x)) - 1) * n;
+    return part + __ffs((int)__ballot_sync(FULL, lane < n && ascending[part + min(lane, n - 1)] > x)) - 1;
+}
+
 #define TURNS_EACH 4 /* counts that a thread looks at together, where they lie in memory */
 
 /* Where a block stands among items of which count(i) belong to index i of [0, n): it takes items b, b + gridDim.x, ... of them all. */
@@ -367,14 +374,7 @@ template <class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count c
         __syncthreads();
     }
     const int at = (int)(t->next - t->base);
-    int low = 0, high = each * blockDim.x - 1; /* the first index whose prefix is above `at` */
-    while (low < high) {
-        const int mid = (low + high) >> 1;
-        if (prefix[mid] > at)
-            high = mid;
-        else
-            low = mid + 1;
-    }
+    const int low = first_above(prefix, each * blockDim.x / 32, at);
     *i = t->first + low;
     *item = at - (low ? prefix[low - 1] : 0);
     t->next += gridDim.x;
