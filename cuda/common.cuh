@@ -343,11 +343,15 @@ struct turns {
 
 DEV turns turns_begin(int each) { return turns{ blockIdx.x, 0, -each * (int)blockDim.x, 0, each }; }
 
+struct no_look {
+    __device__ __forceinline__ void operator()(int) const {}
+};
+
 /*
  * The block's next item: index *i, the index's item *item. All threads of the block call it together; it has barriers. prefix: shared,
- * `each` ints a thread.
+ * `each` ints a thread. look(first): before the indices from `first` on are counted, as many as there is prefix.
  */
-template <class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item)
+template <class Count, class Look = no_look> DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item, Look look = Look())
 {
     const int each = t->each;
     while (t->next >= t->base + t->total) {
@@ -356,6 +360,7 @@ template <class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count c
         t->total = 0;
         if (t->first >= n)
             return false;
+        look(t->first);
         const int mine = t->first + each * threadIdx.x;
         int sums[TURNS_EACH], sum = 0, before;
 #pragma unroll
@@ -382,11 +387,11 @@ template <class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count c
 }
 
 /* work(i, item of i) for each of the block's items. */
-template <class Count, class Work> DEV void take_turns(int n, int each, int *prefix, Count count, Work work)
+template <class Count, class Work, class Look = no_look> DEV void take_turns(int n, int each, int *prefix, Count count, Work work, Look look = Look())
 {
     turns t = turns_begin(each);
     int i, item;
-    while (turns_next(&t, n, prefix, count, &i, &item))
+    while (turns_next(&t, n, prefix, count, &i, &item, look))
         work(i, item);
 }
 

@@ -6,7 +6,8 @@
 #include "append.cuh"
 #include "gate.cuh"
 
-#define HEADS 4 /* whose rows are in flight together */
+#define HEADS 4    /* whose rows are in flight together */
+#define FORESEEN 2 /* the same with what a verdict rests on */
 
 struct plan_job {
     const prhs_k_plan &a;
@@ -48,6 +49,45 @@ DEV bool cosines_hold(const plan_job &j, int r, const float *ref)
     return holds;
 }
 
+/* The same of row 0 and its reference, with what the mass gate's verdicts will rest on. */
+DEV bool foresee(const plan_job &j)
+{
+    const prhs_k_plan &a = j.a;
+    const int heads = a.shape.unit_heads, dim = a.shape.dim, h0 = j.u * heads;
+    const float *ref = SLOT_AT(j.mem[PRHS_R_STATE], a.state, qref_off, j.e.slot, float);
+    const float *moments = SLOT_AT(j.mem[PRHS_R_STATE], a.state, moment_off, j.e.slot, float);
+    const prhs_head_ref *refs = SLOT_AT(j.mem[PRHS_R_STATE], a.state, head_off, j.e.slot, prhs_head_ref) + h0;
+    float4 *record = (float4 *)(j.mem[PRHS_R_WORK] + a.work.judge_off) + j.b * a.shape.heads + h0;
+    bool holds = true;
+    for (int i = 0; i < heads; i += FORESEEN) {
+        finding f[FORESEEN] = {};
+        prhs_head_ref known[FORESEEN];
+        for (int base = 0; base < dim; base += GATE_BLOCK) {
+            evidence v[FORESEEN];
+#pragma unroll
+            for (int k = 0; k < FORESEEN; k++) {
+                const int h = h0 + i + k;
+                if (i + k >= heads)
+                    break;
+                lane_channels(a.q, j.mem[PRHS_R_Q], j.e.row0, h, dim, base, v[k].q);
+                load_references(ref + (i64)h * dim, moments + (i64)h * 2 * dim, dim, base, &v[k]);
+                known[k] = refs[i + k];
+            }
+#pragma unroll
+            for (int k = 0; k < FORESEEN && i + k < heads; k++)
+                add_evidence(v[k], &f[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < FORESEEN && i + k < heads; k++) {
+            const float shift = dropped_shift(f[k], a.shape.scale);
+            holds = whole_cosine(f[k].cosine) > a.policy.tau && holds;
+            if (lane_id() == 0)
+                record[i + k] = make_float4(known[k].l_dropped, shift, known[k].delta, a.policy.eps);
+        }
+    }
+    return holds;
+}
+
 DEV void add_one(prhs_i64 *count, int n) { atomicAdd((u64 *)count, (u64)n); }
 
 DEV prhs_unit_stat *unit_stat(const plan_job &j)
@@ -63,7 +103,7 @@ DEV const float *decide(const plan_job &j, prhs_set *set)
     const float *ref = SLOT_AT(j.mem[PRHS_R_STATE], j.a.state, qref_off, j.e.slot, float);
     /* The cosine before it is known whether it matters: its rows come together with the state. */
     const prhs_unit_state st = *unit;
-    const bool holds = p.gate == PRHS_K_GATE_NONE || cosines_hold(j, 0, ref);
+    const bool holds = p.gate == PRHS_K_GATE_NONE || (p.gate == PRHS_K_GATE_MASS ? foresee(j) : cosines_hold(j, 0, ref));
     const int t = j.e.pos0, mid = set->mid_end;
     if (st.ref_pos < 0 || st.ref_pos >= t || (st.ref_pos + p.layer) / p.block != (t + p.layer) / p.block)
         return nullptr;
@@ -94,24 +134,27 @@ DEV unsigned failed_rows(const plan_job &j, int first, const float *ref)
     return failed;
 }
 
-/* What row r does first, its cosine apart; gate MASS attends row 0 first. */
+/* What row r does, its cosine apart. */
 DEV int first_work(const plan_job &j, int mode, int r)
 {
     if (r >= j.e.rows || mode == PRHS_MODE_IDLE)
         return PRHS_WORK_NONE;
-    if (mode == PRHS_MODE_DENSE)
-        return PRHS_WORK_ALL;
-    if (j.a.policy.gate == PRHS_K_GATE_MASS && (mode == PRHS_MODE_RETRIEVE || (mode == PRHS_MODE_SHARE && r > 0)))
-        return PRHS_WORK_NONE;
-    return PRHS_WORK_SET;
+    return mode == PRHS_MODE_DENSE ? PRHS_WORK_ALL : PRHS_WORK_SET;
 }
 
-/* Writes the work of all rows; returns how many chunks they are. */
-DEV int put_work(const plan_job &j, const prhs_set &set, const float *ref)
+/* Chunks of the unit's rows in the first attend, and in that after the mass gate's verdict: only row 0 comes before it. */
+struct counted {
+    int first, later;
+};
+
+/* Writes the work of all rows. */
+DEV counted put_work(const plan_job &j, const prhs_set &set, const float *ref)
 {
     const prhs_k_plan &a = j.a;
-    const bool own = a.policy.gate == PRHS_K_GATE_COSINE && (set.mode == PRHS_MODE_SHARE || set.mode == PRHS_MODE_RETRIEVE);
-    int *work = INTS(j.mem[PRHS_R_WORK], a.work.work_off) + j.b * a.batch.rows * a.shape.units + j.u, chunks = 0;
+    const bool listed = set.mode == PRHS_MODE_SHARE || set.mode == PRHS_MODE_RETRIEVE, own = a.policy.gate == PRHS_K_GATE_COSINE && listed;
+    const bool judged = a.policy.gate == PRHS_K_GATE_MASS && set.mode == PRHS_MODE_SHARE;
+    int *work = INTS(j.mem[PRHS_R_WORK], a.work.work_off) + j.b * a.batch.rows * a.shape.units + j.u;
+    counted c = { 0, 0 };
     for (int first = 0; first < a.batch.rows; first += 32) {
         const int r = first + lane_id();
         int w = first_work(j, set.mode, r);
@@ -119,27 +162,34 @@ DEV int put_work(const plan_job &j, const prhs_set &set, const float *ref)
             w = PRHS_WORK_ALL;
         if (r < a.batch.rows)
             work[(i64)r * a.shape.units] = w;
-        chunks += attend_chunks(a.work, work_tokens(set, w, j.e.pos0 + r));
+        const int chunks = attend_chunks(a.work, work_tokens(set, w, j.e.pos0 + r));
+        c.first += judged && r > 0 ? 0 : chunks;
+        c.later += judged && r > 0 ? chunks : 0;
     }
-    return warp_sum_int(chunks);
+    return counted{ warp_sum_int(c.first), judged ? warp_sum_int(c.later) : 0 };
 }
 
 /* What the kernels that follow take turns over. */
-DEV void put_counts(const plan_job &j, int mode, int chunks)
+DEV void put_counts(const plan_job &j, const prhs_set &set, const prhs_set &fresh, const counted &c)
 {
     const prhs_k_work &w = j.a.work;
     if (w.attend_count_off == PRHS_NONE)
         return;
     byte *ws = j.mem[PRHS_R_WORK];
     const i64 units = (i64)j.a.batch.max_seqs * j.a.shape.units, i = j.b * j.a.shape.units + j.u;
-    int *attend = INTS(ws, w.attend_count_off) + i;
-    /* A unit that retrieves is counted when its list is known; before, only the mass gate's finish has to see it. */
-    attend[0] = mode == PRHS_MODE_IDLE                                                       ? 0
-                : mode == PRHS_MODE_RETRIEVE && j.a.policy.gate != PRHS_K_GATE_MASS ? 0
-                                                                                             : max(chunks, 1);
-    for (int pass = 1; pass < PRHS_PASSES; pass++)
+    const bool retrieves = set.mode == PRHS_MODE_RETRIEVE, judged = set.mode == PRHS_MODE_SHARE && j.a.policy.gate == PRHS_K_GATE_MASS;
+    const int candidates = retrieves || judged ? score_chunks(w, j.e.pos0 + 1) : 0;
+    int *attend = INTS(ws, w.attend_count_off) + i, *score = INTS(ws, w.score_count_off) + i;
+    attend[0] = retrieves ? 0 : c.first; /* a unit that retrieves is counted when its list is known */
+    attend[units] = c.later;
+    for (int pass = 2; pass < PRHS_PASSES; pass++)
         attend[pass * units] = 0;
-    INTS(ws, w.score_count_off)[i] = mode == PRHS_MODE_RETRIEVE ? score_chunks(w, j.e.pos0 + 1) : 0;
+    score[0] = retrieves ? candidates : 0;
+    if (w.judge_off == PRHS_NONE)
+        return;
+    score[units] = judged ? -candidates : candidates;
+    if (candidates)
+        ((prhs_set *)(ws + w.fresh_off))[i] = fresh;
 }
 
 DEV void plan_unit(const prhs_k_plan &a, byte *const mem[], i64 b, int u)
@@ -153,13 +203,14 @@ DEV void plan_unit(const prhs_k_plan &a, byte *const mem[], i64 b, int u)
         set = fresh_set(a.policy, e.pos0, e.kv_len);
     if (e.kind == SEED && set.mode != PRHS_MODE_RETRIEVE)
         set = idle;
+    const prhs_set fresh = set;
     if (e.kind == DECODE && set.mode == PRHS_MODE_RETRIEVE)
         ref = decide(j, &set);
-    const int chunks = put_work(j, set, ref);
+    const counted c = put_work(j, set, ref);
     if (lane_id())
         return;
     *set_at(mem[PRHS_R_WORK], a.work, a.shape, b, u) = set;
-    put_counts(j, set.mode, chunks);
+    put_counts(j, set, fresh, c);
 }
 
 DEV void append_heads(const prhs_k_append &a, byte *const mem[], i64 b, int hk)

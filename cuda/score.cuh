@@ -7,7 +7,7 @@
 #ifndef PRHS_SCORE_CUH
 #define PRHS_SCORE_CUH
 
-#include "common.cuh"
+#include "judge.cuh"
 
 #ifndef WARPS
 #define WARPS 4
@@ -42,6 +42,46 @@ DEV int count_unit(const prhs_k_score &a, const byte *seqs, byte *ws, int i)
     return score_chunks(a.work, e.pos0 + 1);
 }
 
+#define WINDOW (TURNS_EACH * THREADS) /* units that are counted together */
+
+/* How many chunks each unit has. */
+struct tally {
+    const int *kept;  /* the counts of the kernels before; null: there are none */
+    unsigned *failed; /* shared, WINDOW bits: the units whose lists fail; null: there is no verdict to come to */
+};
+
+/* M: with moments, as only the mass gate asks for them. */
+template <bool M> DEV tally tally_of(const prhs_cu_score &p)
+{
+    __shared__ unsigned failed[WINDOW / 32];
+    const prhs_k_work &w = p.a.work;
+    const bool judged = M && w.judge_off != PRHS_NONE, kept = w.score_count_off != PRHS_NONE && !p.a.full;
+    const int *counts = kept ? INTS(p.mem[PRHS_R_WORK], w.score_count_off) : nullptr;
+    return tally{ judged ? counts + (i64)p.a.batch.max_seqs * p.a.shape.units : counts, judged ? failed : nullptr };
+}
+
+/* The block's next chunk, as turns_next(). */
+template <bool M> DEV bool next_chunk(const prhs_cu_score &p, const tally &c, turns *t, int *prefix, int *i, int *item)
+{
+    const prhs_k_score &a = p.a;
+    byte *ws = p.mem[PRHS_R_WORK];
+    int begin = 0;
+    return turns_next(
+        t, a.batch.max_seqs * a.shape.units, prefix,
+        [&](int k) {
+            if (!c.kept)
+                return count_unit(a, p.mem[PRHS_R_SEQS], ws, k);
+            const int n = c.kept[k];
+            return n >= 0 ? n : c.failed[(k - begin) >> 5] >> ((k - begin) & 31) & 1 ? -n : 0;
+        },
+        i, item,
+        [&](int first) {
+            begin = first;
+            if (M && c.failed)
+                judge_units(a, ws, first, WINDOW, c.failed);
+        });
+}
+
 DEV logsum joined(const logsum *z, int count, int step)
 {
     logsum r = { LOWEST, 0.0f };
@@ -71,7 +111,9 @@ DEV job job_of(const prhs_cu_score &p, int i, int item)
     j.b = i / a.shape.units;
     j.u = i % a.shape.units;
     j.e = entry_of(a.batch, p.mem[PRHS_R_SEQS], j.b);
-    j.set = *set_at(p.mem[PRHS_R_WORK], a.work, a.shape, j.b, j.u);
+    /* A unit whose list has just failed is still on its way to what it shares no more. */
+    j.set = a.moments && a.work.fresh_off != PRHS_NONE ? ((const prhs_set *)(p.mem[PRHS_R_WORK] + a.work.fresh_off))[i]
+                                                       : *set_at(p.mem[PRHS_R_WORK], a.work, a.shape, j.b, j.u);
     j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j.b);
     j.full = a.full;
     j.chunk = item;
@@ -82,21 +124,18 @@ DEV job job_of(const prhs_cu_score &p, int i, int item)
 }
 
 /* Takes turns over chunks; heads(job, h0) scores for HB heads of the unit from h0 on. */
-template <int HB, class Heads> DEV void score(const prhs_cu_score &p, Heads heads)
+template <int HB, bool M, class Heads> DEV void score(const prhs_cu_score &p, Heads heads)
 {
-    __shared__ int prefix[TURNS_EACH * THREADS];
+    __shared__ int prefix[WINDOW];
     grid_begin();
-    const prhs_k_score &a = p.a;
-    byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];
-    const bool kept = a.work.score_count_off != PRHS_NONE && !a.full;
-    const int *counts = kept ? INTS(ws, a.work.score_count_off) : nullptr;
-    take_turns(
-        a.batch.max_seqs * a.shape.units, counts ? TURNS_EACH : 1, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, seqs, ws, i); },
-        [&](int i, int item) {
-            const job j = job_of(p, i, item);
-            for (int h0 = 0; h0 < a.shape.unit_heads; h0 += HB)
-                heads(j, h0);
-        });
+    const tally c = tally_of<M>(p);
+    turns t = turns_begin(c.kept ? TURNS_EACH : 1);
+    int i, item;
+    while (next_chunk<M>(p, c, &t, prefix, &i, &item)) {
+        const job j = job_of(p, i, item);
+        for (int h0 = 0; h0 < p.a.shape.unit_heads; h0 += HB)
+            heads(j, h0);
+    }
 }
 
 #endif

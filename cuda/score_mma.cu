@@ -44,11 +44,10 @@ DEV place find_key(const prhs_k_kv &kv, const job &j, int base)
 }
 
 /* Fills *o with what the block does after *now (nullptr: first). False: nothing is left. */
-template <int HB>
-DEV bool next_order(const prhs_cu_score &p, turns *t, const int *counts, int *prefix, const order *now, order *o, starts *s)
+template <int HB, bool M>
+DEV bool next_order(const prhs_cu_score &p, turns *t, const tally &counts, int *prefix, const order *now, order *o, starts *s)
 {
     const prhs_k_score &a = p.a;
-    byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];
     if (now && now->h0 + HB < a.shape.unit_heads) {
         if (threadIdx.x == 0) {
             *o = *now;
@@ -56,9 +55,7 @@ DEV bool next_order(const prhs_cu_score &p, turns *t, const int *counts, int *pr
         }
     } else {
         int i, item;
-        if (!turns_next(
-                t, a.batch.max_seqs * a.shape.units, prefix,
-                [&](int k) { return counts ? counts[k] : count_unit(a, seqs, ws, k); }, &i, &item))
+        if (!next_chunk<M>(p, counts, t, prefix, &i, &item))
             return false;
         if (threadIdx.x == 0) {
             o->j = job_of(p, i, item);
@@ -337,28 +334,30 @@ DEV void score_order(const prhs_cu_score &p, const order &now, const place &seco
 template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_score &p)
 {
     DYNAMIC_SHARED(rings);
-    __shared__ int prefix[TURNS_EACH * THREADS];
+    __shared__ int prefix[WINDOW];
     __shared__ order orders[2];
     typedef ring<DP, false> r;
     const prhs_k_score &a = p.a;
     const int HB = HM > 0 ? HM : NT * 4;
     byte *mine = rings + warp_id() * r::STAGES * r::STAGE;
-    const bool kept = a.work.score_count_off != PRHS_NONE && !a.full;
-    const int *counts = kept ? INTS(p.mem[PRHS_R_WORK], a.work.score_count_off) : nullptr;
     clear_ring<DP, false>(rings, a.shape.dim);
     grid_begin();
-    turns t = turns_begin(counts ? TURNS_EACH : 1);
+    const tally counts = tally_of<(HM > 0)>(p);
+    turns t = turns_begin(counts.kept ? TURNS_EACH : 1);
     starts now, next;
     int stage = 0, o = 0;
-    bool more = next_order<HB>(p, &t, counts, prefix, nullptr, &orders[0], &now);
-    if (more)
-        send_first<DP>(mine, orders[0], now.first, a.shape.dim);
-    copy_commit();
-    while (more) {
-        const order &it = orders[o], &after = orders[o ^ 1];
-        more = next_order<HB>(p, &t, counts, prefix, &it, &orders[o ^ 1], &next);
-        score_order<T, DP, NT, HM>(p, it, now.second, more ? &after : nullptr, next.first, mine, &stage);
+    for (bool begun = false, more = true; more || begun;) {
+        order *const it = &orders[o], *const after = &orders[o ^ 1];
+        more = more && next_order<HB, (HM > 0)>(p, &t, counts, prefix, begun ? it : nullptr, after, &next);
+        if (begun) {
+            score_order<T, DP, NT, HM>(p, *it, now.second, more ? after : nullptr, next.first, mine, &stage);
+        } else {
+            if (more)
+                send_first<DP>(mine, *after, next.first, a.shape.dim);
+            copy_commit();
+        }
         __syncthreads(); /* the order's place is free for the one after the next */
+        begun = more;
         now = next;
         o ^= 1;
     }

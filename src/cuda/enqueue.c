@@ -40,6 +40,12 @@ static bool add_mems(launch *l, const prhs_op *op) {
 static size_t together(const prhs_op *ops, size_t n, launch *l, const prhs_op **leader) {
     const prhs_op *next = n > 1 ? &ops[1] : NULL;
     *leader = &ops[0];
+    /* The mass gate's verdicts: those who score come to them, and leave what has been attended to the finish after them. */
+    if (next && ops[0].kind == PRHS_OP_FINISH && ops[0].args.finish.verify && next->kind == PRHS_OP_SCORE) {
+        add_mems(l, next);
+        *leader = next;
+        return 2;
+    }
     add_mems(l, &ops[0]);
     if (!next)
         return 1;
