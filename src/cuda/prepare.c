@@ -34,10 +34,15 @@ static double now(void) {
     return timespec_get(&t, TIME_UTC) ? (double)t.tv_sec + 1e-9 * (double)t.tv_nsec : 0.0;
 }
 
+/* One kernel with two sizes of shared memory counts as two: launches take the size, and the blocks that fit, from here. */
+static bool serves(const prhs_nv_kernel *kernel, const prhs_nv_choice *choice) {
+    return strcmp(kernel->choice.name, choice->name) == 0 && (choice->sized || kernel->choice.shared == choice->shared);
+}
+
 /* The kernel of a choice, loaded once a device; the caller holds prepare_lock. */
 static prhs_status kernel_of(prhs_nv_device *dev, const prhs_nv_choice *choice, const prhs_nv_kernel **out) {
     for (const prhs_nv_kernel *k = dev->kernels; k; k = k->next)
-        if (strcmp(k->choice.name, choice->name) == 0) {
+        if (serves(k, choice)) {
             *out = k;
             return PRHS_OK;
         }
