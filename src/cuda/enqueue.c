@@ -86,14 +86,14 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
     return sizeof l->mem + size;
 }
 
-/* Blocks: no more than there is work for; nor than are resident at once, where blocks take turns. */
-static unsigned grid_of(const prhs_nv_kernel *kernel, const prhs_op *ops, size_t count) {
+/* Blocks: no more than there is work for; nor than the variant may have, where blocks take turns. */
+static unsigned grid_of(const prhs_nv_variant *variant, const prhs_op *ops, size_t count) {
     uint64_t blocks = 1;
     for (size_t i = 0; i < count; i++) {
-        const uint64_t more = prhs_nv_blocks(&kernel->choice, &ops[i]);
+        const uint64_t more = prhs_nv_blocks(&variant->kernel->choice, &ops[i]);
         blocks = more > blocks ? more : blocks;
     }
-    const uint64_t most = kernel->choice.lanes ? GRID_MOST : kernel->grid;
+    const uint64_t most = variant->kernel->choice.lanes ? GRID_MOST : variant->grid;
     return (unsigned)(blocks < most ? blocks : most);
 }
 
@@ -123,10 +123,11 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs
     memset(l.mem, 0, sizeof l.mem);
     *count = together(ops, n, &l, &leader);
     const prhs_op_key key = prhs_op_key_of(leader);
-    const prhs_nv_kernel *kernel = prhs_nv_find(dev, &key);
-    if (!kernel)
+    const prhs_nv_variant *variant = prhs_nv_find(dev, &key);
+    if (!variant)
         return prhs_fail(&dev->head.log, PRHS_ERR_STATE, "cuda: %s was never prepared for this head size and these dtypes",
                          prhs_op_name(leader->kind));
+    const prhs_nv_kernel *kernel = variant->kernel;
     fill(&l, ops, *count, leader, pass);
     unsigned threads = kernel->choice.threads, shared = kernel->choice.shared;
     if (kernel->choice.sized)
@@ -134,7 +135,7 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs
     if (shared > kernel->choice.shared)
         return prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s needs %u bytes of shared memory for this max_kv_len, a block may have %u",
                          kernel->choice.name, shared, kernel->choice.shared);
-    return submit(queue, kernel, &l, grid_of(kernel, ops, *count), threads, shared);
+    return submit(queue, kernel, &l, grid_of(variant, ops, *count), threads, shared);
 }
 
 prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n) {

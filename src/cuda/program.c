@@ -155,10 +155,7 @@ static prhs_status set_up(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
                                prhs_drv.Occupancy(&blocks, kernel->function, (int)choice->threads, choice->shared));
     if (status == PRHS_OK && blocks < 1)
         status = prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s does not fit on a multiprocessor of this device", choice->name);
-    /* With smaller blocks more of them are resident; more than fit wait for their turn, which is as good. */
-    if (choice->sized)
-        blocks = 8;
-    kernel->grid = (unsigned)blocks * (dev->head.info.compute_units ? dev->head.info.compute_units : 1);
+    kernel->resident = (unsigned)blocks;
     return status;
 }
 

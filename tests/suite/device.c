@@ -239,6 +239,26 @@ static void masks(t_ctx *t, int row) {
             info.platform);
 }
 
+/* A tuning file that is none: refused with a sentence that names it; the cpu backend reads none. */
+static void tuning_file(t_ctx *t, int row) {
+    prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
+    prhs_log log = { PRHS_LOG_WARN, t, t->on_message };
+    prhs_device *dev = NULL;
+    (void)row;
+    params.backend = t->info.backend;
+    params.index = t->info.index;
+    params.cache_dir = t->opt->cache_dir;
+    params.tuning = "/proc/self/status"; /* a file, but not of rows */
+    prhs_status status = prhs_device_open(&params, &log, &dev);
+    if (t->info.backend == PRHS_BACKEND_CPU) {
+        T_CHECK(t, status == PRHS_OK, "the cpu backend: %s", prhs_status_name(status));
+        T_OK(t, prhs_device_close(dev));
+        return;
+    }
+    T_CHECK(t, status == PRHS_ERR_ARGUMENT && !dev, "a file without rows: %s", prhs_status_name(status));
+    T_CHECK(t, strstr(t->sentence, "/proc/self/status, line 1: it is no X(...)"), "the sentence is: %s", t->sentence);
+}
+
 static const struct d_row {
     const char *name;
     void (*run)(t_ctx *t, int row);
@@ -248,6 +268,7 @@ static const struct d_row {
     { "events", events },
     { "capability masks", masks },
     { "two query dtypes", two_query_dtypes },
+    { "tuning file", tuning_file },
     { "damaged program cache", damaged_cache },
 };
 
