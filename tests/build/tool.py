@@ -45,10 +45,14 @@ def peers(document):
     with tempfile.TemporaryDirectory() as folder:
         own, other = pathlib.Path(folder) / "own.json", pathlib.Path(folder) / "peers.jsonl"
         own.write_text(json.dumps(document), encoding="utf-8")
-        other.write_text(json.dumps({"device": document.get("device")}) + "\n", encoding="utf-8")
+        lines = [{"device": document.get("device")}, {"peer": "flashinfer", "skipped": "No module named 'flashinfer'"},
+                 {"peer": "fa2", "B": 8, "N": 1024, "H": 32, "HK": 32, "D": 128, "error": "out of memory"}]
+        other.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         done = run(sys.executable, script, own, other, "--sm80", own)
         lines = [line for line in done.stdout.splitlines() if line.startswith("| P")]
         check(done.returncode == 0 and len(lines) > 20 and all("not measured" in line for line in lines), "the table beside the peers")
+        check("flashinfer was not measured: No module" in done.stdout and "fa2 was not measured on 1 shapes: out of memory" in done.stdout,
+              "peers that are absent are named with the reason")
         other.write_text('{"device": "another one"}\n', encoding="utf-8")
         check(run(sys.executable, script, own, other).returncode == 1, "figures of two devices are not put into one table")
 
