@@ -12,6 +12,7 @@
 #include <prhs/device.h>
 
 #include "kargs.h"
+#include "tuning.h"
 
 typedef enum prhs_op_kind {
 #define X(NAME, name, ...) PRHS_OP_##NAME,
@@ -58,6 +59,7 @@ struct prhs_device {
     prhs_device_info info;
     prhs_counters counters;  /* atomically incremented by prhs_count() */
     int refs;                /* buffers, queues, events and sessions that are alive (atomic) */
+    prhs_tuning tuning;      /* opened and closed by a backend that has work-groups to deal out */
 };
 struct prhs_buffer {
     prhs_device *dev;

@@ -23,6 +23,7 @@ void prhs_device_init(prhs_device *dev, const prhs_backend *backend, const prhs_
     dev->info = *info;
     memset(&dev->counters, 0, sizeof dev->counters);
     dev->refs = 0;
+    dev->tuning = (prhs_tuning){ 0 };
 }
 
 void prhs_device_retain(prhs_device *dev) { __atomic_fetch_add(&dev->refs, 1, __ATOMIC_RELAXED); }

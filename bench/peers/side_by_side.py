@@ -9,6 +9,7 @@ Own steps are means over whole blocks (append, gate, retrieval, attention, merge
 """
 import argparse
 import json
+import re
 import sys
 
 SIX = [(b, n, 32, 32, 128) for b in (8, 16) for n in (1024, 2048, 4096)]
@@ -57,6 +58,7 @@ class Peers:
 
     def __init__(self, path):
         self.decode, self.prompt, self.rates, self.head, self.copy = {}, {}, [], {}, None
+        self.absent = {}  # by peer: why, and on how many shapes; 0: on none, it was not tried
         with open(path, encoding="utf-8") as f:
             for line in f:
                 r = json.loads(line) if line.lstrip().startswith("{") else {}
@@ -64,6 +66,9 @@ class Peers:
                     self.head = r
                 elif r.get("peer") == "copy":
                     self.copy = r["gbps_read_plus_write"]
+                elif "skipped" in r or "error" in r:
+                    why, count = self.absent.get(r["peer"], (r.get("skipped") or r.get("error"), 0))
+                    self.absent[r["peer"]] = (why, count + ("error" in r))
                 elif "us_median" in r:
                     shape = (r["B"], r["N"], r["H"], r["HK"], r["D"])
                     (self.prompt if "rows" in r else self.decode).setdefault(shape, {})[r["peer"]] = r["us_median"]
@@ -76,6 +81,11 @@ class Peers:
 
 def ratio(a, b):
     return a / b if a and b else None
+
+
+def print_absent(peers):
+    for name, (why, count) in sorted(peers.absent.items()):
+        print(f"\n{name} was not measured{f' on {count} shapes' if count else ''}: {why}.")
 
 
 def show(value, digits=1, unit=""):
@@ -268,6 +278,9 @@ def main():
           f"torch {peers.head.get('torch', '–')}. Best dense read rate {show(read and read / 1e9)} GB/s "
           f"(own: {show(greatest(dense) and greatest(dense) / 1e9)}); copy, read + write: own {own.document['copy_bytes_per_second'] / 1e9:.1f}, "
           f"torch {show(peers.copy)} GB/s.")
+    print_absent(peers)
+    if not re.search(r"H[12]00", device):
+        print("\nThe bars below are those of an H100: this device has none of its own.")
     shape_table(own, peers)
     op_table(own, read)
     v = Verdicts()

@@ -69,8 +69,11 @@ typedef struct prhs_device_params {
     uint32_t threads;           /**< cpu: host threads, 0: one a core */
     const char *cache_dir;      /**< OpenCL: folder of compiled programs; NULL: $PRHS_CACHE_DIR, else $XDG_CACHE_HOME/prhs, else
                                      ~/.cache/prhs; "": no cache. Read during the call. */
+    const char *tuning;         /**< CUDA, OpenCL: file of work-groups a launch, as `prhs tune --write` makes it, that goes before the
+                                     built-in table; NULL: $PRHS_TUNING, else none; "": none. Changes times, never a bit of a result.
+                                     Read during the call. */
 } prhs_device_params;
-#define PRHS_DEVICE_PARAMS_INIT { sizeof(prhs_device_params), PRHS_BACKEND_ANY, 0, PRHS_CAPS_ALL, 0, NULL }
+#define PRHS_DEVICE_PARAMS_INIT { sizeof(prhs_device_params), PRHS_BACKEND_ANY, 0, PRHS_CAPS_ALL, 0, NULL, NULL }
 
 /** Calls that libprhs itself made on a device since it was opened; a warm decode step adds to `launches` and `generic` only. */
 typedef struct prhs_counters {
@@ -92,8 +95,8 @@ PRHS_API prhs_status prhs_enumerate(prhs_device_info *infos, size_t *count, cons
 
 /**
  * Opens a device; close it with prhs_device_close(). `log` is copied, NULL is silence. Thread-safe.
- * PRHS_ERR_ARGUMENT: params or device NULL, params->size unknown, backend not an enum value. PRHS_ERR_NO_DEVICE: no such backend
- * or index. PRHS_ERR_UNSUPPORTED: the device lacks what libprhs needs. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY: as named.
+ * PRHS_ERR_ARGUMENT: params or device NULL, params->size unknown, backend not an enum value; the tuning file cannot be read, has a line
+ * that is no row of it, or no row for this backend. PRHS_ERR_NO_DEVICE: no such backend or index. PRHS_ERR_UNSUPPORTED: the device lacks what libprhs needs. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY: as named.
  */
 PRHS_API prhs_status prhs_device_open(const prhs_device_params *params, const prhs_log *log, prhs_device **device);
 

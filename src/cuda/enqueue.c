@@ -92,14 +92,15 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
     return sizeof l->mem + size;
 }
 
-/* Blocks: no more than there is work for; nor than are resident at once, where blocks take turns. */
-static unsigned grid_of(const prhs_nv_kernel *kernel, unsigned resident, const prhs_op *ops, size_t count) {
+/* Blocks: no more than there is work for; nor than `most`, where blocks take turns. */
+static unsigned grid_of(const prhs_nv_kernel *kernel, uint64_t most, const prhs_op *ops, size_t count) {
     uint64_t blocks = 1;
     for (size_t i = 0; i < count; i++) {
         const uint64_t more = prhs_nv_blocks(&kernel->choice, &ops[i]);
         blocks = more > blocks ? more : blocks;
     }
-    const uint64_t most = kernel->choice.lanes ? GRID_MOST : resident;
+    if (kernel->choice.lanes)
+        most = GRID_MOST;
     return (unsigned)(blocks < most ? blocks : most);
 }
 
@@ -129,20 +130,22 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs
     memset(l.mem, 0, sizeof l.mem);
     *count = together(ops, n, &l, &leader);
     const prhs_op_key key = prhs_op_key_of(leader);
-    const prhs_nv_kernel *kernel = prhs_nv_find(dev, &key);
-    if (!kernel)
+    const prhs_nv_variant *variant = prhs_nv_find(dev, &key);
+    if (!variant)
         return prhs_fail(&dev->head.log, PRHS_ERR_STATE, "cuda: %s was never prepared for this head size and these dtypes",
                          prhs_op_name(leader->kind));
+    const prhs_nv_kernel *kernel = variant->kernel;
     fill(&l, ops, *count, leader, pass);
-    unsigned threads = kernel->choice.threads, shared = kernel->choice.shared, resident = kernel->grid;
+    unsigned threads = kernel->choice.threads, shared = kernel->choice.shared, most = variant->grid;
     if (kernel->choice.sized) {
         prhs_nv_size(leader, &threads, &shared);
-        resident = prhs_nv_resident(dev, kernel, threads, shared);
+        const unsigned resident = prhs_nv_resident(dev, kernel, threads, shared);
+        most = most < resident ? most : resident;
     }
     if (shared > kernel->choice.shared)
         return prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s needs %u bytes of shared memory for this max_kv_len, a block may have %u",
                          kernel->choice.name, shared, kernel->choice.shared);
-    return submit(queue, kernel, &l, grid_of(kernel, resident, ops, *count), threads, shared);
+    return submit(queue, kernel, &l, grid_of(kernel, most, ops, *count), threads, shared);
 }
 
 prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n) {

@@ -43,7 +43,10 @@ static bool tensor(const prhs_nv_device *dev, const prhs_op_key *key, const char
     return key->kv_dtype != PRHS_K_F32 && dev->head.info.caps & PRHS_CAP_TENSOR;
 }
 
-/* From how many heads that share their rows the tensor cores are worth it: below, float32 arithmetic keeps up with the memory. */
+/*
+ * From how many heads that share their rows the tensor cores are worth it: below, float32 arithmetic keeps up with the memory. The two do
+ * not sum in the same order: this is part of the bits and no row of tuning.def.
+ */
 enum { SERVE_SHARERS = 5, SCORE_SHARERS = 2 };
 
 /*

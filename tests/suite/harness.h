@@ -25,7 +25,7 @@ typedef struct t_group {
 } t_group;
 
 /* T_FOREIGN: a buffer of another device, without guard bands. */
-typedef enum t_kind { T_HOST, T_BUFFER, T_FOREIGN, T_SESSION, T_OPS, T_REQUEST, T_EVENT, T_QUEUE, T_DEVICE } t_kind;
+typedef enum t_kind { T_HOST, T_BUFFER, T_FOREIGN, T_SESSION, T_OPS, T_REQUEST, T_EVENT, T_GRAPH, T_QUEUE, T_DEVICE } t_kind;
 
 typedef struct t_owned {
     t_kind kind;

@@ -65,6 +65,8 @@ static void run_case(t_ctx *t, const t_group *g, int row, prhs_suite_result *res
     case_name(g, row, name, sizeof name);
     if (t->opt->filter && !strstr(name, t->opt->filter))
         return;
+    prhs_device *const dev = t->dev; /* a case that opens another one may end while that is in its place */
+    prhs_queue *const queue = t->queue;
     t->rng = t_hash(t->opt->seed * UINT64_C(0x9e3779b97f4a7c15) + 1, name);
     t->skipped = 0;
     t->why[0] = t->note[0] = 0;
@@ -74,6 +76,8 @@ static void run_case(t_ctx *t, const t_group *g, int row, prhs_suite_result *res
     int how = attempt(t, g, row);
     if (setjmp(t->out) == 0)
         t_release(t);
+    t->dev = dev;
+    t->queue = queue;
     double took = seconds() - begin;
     if (t->worst > result->worst) {
         result->worst = t->worst;

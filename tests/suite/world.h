@@ -78,7 +78,12 @@ t_wseq *t_world_share(t_world *w, const t_wseq *seq, int32_t slot);
 
 /* One step over all layers: appends (unless cached) and attends; reads outputs back. */
 void t_world_step(t_world *w, t_entry *entries, int n);
-/* The same for a single sequence. */
+/* Its parts, for a test that enqueues layers itself. The batch, on the device too, with room for the entries' rows; 1: there are rows to
+ * append. */
+int t_world_place(t_world *w, t_entry *entries, int n);
+/* The host rows (qh, kh, vh) of one layer for these entries; appended rows also go into the cache's image. */
+void t_world_fill(t_world *w, uint32_t layer, const t_entry *entries, int n);
+/* A step for a single sequence. */
 void t_world_one(t_world *w, t_wseq *seq, int32_t rows, int32_t flags);
 /* Prefill in chunks, the last one seeding. */
 void t_world_prompt(t_world *w, t_wseq *seq, int32_t n, int32_t chunk);

@@ -62,6 +62,10 @@ static double speedup_of(const bench_row *row) { return row->dense > 0 && row->m
 static double share(double rate, double of) { return of > 0 ? rate / of : 0; }
 
 void bench_report_row(bench *b, const bench_row *row) {
+    if (b->on_row) {
+        b->on_row(b->user, row);
+        return;
+    }
     report *r = b->report;
     FILE *f = r->table;
     heading(r, row);
