@@ -10,6 +10,7 @@
 
 typedef struct common_options {
     const char *model;          /* GGUF file */
+    const char *linear;         /* of compute_open; NULL: auto */
     prhs_backend_kind backend;
     uint32_t index;
     prhs_dtype kv_dtype;
@@ -43,6 +44,7 @@ double now(void);
 
 int cmd_generate(int argc, char **argv);
 int cmd_perplexity(int argc, char **argv);
+int cmd_speed(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 
 #endif

@@ -5,10 +5,11 @@
 A model of one layer generates; models that contradict themselves, and wrong usage, end in a sentence and the right exit status.
 """
 import os
-import struct
 import subprocess
 import sys
 import tempfile
+
+from tinymodel import gguf, tensors_of
 
 DIM = 32  # one head
 bad = 0
@@ -20,32 +21,6 @@ def check(good, what):
     print(f"{'ok  ' if good else 'FAIL'} {what}")
 
 
-def text(s):
-    return struct.pack("<Q", len(s.encode())) + s.encode()
-
-
-def value(x):
-    if isinstance(x, str):
-        return struct.pack("<I", 8) + text(x)
-    if isinstance(x, float):
-        return struct.pack("<If", 6, x)
-    if isinstance(x, list):
-        return struct.pack("<IIQ", 9, 8, len(x)) + b"".join(map(text, x))
-    return struct.pack("<II", 4, x)
-
-
-def gguf(meta, tensors):
-    """All tensors float32, their elements i % 7 - 3 over 16."""
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(meta)) + b"".join(text(k) + value(x) for k, x in meta.items())
-    data = b""
-    for name, dims in tensors.items():
-        count = dims[0] * (dims[1] if len(dims) > 1 else 1)
-        head += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, 0, len(data))
-        data += b"".join(struct.pack("<f", (i % 7 - 3) / 16) for i in range(count))
-        data += bytes(-len(data) % 32)
-    return head + bytes(-len(head) % 32) + data
-
-
 def parts():
     meta = {
         "general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": DIM, "llama.attention.head_count": 1,
@@ -53,11 +28,7 @@ def parts():
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": ["a", "b", "c", "ab"],
         "tokenizer.ggml.merges": ["a b"],
     }
-    tensors = {"token_embd.weight": (DIM, 4), "output_norm.weight": (DIM,)}
-    for name, dims in (("attn_norm", (DIM,)), ("ffn_norm", (DIM,)), ("attn_q", (DIM, DIM)), ("attn_k", (DIM, DIM)),
-                       ("attn_v", (DIM, DIM)), ("attn_output", (DIM, DIM)), ("ffn_gate", (DIM, 64)), ("ffn_up", (DIM, 64)),
-                       ("ffn_down", (64, DIM))):
-        tensors[f"blk.0.{name}.weight"] = dims
+    tensors = tensors_of(1, DIM, DIM, 64, 4)
     return meta, tensors
 
 
@@ -75,7 +46,7 @@ def main():
         meta, tensors = parts()
         change(meta, tensors)
         with open(model, "wb") as f:
-            f.write(gguf(meta, tensors))
+            f.write(gguf(meta, tensors, lambda name, i: (i % 7 - 3) / 16))
         r = run("generate", "--model", model, "--device", "cpu", "--policy", "dense", "--ids", "-n", "8", argument)
         if sentence is None:
             ids = r.stdout.split()

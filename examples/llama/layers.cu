@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a layer does besides products and attention, and what makes tokens of logits. A block a row, whatever the number of rows, so that a
+ * row's bits do not depend on its neighbours; sums in double precision, as the host's.
+ */
+#include <device.cuh>
+
+#include "layers.h"
+
+#define WARPS (LAYER_THREADS / 32)
+
+/* A row's best logit: the largest, of equal ones the first. */
+struct candidate {
+    float value;
+    int index;
+};
+
+DEV candidate better(candidate a, candidate b)
+{
+    return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
+}
+
+DEV double block_sum(double x)
+{
+    __shared__ double part[WARPS];
+    for (int with = 16; with; with /= 2)
+        x += __shfl_xor_sync(FULL, x, with);
+    __syncthreads(); /* a sum before this one has been read */
+    if (threadIdx.x % 32 == 0)
+        part[threadIdx.x / 32] = x;
+    __syncthreads();
+    double sum = 0.0;
+    for (int i = 0; i < WARPS; i++)
+        sum += part[i];
+    return sum;
+}
+
+DEV candidate block_best(const float *logits, int vocab)
+{
+    __shared__ candidate part[WARPS];
+    candidate best = { __int_as_float(0xff800000), vocab };
+    for (int i = threadIdx.x; i < vocab; i += LAYER_THREADS) {
+        const candidate c = { logits[i], i };
+        best = better(best, c);
+    }
+    for (int with = 16; with; with /= 2) {
+        const candidate c = { __shfl_xor_sync(FULL, best.value, with), __shfl_xor_sync(FULL, best.index, with) };
+        best = better(best, c);
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0)
+        part[threadIdx.x / 32] = best;
+    __syncthreads();
+    for (int i = 0; i < WARPS; i++)
+        best = better(best, part[i]);
+    if (best.index >= vocab) /* nothing but NaN */
+        best.index = 0;
+    return best;
+}
+
+KERNEL(llama_embed, embed_args, LAYER_THREADS, 2)
+{
+    for (int row = blockIdx.x; row < p.rows; row += gridDim.x) {
+        const float *from = p.table + (long long)p.ids[row] * p.dim;
+        for (int i = threadIdx.x; i < p.dim; i += LAYER_THREADS)
+            p.x[(long long)row * p.dim + i] = from[i];
+    }
+}
+
+KERNEL(llama_norm, norm_args, LAYER_THREADS, 2)
+{
+    for (int row = blockIdx.x; row < p.rows; row += gridDim.x) {
+        const float *x = p.x + (long long)row * p.dim;
+        double sum = 0.0;
+        for (int i = threadIdx.x; i < p.dim; i += LAYER_THREADS)
+            sum += (double)x[i] * (double)x[i];
+        const float scale = (float)(1.0 / sqrt(block_sum(sum) / (double)p.dim + (double)p.eps));
+        for (int i = threadIdx.x; i < p.dim; i += LAYER_THREADS)
+            p.out[(long long)row * p.dim + i] = x[i] * scale * p.weight[i];
+    }
+}
+
+KERNEL(llama_rope, rope_args, LAYER_THREADS, 2)
+{
+    const int half = p.dim / 2;
+    for (int row = blockIdx.x; row < p.rows; row += gridDim.x) {
+        float2 *pairs = (float2 *)(p.rows_of + (long long)row * p.stride);
+        const float2 *turns = (const float2 *)p.turns + (long long)p.positions[row] * half;
+        for (int i = threadIdx.x; i < p.heads * half; i += LAYER_THREADS) {
+            const float2 x = pairs[i], turn = turns[i % half];
+            pairs[i] = make_float2(x.x * turn.x - x.y * turn.y, x.x * turn.y + x.y * turn.x);
+        }
+    }
+}
+
+KERNEL(llama_swiglu, swiglu_args, LAYER_THREADS, 2)
+{
+    for (int row = blockIdx.x; row < p.rows; row += gridDim.x) {
+        float *gate = p.both + 2 * (long long)row * p.ffn;
+        for (int i = threadIdx.x; i < p.ffn; i += LAYER_THREADS)
+            gate[i] = gate[i] / (1.0f + expf(-gate[i])) * gate[p.ffn + i];
+    }
+}
+
+KERNEL(llama_choose, choose_args, LAYER_THREADS, 2)
+{
+    for (int row = blockIdx.x; row < p.rows; row += gridDim.x) {
+        const int s = p.first + row;
+        const int id = p.logits ? block_best(p.logits + (long long)row * p.vocab, p.vocab).index : p.next[s];
+        if (threadIdx.x)
+            continue;
+        p.next[s] = id;
+        p.tokens[(long long)p.made[s]++ * p.all + s] = id;
+        p.positions[s] = p.seqs[s].kv_len++;
+    }
+}
+
+KERNEL(llama_score, score_args, LAYER_THREADS, 2)
+{
+    for (int row = blockIdx.x; row < p.rows; row += gridDim.x) {
+        const float *logits = p.logits + (long long)row * p.vocab;
+        const candidate best = block_best(logits, p.vocab);
+        double sum = 0.0;
+        for (int i = threadIdx.x; i < p.vocab; i += LAYER_THREADS)
+            sum += exp((double)logits[i] - (double)best.value);
+        sum = block_sum(sum);
+        if (threadIdx.x)
+            continue;
+        p.best[row] = best.index;
+        p.nll[row] = log(sum) + (double)best.value - (double)logits[p.target[row]];
+    }
+}
