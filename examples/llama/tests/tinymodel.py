@@ -41,7 +41,7 @@ def tensors_of(layers, dim, kv, ffn, vocab):
     return tensors
 
 
-def random_model(seed, layers, heads, kv_heads, head_dim, ffn, letters, context):
+def random_model(seed, layers, heads, kv_heads, head_dim, ffn, letters, context, eos=None):
     """A model with random weights whose tokens are single letters."""
     dim, rng = heads * head_dim, random.Random(seed)
     meta = {
@@ -50,6 +50,8 @@ def random_model(seed, layers, heads, kv_heads, head_dim, ffn, letters, context)
         "llama.context_length": context, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
         "tokenizer.ggml.tokens": list(letters), "tokenizer.ggml.merges": [f"{letters[0]} {letters[1]}"],
     }
+    if eos is not None:
+        meta["tokenizer.ggml.eos_token_id"] = eos
     tensors = tensors_of(layers, dim, kv_heads * head_dim, ffn, len(letters))
     tensors["output.weight"] = (dim, len(letters))  # with the embedding's own it would repeat the last token
 

@@ -44,6 +44,8 @@ int cublasCreate_v2(void **handle) {
     if (h && bind(&h->drv) && h->drv.load(&h->module, "no code", 0, NULL, NULL) == 0 &&
         h->drv.function(&h->function, h->module, "fake_sgemm") == 0)
         return SUCCESS;
+    if (h && h->module)
+        h->drv.unload(h->module);
     free(h);
     *handle = NULL;
     return NOT_INITIALIZED;
