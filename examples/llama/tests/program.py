@@ -4,12 +4,14 @@
 
 A model of one layer generates; models that contradict themselves, and wrong usage, end in a sentence and the right exit status.
 """
+import json
 import os
+import string
 import subprocess
 import sys
 import tempfile
 
-from tinymodel import gguf, tensors_of
+from tinymodel import gguf, random_model, tensors_of
 
 DIM = 32  # one head
 bad = 0
@@ -75,6 +77,30 @@ def main():
                          (("generate", "--model", model), 2), (("generate", "--model", model, "--temperature", "hot", "a"), 2), (("perplexity", "--model", model), 2)):
         r = run(*args)
         check(r.returncode == status and (r.stdout if status == 0 else r.stderr), f"{' '.join(args)}: {status}")
+
+    # A random model: what the policies' prompts leave behind shows in the tokens and in what they count.
+    letters, small = string.ascii_letters, "k=16,m=0,sinks=4,local=8,n=0,dense=0"
+    words = "".join(letters[i * i * 31 % 52] for i in range(300))
+    with open(model, "wb") as f:
+        f.write(random_model(1, 3, 4, 2, 32, 96, letters, 512))
+    with open(prompt, "w", encoding="utf-8") as f:
+        f.write(words)
+
+    def policy(command, *args):
+        r = run(command, "--model", model, "--device", "cpu", *args)
+        check(r.returncode == 0, f"{' '.join(args[:2])}: {r.stderr.strip().splitlines()[-1:]}")
+        return r
+
+    r = policy("generate", "--policy", f"cis,{small},tau=-1,s=256", "--stats", "-n", "12", words[:60])
+    check("rho 0.000" in r.stderr, "the prompt's last query seeds: no step retrieves")
+    etf = [policy("generate", "--policy", f"cis,{small}{x}", "--ids", "-n", "12", words[:60]).stdout
+           for x in ("", ",etf=1,etf_layer=0,psi=0.5,gamma=3", ",etf=1,etf_layer=2,psi=0.5,gamma=3")]
+    check(etf[0] == etf[2] != etf[1], "frozen rows change what follows, in the last layer they do not")
+    r = policy("perplexity", "--policy", f"cis,{small},tau=0.1", "--policy", f"cis,{small},tau=0.1,etf=1,etf_layer=2,psi=0.5,gamma=3",
+               "--policy", f"cis,{small},tau=0.1,etf=1,etf_layer=0,psi=0.5,gamma=3", "--docs", "2", "--context", "60", "--decode", "12",
+               "--json", "-", prompt)
+    seeded, own, frozen = ([x["rho"], x["documents"]] for x in json.loads(r.stdout[r.stdout.index("{"):])["policies"][1:])
+    check(seeded == own != frozen and 0 < seeded[0] < 1, f"a shared prompt and one of the policy's own: {seeded} and {own}")
     for path in (model, prompt):
         os.remove(path)
     os.rmdir(work)
