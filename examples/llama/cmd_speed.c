@@ -131,7 +131,7 @@ static bool head(race *r) {
     const forward_params p = { { .backend = r->common.backend, .index = r->common.index, .seqs = 1, .tokens = 1,
                                  .kv_dtype = r->common.kv_dtype },
                                r->common.linear, r->graphs };
-    prhs_device_info info;
+    prhs_device_info info = { .size = sizeof info };
     const bool ok = forward_open(&r->f, &r->l.m, &p, &log) && prhs_device_get_info(r->f.e.dev, &info) == PRHS_OK;
     if (ok) {
         const compute_ops *ops = r->f.c->ops;

@@ -7,7 +7,7 @@
 compute *compute_open(engine *e, const char *where) {
     const bool free_choice = !where || strcmp(where, "auto") == 0, host = !free_choice && strcmp(where, "host") == 0;
     char why[512] = "";
-    prhs_device_info info;
+    prhs_device_info info = { .size = sizeof info };
     if (!free_choice && !host && !strchr(where, '/')) {
         fprintf(stderr, "prhs-llama: --linear %s: it is auto, host, or a file of cuBLAS with a '/' in its name\n", where);
         return NULL;

@@ -21,7 +21,7 @@
 
 extern const unsigned char llama_layers[]; /* PTX of layers.cu, terminated */
 
-enum { EMBED, NORM, ROPE, SWIGLU, CHOOSE, SCORE, KERNELS };
+enum { EMBED, NORM, ROPE, SWIGLU, CHOOSE, SCORE, KERNELS }; /* from CHOOSE on with LOGIT_THREADS */
 
 typedef struct cuda_compute {
     compute head;
@@ -62,8 +62,8 @@ static bool leave(cuda_compute *g, bool so_far) {
 
 /* A block a row, up to GRID blocks. */
 static bool launch(cuda_compute *g, int kernel, size_t rows, void *args) {
-    const unsigned grid = rows < GRID ? (unsigned)rows : GRID;
-    return good("cuLaunchKernel", g->drv.launch(g->kernel[kernel], grid, 1, 1, LAYER_THREADS, 1, 1, 0, g->stream, &args, NULL));
+    const unsigned grid = rows < GRID ? (unsigned)rows : GRID, block = kernel < CHOOSE ? LAYER_THREADS : LOGIT_THREADS;
+    return good("cuLaunchKernel", g->drv.launch(g->kernel[kernel], grid, 1, 1, block, 1, 1, 0, g->stream, &args, NULL));
 }
 
 static const float *weight(const cuda_compute *g, const float *w) { return g->weights + (w - g->head.m->block); }

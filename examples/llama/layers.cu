@@ -7,7 +7,7 @@
 
 #include "layers.h"
 
-#define WARPS (LAYER_THREADS / 32)
+#define WARPS(threads) ((threads) / 32)
 
 /* A row's best logit: the largest, of equal ones the first. */
 struct candidate {
@@ -20,9 +20,10 @@ DEV candidate better(candidate a, candidate b)
     return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
 }
 
-DEV double block_sum(double x)
+/* The block's sum, in every thread; THREADS: the block's size. */
+template <int THREADS> DEV double block_sum(double x)
 {
-    __shared__ double part[WARPS];
+    __shared__ double part[WARPS(THREADS)];
     for (int with = 16; with; with /= 2)
         x += __shfl_xor_sync(FULL, x, with);
     __syncthreads(); /* a sum before this one has been read */
@@ -30,19 +31,33 @@ DEV double block_sum(double x)
         part[threadIdx.x / 32] = x;
     __syncthreads();
     double sum = 0.0;
-    for (int i = 0; i < WARPS; i++)
+    for (int i = 0; i < WARPS(THREADS); i++)
         sum += part[i];
     return sum;
 }
 
+/* A thread's share of a row of logits: `step` is called with four of them at a time, which are read together. */
+template <class F> DEV void each_logit(const float *logits, int vocab, F step)
+{
+    for (int base = threadIdx.x; base < vocab; base += 4 * LOGIT_THREADS) {
+        float x[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            x[i] = base + i * LOGIT_THREADS < vocab ? logits[base + i * LOGIT_THREADS] : __int_as_float(0xff800000);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            step(x[i], base + i * LOGIT_THREADS);
+    }
+}
+
 DEV candidate block_best(const float *logits, int vocab)
 {
-    __shared__ candidate part[WARPS];
+    __shared__ candidate part[WARPS(LOGIT_THREADS)];
     candidate best = { __int_as_float(0xff800000), vocab };
-    for (int i = threadIdx.x; i < vocab; i += LAYER_THREADS) {
-        const candidate c = { logits[i], i };
+    each_logit(logits, vocab, [&](float x, int i) {
+        const candidate c = { x, i };
         best = better(best, c);
-    }
+    });
     for (int with = 16; with; with /= 2) {
         const candidate c = { __shfl_xor_sync(FULL, best.value, with), __shfl_xor_sync(FULL, best.index, with) };
         best = better(best, c);
@@ -51,7 +66,7 @@ DEV candidate block_best(const float *logits, int vocab)
     if (threadIdx.x % 32 == 0)
         part[threadIdx.x / 32] = best;
     __syncthreads();
-    for (int i = 0; i < WARPS; i++)
+    for (int i = 0; i < WARPS(LOGIT_THREADS); i++)
         best = better(best, part[i]);
     if (best.index >= vocab) /* nothing but NaN */
         best.index = 0;
@@ -74,7 +89,7 @@ KERNEL(llama_norm, norm_args, LAYER_THREADS, 2)
         double sum = 0.0;
         for (int i = threadIdx.x; i < p.dim; i += LAYER_THREADS)
             sum += (double)x[i] * (double)x[i];
-        const float scale = (float)(1.0 / sqrt(block_sum(sum) / (double)p.dim + (double)p.eps));
+        const float scale = (float)(1.0 / sqrt(block_sum<LAYER_THREADS>(sum) / (double)p.dim + (double)p.eps));
         for (int i = threadIdx.x; i < p.dim; i += LAYER_THREADS)
             p.out[(long long)row * p.dim + i] = x[i] * scale * p.weight[i];
     }
@@ -102,7 +117,7 @@ KERNEL(llama_swiglu, swiglu_args, LAYER_THREADS, 2)
     }
 }
 
-KERNEL(llama_choose, choose_args, LAYER_THREADS, 2)
+KERNEL(llama_choose, choose_args, LOGIT_THREADS, 1)
 {
     for (int row = blockIdx.x; row < p.rows; row += gridDim.x) {
         const int s = p.first + row;
@@ -115,15 +130,14 @@ KERNEL(llama_choose, choose_args, LAYER_THREADS, 2)
     }
 }
 
-KERNEL(llama_score, score_args, LAYER_THREADS, 2)
+KERNEL(llama_score, score_args, LOGIT_THREADS, 1)
 {
     for (int row = blockIdx.x; row < p.rows; row += gridDim.x) {
         const float *logits = p.logits + (long long)row * p.vocab;
         const candidate best = block_best(logits, p.vocab);
         double sum = 0.0;
-        for (int i = threadIdx.x; i < p.vocab; i += LAYER_THREADS)
-            sum += exp((double)logits[i] - (double)best.value);
-        sum = block_sum(sum);
+        each_logit(logits, p.vocab, [&](float x, int) { sum += exp((double)x - (double)best.value); });
+        sum = block_sum<LOGIT_THREADS>(sum);
         if (threadIdx.x)
             continue;
         p.best[row] = best.index;

@@ -6,6 +6,7 @@
 #include <prhs/device_types.h>
 
 #define LAYER_THREADS 256
+#define LOGIT_THREADS 1024 /* of a block whose row is as long as the vocabulary */
 
 /* x [rows][dim] = table[ids[row]] */
 typedef struct embed_args {

@@ -74,7 +74,9 @@ def main():
     generate("an empty prompt", "tokens", argument="")
     for args, status in ((("tokenize",), 2), (("tokenize", "--model", model), 2), (("tokenize", "--model", prompt, prompt), 1),
                          (("tokenize", "--model", model, work + "/none"), 1), (("tokenize", "--help"), 0), (("none",), 2),
-                         (("generate", "--model", model), 2), (("generate", "--model", model, "--temperature", "hot", "a"), 2), (("perplexity", "--model", model), 2)):
+                         (("generate", "--model", model), 2), (("generate", "--model", model, "--temperature", "hot", "a"), 2), (("perplexity", "--model", model), 2),
+                         (("speed", "--model", model), 2), (("generate", "--model", model, "--batch", "1", "a", "b"), 2),
+                         (("generate", "--model", model, "--device", "cpu", "--linear", work + "/libcublas.so", "a"), 1)):
         r = run(*args)
         check(r.returncode == status and (r.stdout if status == 0 else r.stderr), f"{' '.join(args)}: {status}")
 
