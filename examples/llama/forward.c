@@ -114,6 +114,8 @@ static bool wait_for(prhs_event *event) {
 /* The first tokens come at once. Then two bursts are under way at a time; where a burst is one token, each is looked at before the next. */
 bool forward_greedy(forward *f, uint32_t count, forward_sink *sink, void *user) {
     const compute_ops *ops = f->c->ops;
+    if (interrupted)
+        return true;
     if (!ops->fetch(f->c, 0, 1) || prhs_queue_finish(f->e.queue) != PRHS_OK)
         return false;
     bool wanted = sink(user, f->c->tokens, 0, 1);
@@ -122,6 +124,8 @@ bool forward_greedy(forward *f, uint32_t count, forward_sink *sink, void *user) 
         const uint32_t n = count - at < ops->burst ? count - at : ops->burst;
         if (!forward_steps(f, n) || !ops->fetch(f->c, at, n) || prhs_event_record(f->e.queue, f->event[bursts++ % 2]) != PRHS_OK)
             return false;
+        if (interrupted) /* some of these steps were not taken */
+            break;
         at += n;
         const uint32_t until = ops->burst == 1 || at == count ? at : at - n;
         if (until == seen)
