@@ -85,7 +85,9 @@ def losses(model, text):
 
     for a, b in zip(one("cpu"), one("cuda"), strict=True):
         same = all(a[key] == b[key] for key in ("policy", "kept", "rho", "grade", "top1"))
-        near = all(abs(x["nll"] - y["nll"]) < 2e-6 for x, y in zip(a["documents"], b["documents"], strict=True))
+        # Summaries of dropped keys, here of much, weigh last bits more; attention alone on the device differs from the cpu's as much.
+        bar = 5e-5 if a["policy"] == MASS else 2e-6
+        near = all(abs(x["nll"] - y["nll"]) < bar for x, y in zip(a["documents"], b["documents"], strict=True))
         mass = a["delta"] == b["delta"] or abs(a["delta"] - b["delta"]) < 1e-5
         check(same and near and mass, f"perplexity of {a['policy']}: nll {a['nll']} and {b['nll']}, rho {a['rho']} and {b['rho']}, "
                                       f"delta {a['delta']} and {b['delta']}")
