@@ -39,6 +39,7 @@ static const char help[] =
     "  --kv TYPE           f16 (default), f32 or bf16\n"
     "  --linear WHERE      auto (default): on a cuda device cuBLAS, elsewhere and without it this machine's BLAS; host: this machine's\n"
     "                      BLAS; or the file of a libcublas\n"
+    "  --weights TYPE      f32 (default); with cuBLAS also f16\n"
     "  -n, --tokens N      tokens to generate (128)\n"
     "  --batch N           sequences side by side, prompt after prompt and from the first one again (one for each prompt)\n"
     "  --no-graph          on a cuda device: enqueue every decode step by itself instead of replaying a graph\n"
@@ -209,7 +210,7 @@ static bool set_up(generation *g) {
     prhs_log log = stderr_log(&g->common);
     const forward_params p = { { .backend = g->common.backend, .index = g->common.index, .seqs = g->batch, .tokens = longest + g->count,
                                  .kv_dtype = g->common.kv_dtype },
-                               g->common.linear, g->graphs };
+                               g->common.linear, g->common.half, g->graphs };
     g->logits = malloc(sizeof(float) * g->l.m.vocab);
     g->end = calloc(g->batch, sizeof *g->end);
     return g->logits && g->end && forward_open(&g->f, &g->l.m, &p, &log) && forward_session(&g->f, &g->policy);
@@ -232,9 +233,9 @@ static bool parse_temperature(const char *text, float *out) {
 }
 
 static int parse(generation *g, int argc, char **argv) {
-    enum { MODEL = 256, DEVICE, LINEAR, POLICY, KV, BATCH, TEMPERATURE, SEED, FILE_, IDS, NO_GRAPH, STATS, VERBOSE };
+    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, KV, BATCH, TEMPERATURE, SEED, FILE_, IDS, NO_GRAPH, STATS, VERBOSE };
     static const struct option options[] = {
-        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "policy", 1, 0, POLICY }, { "kv", 1, 0, KV },
+        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "kv", 1, 0, KV },
         { "tokens", 1, 0, 'n' }, { "batch", 1, 0, BATCH }, { "temperature", 1, 0, TEMPERATURE }, { "seed", 1, 0, SEED },
         { "file", 0, 0, FILE_ }, { "ids", 0, 0, IDS }, { "no-graph", 0, 0, NO_GRAPH }, { "stats", 0, 0, STATS },
         { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
@@ -245,6 +246,7 @@ static int parse(generation *g, int argc, char **argv) {
         case MODEL: g->common.model = optarg; break;
         case DEVICE: ok = parse_device(optarg, &g->common); break;
         case LINEAR: g->common.linear = optarg; break;
+        case WEIGHTS: ok = parse_weights(optarg, &g->common); break;
         case POLICY: g->policy_text = optarg; break;
         case KV: ok = parse_kv(optarg, &g->common); break;
         case 'n': ok = parse_u32(optarg, &g->count) && g->count > 0; break;

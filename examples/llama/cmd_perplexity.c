@@ -39,6 +39,7 @@ static const char help[] =
     "  --device NAME       cpu, opencl, cuda, each also as NAME:INDEX, or any (default)\n"
     "  --linear WHERE      auto (default): on a cuda device cuBLAS, elsewhere and without it this machine's BLAS; host: this machine's\n"
     "                      BLAS; or the file of a libcublas\n"
+    "  --weights TYPE      f32 (default); with cuBLAS also f16\n"
     "  --policy NAME[,key=value...]  may be repeated; dense is always run first, as the baseline\n"
     "                      keys: k s gate tau floor eps m rb rf g sinks local dense n join residual psaw psaw_layer phi alpha etf\n"
     "                      etf_layer psi gamma\n"
@@ -264,7 +265,7 @@ static int perplexity(job *j) {
     const size_t steps = (size_t)j->shape.docs * j->shape.decode;
     engine_params p = { j->common.backend, j->common.index, j->shape.docs, j->shape.context + j->shape.decode,
                         PLAN_STEP + j->shape.decode, steps > j->shape.context ? steps : j->shape.context, j->common.kv_dtype };
-    if (read_text(j) && engine_open(&j->e, &j->l.m, &p, &log) && (j->c = compute_open(&j->e, j->common.linear)) && allocate(j) &&
+    if (read_text(j) && engine_open(&j->e, &j->l.m, &p, &log) && (j->c = compute_open(&j->e, j->common.linear, j->common.half)) && allocate(j) &&
         run_all(j)) {
         prhs_device_info info = { .size = sizeof info };
         prhs_device_get_info(j->e.dev, &info);
@@ -276,9 +277,9 @@ static int perplexity(job *j) {
 }
 
 static int parse(job *j, int argc, char **argv) {
-    enum { MODEL = 256, DEVICE, LINEAR, POLICY, DOCS, CONTEXT, DECODE, KV, AT_END, TIMING, JSON, VERBOSE };
+    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, DOCS, CONTEXT, DECODE, KV, AT_END, TIMING, JSON, VERBOSE };
     static const struct option options[] = {
-        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "policy", 1, 0, POLICY }, { "docs", 1, 0, DOCS },
+        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "docs", 1, 0, DOCS },
         { "context", 1, 0, CONTEXT }, { "decode", 1, 0, DECODE }, { "kv", 1, 0, KV }, { "at-end", 0, 0, AT_END },
         { "timing", 0, 0, TIMING }, { "json", 1, 0, JSON }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };
@@ -288,6 +289,7 @@ static int parse(job *j, int argc, char **argv) {
         case MODEL: j->common.model = optarg; break;
         case DEVICE: ok = parse_device(optarg, &j->common); break;
         case LINEAR: j->common.linear = optarg; break;
+        case WEIGHTS: ok = parse_weights(optarg, &j->common); break;
         case POLICY:
             ok = j->policies < MAX_POLICIES;
             if (ok && strcmp(optarg, "dense") != 0)

@@ -35,6 +35,7 @@ static const char help[] =
     "  --device NAME       cpu, opencl, cuda, each also as NAME:INDEX, or any (default)\n"
     "  --linear WHERE      auto (default): on a cuda device cuBLAS, elsewhere and without it this machine's BLAS; host: this machine's\n"
     "                      BLAS; or the file of a libcublas\n"
+    "  --weights TYPE      f32 (default); with cuBLAS also f16\n"
     "  --policy NAME[,key=value...]  may be repeated (cis-mass); dense is always run first, as the baseline\n"
     "  --context N         tokens of a sequence when the last one is decoded; may be repeated (4096, 8192)\n"
     "  --batch N           sequences side by side; may be repeated (1, 16)\n"
@@ -95,7 +96,7 @@ static bool run_shape(race *r, uint32_t context, uint32_t batch) {
     prhs_log log = stderr_log(&r->common);
     const forward_params p = { { .backend = r->common.backend, .index = r->common.index, .seqs = batch, .tokens = context,
                                  .kv_dtype = r->common.kv_dtype },
-                               r->common.linear, r->graphs };
+                               r->common.linear, r->common.half, r->graphs };
     double dense = 0.0;
     bool ok = forward_open(&r->f, &r->l.m, &p, &log);
     for (uint32_t i = 0; ok && i < r->policies && !interrupted; i++)
@@ -130,13 +131,13 @@ static bool head(race *r) {
     prhs_log log = stderr_log(&r->common);
     const forward_params p = { { .backend = r->common.backend, .index = r->common.index, .seqs = 1, .tokens = 1,
                                  .kv_dtype = r->common.kv_dtype },
-                               r->common.linear, r->graphs };
+                               r->common.linear, r->common.half, r->graphs };
     prhs_device_info info = { .size = sizeof info };
     const bool ok = forward_open(&r->f, &r->l.m, &p, &log) && prhs_device_get_info(r->f.e.dev, &info) == PRHS_OK;
     if (ok) {
         const compute_ops *ops = r->f.c->ops;
-        printf("%s: %s; linear layers: %s; %s; the fastest of %u times %u tokens\n\n", prhs_backend_name(info.backend), info.name, ops->name,
-               r->graphs && ops->record ? "steps replayed from a graph" : "steps enqueued one by one", r->repeat, r->count);
+        printf("%s: %s; linear layers: %s, %s weights; %s; the fastest of %u times %u tokens\n\n", prhs_backend_name(info.backend), info.name,
+               ops->name, r->f.c->half ? "float16" : "float32", r->graphs && ops->record ? "steps replayed from a graph" : "steps enqueued one by one", r->repeat, r->count);
         printf("%8s %6s %-44s %10s %8s %8s %9s\n", "context", "batch", "policy", "tokens/s", "ms/step", "x dense", "attended");
     }
     forward_close(&r->f);
@@ -160,9 +161,9 @@ static bool append(list *l, const char *text) {
 }
 
 static int parse(race *r, int argc, char **argv) {
-    enum { MODEL = 256, DEVICE, LINEAR, POLICY, CONTEXT, BATCH, REPEAT, KV, NO_GRAPH, VERBOSE };
+    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, CONTEXT, BATCH, REPEAT, KV, NO_GRAPH, VERBOSE };
     static const struct option options[] = {
-        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "policy", 1, 0, POLICY },
+        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY },
         { "context", 1, 0, CONTEXT }, { "batch", 1, 0, BATCH }, { "tokens", 1, 0, 'n' }, { "repeat", 1, 0, REPEAT }, { "kv", 1, 0, KV },
         { "no-graph", 0, 0, NO_GRAPH }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };
@@ -172,6 +173,7 @@ static int parse(race *r, int argc, char **argv) {
         case MODEL: r->common.model = optarg; break;
         case DEVICE: ok = parse_device(optarg, &r->common); break;
         case LINEAR: r->common.linear = optarg; break;
+        case WEIGHTS: ok = parse_weights(optarg, &r->common); break;
         case POLICY:
             ok = r->policies < MAX_RUNS;
             if (ok && strcmp(optarg, "dense") != 0)

@@ -53,18 +53,19 @@ struct compute {
     engine *e;
     const model *m;
     int32_t *tokens;                  /* [engine.tokens][engine.seqs], by fetch */
+    bool half;                        /* weights are float16, else float32 */
 };
 
 /*
  * `where`: NULL or "auto": on a cuda device cuBLAS where it is found, else this machine's BLAS, with a warning; "host": this machine's BLAS; the
- * name of a file with a '/' in it: that cuBLAS and no other. Also makes the engine's rows.
+ * name of a file with a '/' in it: that cuBLAS and no other. half: float16 weights, which only cuBLAS has. Also makes the engine's rows.
  */
-compute *compute_open(engine *e, const char *where);
+compute *compute_open(engine *e, const char *where, bool half);
 void compute_close(compute *c);
 
 /* compute_host.c */
 compute *compute_host_open(engine *e);
 /* compute_cuda.c; compute_none.c where the library is built without CUDA. NULL after a sentence in `why`. */
-compute *compute_cuda_open(engine *e, const char *cublas, char *why, size_t cap);
+compute *compute_cuda_open(engine *e, const char *cublas, bool half, char *why, size_t cap);
 
 #endif

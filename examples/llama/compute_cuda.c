@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Linear algebra on a CUDA device: float32 weights and all rows in its memory, products by cuBLAS, the rest by the kernels of layers.cu, all
- * on the engine's queue. A step waits for nothing and asks the host for nothing, so that a graph can hold it.
+ * Linear algebra on a CUDA device: weights and all rows in its memory, products by cuBLAS, the rest by the kernels of layers.cu, all on the
+ * engine's queue. A step waits for nothing and asks the host for nothing, so that a graph can hold it.
  */
 #include <math.h>
 #include <stdio.h>
@@ -15,13 +15,13 @@
 #include "driver.h"
 #include "layers.h"
 
-#define BUFFERS 16
+#define BUFFERS 20
 #define WORKSPACE ((size_t)32 << 20) /* for cuBLAS, which would allocate its own, also while a graph is recorded */
 #define GRID 65535u
 
 extern const unsigned char llama_layers[]; /* PTX of layers.cu, terminated */
 
-enum { EMBED, NORM, ROPE, SWIGLU, CHOOSE, SCORE, KERNELS }; /* from CHOOSE on with LOGIT_THREADS */
+enum { EMBED, NORM, ROPE, SWIGLU, ROUND, CHOOSE, SCORE, KERNELS }; /* from CHOOSE on with LOGIT_THREADS */
 
 typedef struct cuda_compute {
     compute head;
@@ -32,8 +32,11 @@ typedef struct cuda_compute {
     prhs_buffer *buffers[BUFFERS];
     uint32_t count;
     /* What follows is device memory. */
-    float *weights, *turns;                            /* as model.block; (cosine, sine) [tokens][head_dim / 2] */
-    float *x, *normed, *both, *logits;                 /* [rows][dim] twice, [rows][2 * ffn], [LOGIT_ROWS][vocab] */
+    void *weights;                                     /* as model.block */
+    float *norms, *turns;                              /* [2 * layers + 1][dim]; (cosine, sine) [tokens][head_dim / 2] */
+    float *x, *both, *logits;                          /* [rows][dim], [rows][2 * ffn], [LOGIT_ROWS][vocab] */
+    /* What products read, of the weights' type: [rows][dim], [rows][ffn], [rows][H * D] (not used where that is float32). */
+    void *normed, *gated, *attended;
     int32_t *ids, *positions, *target, *best;          /* [rows] */
     double *nll;                                       /* [rows] */
     int32_t *next, *next_positions, *made, *tokens;    /* [seqs], tokens [tokens][seqs] */
@@ -66,19 +69,27 @@ static bool launch(cuda_compute *g, int kernel, size_t rows, void *args) {
     return good("cuLaunchKernel", g->drv.launch(g->kernel[kernel], grid, 1, 1, block, 1, 1, 0, g->stream, &args, NULL));
 }
 
-static const float *weight(const cuda_compute *g, const float *w) { return g->weights + (w - g->head.m->block); }
+static size_t element(const cuda_compute *g) { return g->head.half ? 2 : 4; }
 
-/* y [rows][out] = x [rows][in] * w^T (+ y where beta is 1); rows of x and y begin x_row and y_row floats apart. */
-static bool linear(cuda_compute *g, const float *x, size_t x_row, const float *w, size_t rows, size_t in, size_t out, float beta,
-                   float *y, size_t y_row) {
-    const float one = 1.0f;
-    return good("cublasSgemm", g->blas.sgemm(g->blas.handle, CUBLAS_T, CUBLAS_N, (int)out, (int)rows, (int)in, &one, weight(g, w), (int)in, x,
-                                             (int)x_row, &beta, y, (int)y_row));
+static const void *weight(const cuda_compute *g, const float *w) {
+    return (const char *)g->weights + (size_t)(w - g->head.m->block) * element(g);
 }
 
-static bool norm(cuda_compute *g, const float *x, const float *w, size_t rows) {
+/* y [rows][out] = x [rows][in] * w^T (+ y where beta is 1); x is of the weights' type, y float32 with rows y_row apart. */
+static bool linear(cuda_compute *g, const void *x, const float *w, size_t rows, size_t in, size_t out, float beta, float *y, size_t y_row) {
+    const float one = 1.0f;
+    const void *a = weight(g, w);
+    if (g->head.half)
+        return good("cublasGemmEx", g->blas.gemm(g->blas.handle, CUBLAS_T, CUBLAS_N, (int)out, (int)rows, (int)in, &one, a, CUDA_R_16F, (int)in, x,
+                                                 CUDA_R_16F, (int)in, &beta, y, CUDA_R_32F, (int)y_row, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    return good("cublasSgemm", g->blas.sgemm(g->blas.handle, CUBLAS_T, CUBLAS_N, (int)out, (int)rows, (int)in, &one, a, (int)in, x, (int)in,
+                                             &beta, y, (int)y_row));
+}
+
+/* The norm before attention of layer which / 2, before its MLP where `which` is odd; the last one before the logits. */
+static bool norm(cuda_compute *g, const float *x, size_t which, size_t rows) {
     const model *m = g->head.m;
-    norm_args a = { x, weight(g, w), g->normed, (int32_t)rows, (int32_t)m->dim, m->eps };
+    norm_args a = { x, g->norms + which * m->dim, g->normed, (int32_t)rows, (int32_t)m->dim, g->head.half, m->eps };
     return launch(g, NORM, rows, &a);
 }
 
@@ -86,7 +97,7 @@ static bool norm(cuda_compute *g, const float *x, const float *w, size_t rows) {
 
 static bool embed(cuda_compute *g, const int32_t *ids, const int32_t *positions, size_t rows) {
     const model *m = g->head.m;
-    embed_args a = { ids, weight(g, m->embedding), g->x, (int32_t)rows, (int32_t)m->dim };
+    embed_args a = { ids, weight(g, m->embedding), g->x, (int32_t)rows, (int32_t)m->dim, g->head.half };
     g->at = positions;
     return enter(g) && leave(g, launch(g, EMBED, rows, &a));
 }
@@ -122,22 +133,30 @@ static bool qkv(cuda_compute *g, uint32_t layer, size_t rows) {
     const layer_weights *w = &m->layer[layer];
     float *heads = pointer(g->head.e->q.mem);
     rope_args a = { heads, g->turns, g->at, (int32_t)rows, (int32_t)(m->heads + m->kv_heads), (int32_t)m->head_dim, (int32_t)row_floats(m) };
-    return norm(g, g->x, w->attn_norm, rows) &&
-           linear(g, g->normed, m->dim, w->wq, rows, m->dim, row_floats(m), 0.0f, heads, row_floats(m)) && launch(g, ROPE, rows, &a);
+    return norm(g, g->x, 2 * layer, rows) && linear(g, g->normed, w->wq, rows, m->dim, row_floats(m), 0.0f, heads, row_floats(m)) &&
+           launch(g, ROPE, rows, &a);
 }
 
 static bool cuda_qkv(compute *c, uint32_t layer, size_t rows) { return enter(of(c)) && leave(of(c), qkv(of(c), layer, rows)); }
+
+/* Attention's output as the next product reads it. */
+static bool attended(cuda_compute *g, size_t first, size_t rows, const void **out) {
+    const float *from = pointer(engine_row(&g->head.e->out, first));
+    round_args a = { from, g->attended, (int64_t)(rows * q_floats(g->head.m)) };
+    *out = g->head.half ? g->attended : from;
+    return !g->head.half || launch(g, ROUND, rows, &a);
+}
 
 static bool rest(cuda_compute *g, uint32_t layer, size_t first, size_t rows) {
     const model *m = g->head.m;
     const layer_weights *w = &m->layer[layer];
     float *x = g->x + first * m->dim;
-    const float *attention = pointer(engine_row(&g->head.e->out, first));
+    const void *attention;
     const size_t n = rows - first, ffn = m->ffn;
-    swiglu_args a = { g->both, (int32_t)n, (int32_t)ffn };
-    return linear(g, attention, q_floats(m), w->wo, n, q_floats(m), m->dim, 1.0f, x, m->dim) && norm(g, x, w->ffn_norm, n) &&
-           linear(g, g->normed, m->dim, w->gate, n, m->dim, 2 * ffn, 0.0f, g->both, 2 * ffn) && launch(g, SWIGLU, n, &a) &&
-           linear(g, g->both, 2 * ffn, w->down, n, ffn, m->dim, 1.0f, x, m->dim);
+    swiglu_args a = { g->both, g->gated, (int32_t)n, (int32_t)ffn, g->head.half };
+    return attended(g, first, n, &attention) && linear(g, attention, w->wo, n, q_floats(m), m->dim, 1.0f, x, m->dim) &&
+           norm(g, x, 2 * layer + 1, n) && linear(g, g->normed, w->gate, n, m->dim, 2 * ffn, 0.0f, g->both, 2 * ffn) &&
+           launch(g, SWIGLU, n, &a) && linear(g, g->gated, w->down, n, ffn, m->dim, 1.0f, x, m->dim);
 }
 
 static bool cuda_rest(compute *c, uint32_t layer, size_t first, size_t rows) {
@@ -148,8 +167,8 @@ static bool cuda_rest(compute *c, uint32_t layer, size_t first, size_t rows) {
 
 static bool logits_of(cuda_compute *g, size_t row, size_t rows) {
     const model *m = g->head.m;
-    return norm(g, g->x + row * m->dim, m->norm, rows) &&
-           linear(g, g->normed, m->dim, m->output, rows, m->dim, m->vocab, 0.0f, g->logits, m->vocab);
+    return norm(g, g->x + row * m->dim, 2 * m->layers, rows) &&
+           linear(g, g->normed, m->output, rows, m->dim, m->vocab, 0.0f, g->logits, m->vocab);
 }
 
 static bool cuda_logits(compute *c, size_t row, float *logits) {
@@ -250,8 +269,10 @@ static bool place_all(cuda_compute *g) {
         void *to;
         size_t count, size;
     } arrays[] = {
-        { &g->weights, m->floats, 4 }, { &g->turns, (size_t)e->tokens * m->head_dim, 4 }, { &g->x, e->rows * m->dim, 4 },
-        { &g->normed, e->rows * m->dim, 4 }, { &g->both, e->rows * 2 * m->ffn, 4 }, { &g->logits, (size_t)LOGIT_ROWS * m->vocab, 4 },
+        { &g->weights, m->floats, element(g) }, { &g->norms, (2 * (size_t)m->layers + 1) * m->dim, 4 },
+        { &g->turns, (size_t)e->tokens * m->head_dim, 4 }, { &g->x, e->rows * m->dim, 4 }, { &g->both, e->rows * 2 * m->ffn, 4 },
+        { &g->logits, (size_t)LOGIT_ROWS * m->vocab, 4 }, { &g->normed, e->rows * m->dim, element(g) },
+        { &g->gated, e->rows * m->ffn, element(g) }, { &g->attended, g->head.half ? e->rows * q_floats(m) : 1, 2 },
         { &g->ids, e->rows, 4 }, { &g->positions, e->rows, 4 }, { &g->target, e->rows, 4 }, { &g->best, e->rows, 4 },
         { &g->nll, e->rows, 8 }, { &g->next, e->seqs, 4 }, { &g->next_positions, e->seqs, 4 }, { &g->made, e->seqs, 4 },
         { &g->tokens, (size_t)e->tokens * e->seqs, 4 },
@@ -280,8 +301,31 @@ static bool write_turns(cuda_compute *g) {
     return ok;
 }
 
+static bool write_norms(cuda_compute *g) {
+    const model *m = g->head.m;
+    bool ok = put(g, g->norms + 2 * (size_t)m->layers * m->dim, m->norm, m->dim * sizeof(float));
+    for (size_t i = 0; ok && i < m->layers; i++)
+        ok = put(g, g->norms + 2 * i * m->dim, m->layer[i].attn_norm, m->dim * sizeof(float)) &&
+             put(g, g->norms + (2 * i + 1) * m->dim, m->layer[i].ffn_norm, m->dim * sizeof(float));
+    return ok && wait(g);
+}
+
+/* Float16 ones are rounded on the device, by way of the logits. */
+static bool write_weights(cuda_compute *g) {
+    const model *m = g->head.m;
+    const size_t most = g->head.half ? (size_t)LOGIT_ROWS * m->vocab : m->floats;
+    bool ok = true;
+    for (size_t at = 0; ok && at < m->floats; at += most) {
+        const size_t n = m->floats - at < most ? m->floats - at : most;
+        round_args a = { g->logits, (char *)g->weights + 2 * at, (int64_t)n };
+        ok = put(g, g->head.half ? g->logits : g->weights, m->block + at, n * sizeof(float)) &&
+             (!g->head.half || launch(g, ROUND, (n + LAYER_THREADS - 1) / LAYER_THREADS, &a));
+    }
+    return ok && wait(g);
+}
+
 static bool load_kernels(cuda_compute *g) {
-    static const char *const names[KERNELS] = { "llama_embed", "llama_norm", "llama_rope", "llama_swiglu", "llama_choose", "llama_score" };
+    static const char *const names[KERNELS] = { "llama_embed", "llama_norm", "llama_rope", "llama_swiglu", "llama_round", "llama_choose", "llama_score" };
     if (!good("cuModuleLoadDataEx", g->drv.load(&g->module, llama_layers, 0, NULL, NULL)))
         return false;
     for (int i = 0; i < KERNELS; i++)
@@ -305,8 +349,7 @@ static bool set_up(cuda_compute *g, const char *file, char *why, size_t cap) {
     return good("cublasSetStream", g->blas.set_stream(g->blas.handle, g->stream)) &&
            good("cublasSetWorkspace", g->blas.set_workspace(g->blas.handle, workspace, WORKSPACE)) &&
            good("cublasSetMathMode", g->blas.set_math_mode(g->blas.handle, CUBLAS_DEFAULT_MATH)) &&
-           put(g, g->weights, g->head.m->block, g->head.m->floats * sizeof(float)) && wait(g) && write_turns(g) &&
-           engine_make_rows(g->head.e, true);
+           write_weights(g) && write_norms(g) && write_turns(g) && engine_make_rows(g->head.e, true);
 }
 
 static const compute_ops cuda_ops = {
@@ -315,12 +358,12 @@ static const compute_ops cuda_ops = {
     .recorded = cuda_recorded, .replay = cuda_replay,
 };
 
-compute *compute_cuda_open(engine *e, const char *cublas, char *why, size_t cap) {
+compute *compute_cuda_open(engine *e, const char *cublas, bool half, char *why, size_t cap) {
     cuda_compute *g = calloc(1, sizeof *g);
     snprintf(why, cap, "%s", prhs_cuda_context(e->dev) ? "libcuda.so.1 lacks a call that the example needs" : "this device is no CUDA device");
     if (!g)
         return NULL;
-    g->head = (compute){ &cuda_ops, e, e->m, NULL };
+    g->head = (compute){ &cuda_ops, e, e->m, NULL, half };
     if (prhs_cuda_context(e->dev) && driver_open(&g->drv)) {
         g->context = prhs_cuda_context(e->dev);
         g->stream = prhs_cuda_stream(e->queue);

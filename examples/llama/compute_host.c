@@ -137,7 +137,7 @@ compute *compute_host_open(engine *e) {
     host_compute *h = calloc(1, sizeof *h);
     if (!h)
         return NULL;
-    h->head = (compute){ &host_ops, e, m, calloc((size_t)e->tokens * e->seqs, sizeof(int32_t)) };
+    h->head = (compute){ &host_ops, e, m, calloc((size_t)e->tokens * e->seqs, sizeof(int32_t)), false };
     h->x = malloc(sizeof(float) * rows * m->dim);
     h->q = malloc(sizeof(float) * rows * q);
     h->k = malloc(sizeof(float) * rows * kv);

@@ -3,8 +3,8 @@
 
 #include "compute.h"
 
-compute *compute_cuda_open(engine *e, const char *cublas, char *why, size_t cap) {
-    (void)e, (void)cublas;
+compute *compute_cuda_open(engine *e, const char *cublas, bool half, char *why, size_t cap) {
+    (void)e, (void)cublas, (void)half;
     snprintf(why, cap, "this program was built without CUDA");
     return NULL;
 }

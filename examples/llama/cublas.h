@@ -9,6 +9,7 @@
 
 enum { CUBLAS_N = 0, CUBLAS_T = 1 }; /* cublasOperation_t */
 enum { CUBLAS_DEFAULT_MATH = 0 };    /* cublasMath_t: float32 products stay float32, no TF32 */
+enum { CUDA_R_32F = 0, CUDA_R_16F = 2, CUBLAS_COMPUTE_32F = 68, CUBLAS_GEMM_DEFAULT = -1 };
 
 /* X(name, symbol, parameters); each returns a cublasStatus_t, 0 for success. */
 #define CUBLAS_FUNCTIONS(X)                                                                                                \
@@ -19,7 +20,10 @@ enum { CUBLAS_DEFAULT_MATH = 0 };    /* cublasMath_t: float32 products stay floa
     X(set_math_mode, cublasSetMathMode, (void *handle, int mode))                                                          \
     X(sgemm, cublasSgemm_v2,                                                                                               \
       (void *handle, int op_a, int op_b, int m, int n, int k, const float *alpha, const float *a, int lda, const float *b, \
-       int ldb, const float *beta, float *c, int ldc))
+       int ldb, const float *beta, float *c, int ldc))                                                                     \
+    X(gemm, cublasGemmEx,                                                                                                  \
+      (void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int type_a, int lda,       \
+       const void *b, int type_b, int ldb, const void *beta, void *c, int type_c, int ldc, int compute, int algorithm))
 
 typedef struct cublas {
 #define X(name, symbol, params) int(*name) params;

@@ -11,7 +11,7 @@ bool forward_open(forward *f, const model *m, const forward_params *params, cons
     *f = (forward){ .graphs = params->graphs };
     p.rows = p.seqs > CHUNK ? p.seqs : CHUNK;
     p.plans = FORWARD_PLANS;
-    return engine_open(&f->e, m, &p, log) && (f->c = compute_open(&f->e, params->linear)) != NULL &&
+    return engine_open(&f->e, m, &p, log) && (f->c = compute_open(&f->e, params->linear, params->half)) != NULL &&
            prhs_event_create(f->e.dev, &f->event[0]) == PRHS_OK && prhs_event_create(f->e.dev, &f->event[1]) == PRHS_OK;
 }
 

@@ -21,7 +21,7 @@ typedef struct forward {
 typedef struct forward_params {
     engine_params engine;  /* rows and plans are set here */
     const char *linear;    /* of compute_open */
-    bool graphs;
+    bool half, graphs;
 } forward_params;
 
 /* Device, caches, weights; then a session with one policy at a time. */

@@ -73,12 +73,21 @@ DEV candidate block_best(const float *logits, int vocab)
     return best;
 }
 
+DEV void put(void *out, long long i, float x, int half)
+{
+    if (half)
+        ((unsigned short *)out)[i] = float_half(x);
+    else
+        ((float *)out)[i] = x;
+}
+
 KERNEL(llama_embed, embed_args, LAYER_THREADS, 2)
 {
     for (int row = blockIdx.x; row < p.rows; row += gridDim.x) {
-        const float *from = p.table + (long long)p.ids[row] * p.dim;
+        const long long from = (long long)p.ids[row] * p.dim;
         for (int i = threadIdx.x; i < p.dim; i += LAYER_THREADS)
-            p.x[(long long)row * p.dim + i] = from[i];
+            p.x[(long long)row * p.dim + i] =
+                p.half ? half_float(((const unsigned short *)p.table)[from + i]) : ((const float *)p.table)[from + i];
     }
 }
 
@@ -91,7 +100,7 @@ KERNEL(llama_norm, norm_args, LAYER_THREADS, 2)
             sum += (double)x[i] * (double)x[i];
         const float scale = (float)(1.0 / sqrt(block_sum<LAYER_THREADS>(sum) / (double)p.dim + (double)p.eps));
         for (int i = threadIdx.x; i < p.dim; i += LAYER_THREADS)
-            p.out[(long long)row * p.dim + i] = x[i] * scale * p.weight[i];
+            put(p.out, (long long)row * p.dim + i, x[i] * scale * p.weight[i], p.half);
     }
 }
 
@@ -111,10 +120,16 @@ KERNEL(llama_rope, rope_args, LAYER_THREADS, 2)
 KERNEL(llama_swiglu, swiglu_args, LAYER_THREADS, 2)
 {
     for (int row = blockIdx.x; row < p.rows; row += gridDim.x) {
-        float *gate = p.both + 2 * (long long)row * p.ffn;
+        const float *gate = p.both + 2 * (long long)row * p.ffn;
         for (int i = threadIdx.x; i < p.ffn; i += LAYER_THREADS)
-            gate[i] = gate[i] / (1.0f + expf(-gate[i])) * gate[p.ffn + i];
+            put(p.out, (long long)row * p.ffn + i, gate[i] / (1.0f + expf(-gate[i])) * gate[p.ffn + i], p.half);
     }
+}
+
+KERNEL(llama_round, round_args, LAYER_THREADS, 2)
+{
+    for (long long i = (long long)blockIdx.x * LAYER_THREADS + threadIdx.x; i < p.count; i += (long long)gridDim.x * LAYER_THREADS)
+        put(p.to, i, p.from[i], 1);
 }
 
 KERNEL(llama_choose, choose_args, LOGIT_THREADS, 1)

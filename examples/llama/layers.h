@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The launch structs of layers.cu, for the host and for the kernels' compiler. Pointers are the device's. */
+/*
+ * The launch structs of layers.cu, for the host and for the kernels' compiler. Pointers are the device's. half: the weights, and what a product
+ * reads beside them, are float16 instead of float32.
+ */
 #ifndef LAYERS_H
 #define LAYERS_H
 
@@ -11,16 +14,16 @@
 /* x [rows][dim] = table[ids[row]] */
 typedef struct embed_args {
     const int32_t *ids;
-    const float *table;
+    const void *table;
     float *x;
-    int32_t rows, dim;
+    int32_t rows, dim, half;
 } embed_args;
 
-/* out = x / rms(x) * weight */
+/* out = x / rms(x) * weight; the weight is float32 always */
 typedef struct norm_args {
     const float *x, *weight;
-    float *out;
-    int32_t rows, dim;
+    void *out;
+    int32_t rows, dim, half;
     float eps;
 } norm_args;
 
@@ -32,11 +35,19 @@ typedef struct rope_args {
     int32_t rows, heads, dim, stride;
 } rope_args;
 
-/* both [rows][2 * ffn]: the first half of a row becomes silu(first half) * second half */
+/* out [rows][ffn] = silu(gate) * up, which are the halves of a row of both [rows][2 * ffn] */
 typedef struct swiglu_args {
-    float *both;
-    int32_t rows, ffn;
+    const float *both;
+    void *out;
+    int32_t rows, ffn, half;
 } swiglu_args;
+
+/* to = from, rounded to float16 */
+typedef struct round_args {
+    const float *from;
+    void *to;
+    int64_t count;
+} round_args;
 
 /*
  * The next tokens of sequences [first, first + rows): the likeliest of logits [rows][vocab], or, where those are NULL, what stands in next

@@ -78,12 +78,15 @@ def ends(model, single):
 
 def losses(model, text):
     """float32 caches: no rounding that a last bit could tip over."""
-    def one(device):
-        chosen = [x for p in POLICIES for x in ("--policy", p)]
-        r = run("perplexity", model, device, "--kv", "f32", "--docs", "2", "--context", "60", "--decode", "12", "--json", "-", *chosen, text)
+    def one(device, *args):
+        r = run("perplexity", model, device, "--kv", "f32", "--docs", "2", "--context", "60", "--decode", "12", "--json", "-", *args, text)
         return json.loads(r.stdout[r.stdout.index("{"):])["policies"]
 
-    for a, b in zip(one("cpu"), one("cuda"), strict=True):
+    chosen = [x for p in POLICIES for x in ("--policy", p)]
+    full, half = one("cuda", *chosen), one("cuda", "--weights", "f16")[0]["nll"]
+    check(0 < abs(half - full[0]["nll"]) < 1e-3, f"float16 weights: nll {half}, with float32 ones {full[0]['nll']}")
+
+    for a, b in zip(one("cpu", *chosen), full, strict=True):
         same = all(a[key] == b[key] for key in ("policy", "kept", "rho", "grade", "top1"))
         # Summaries of dropped keys, here of much, weigh last bits more; attention alone on the device differs from the cpu's as much.
         bar = 5e-5 if a["policy"] == MASS else 2e-6
@@ -122,6 +125,8 @@ def fallbacks(model, work, single):
     check(r.stdout.splitlines() == single[:1] and not r.stderr, "--linear host")
     r = run("generate", model, "cuda", PROMPTS[0], linear=os.path.join(work, "libcublas.so"), status=1)
     check("cannot be opened" in r.stderr and r.stderr.count("\n") == 1, f"no such file: {r.stderr.strip()}")
+    r = run("generate", model, "cuda", "--weights", "f16", PROMPTS[0], linear="host", status=1)
+    check("float32 only" in r.stderr and r.stderr.count("\n") == 1, f"float16 weights on the host: {r.stderr.strip()}")
     r = run("generate", model, "cuda", PROMPTS[0], linear="cublas", status=1)
     check("auto, host, or" in r.stderr, f"no such place: {r.stderr.strip()}")
 

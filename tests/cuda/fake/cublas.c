@@ -10,7 +10,7 @@
 
 #include "../../../examples/llama/cublas.h"
 #include "../../../examples/llama/driver.h"
-#include "sgemm.h"
+#include "gemm.h"
 
 #define PUBLIC __attribute__((visibility("default")))
 enum { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, EXECUTION_FAILED = 13, INTERNAL_ERROR = 14 };
@@ -42,7 +42,7 @@ int cublasCreate_v2(void **handle) {
     fake_handle *h = fail && strcmp(fail, "1") == 0 ? NULL : calloc(1, sizeof *h);
     *handle = h;
     if (h && bind(&h->drv) && h->drv.load(&h->module, "no code", 0, NULL, NULL) == 0 &&
-        h->drv.function(&h->function, h->module, "fake_sgemm") == 0)
+        h->drv.function(&h->function, h->module, "fake_gemm") == 0)
         return SUCCESS;
     if (h && h->module)
         h->drv.unload(h->module);
@@ -76,14 +76,26 @@ int cublasSetMathMode(void *handle, int mode) {
     return mode == CUBLAS_DEFAULT_MATH ? SUCCESS : INVALID_VALUE;
 }
 
-int cublasSgemm_v2(void *handle, int op_a, int op_b, int m, int n, int k, const float *alpha, const float *a, int lda, const float *b,
-                   int ldb, const float *beta, float *c, int ldc) {
-    fake_handle *h = handle;
-    fake_sgemm_args args = { a, b, c, m, n, k, lda, ldb, ldc, *alpha, *beta };
+static int multiply(fake_handle *h, int op_a, int op_b, const fake_gemm_args *p) {
+    fake_gemm_args args = *p;
     void *params[] = { &args };
-    if (op_a != CUBLAS_T || op_b != CUBLAS_N || m < 0 || n < 0 || k < 0 || lda < k || ldb < k || ldc < m)
+    if (op_a != CUBLAS_T || op_b != CUBLAS_N || p->m < 0 || p->n < 0 || p->k < 0 || p->w_row < p->k || p->x_row < p->k || p->c_row < p->m)
         return INVALID_VALUE;
     if (!h->workspace)
         return INTERNAL_ERROR;
     return h->drv.launch(h->function, 1, 1, 1, 1, 1, 1, 0, h->stream, params, NULL) ? EXECUTION_FAILED : SUCCESS;
+}
+
+int cublasSgemm_v2(void *handle, int op_a, int op_b, int m, int n, int k, const float *alpha, const float *a, int lda, const float *b,
+                   int ldb, const float *beta, float *c, int ldc) {
+    return multiply(handle, op_a, op_b, &(fake_gemm_args){ a, b, c, m, n, k, lda, ldb, ldc, 0, *alpha, *beta });
+}
+
+int cublasGemmEx(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int type_a, int lda, const void *b,
+                 int type_b, int ldb, const void *beta, void *c, int type_c, int ldc, int compute, int algorithm) {
+    if (type_a != CUDA_R_16F || type_b != CUDA_R_16F || type_c != CUDA_R_32F || compute != CUBLAS_COMPUTE_32F ||
+        algorithm != CUBLAS_GEMM_DEFAULT)
+        return INVALID_VALUE;
+    return multiply(handle, op_a, op_b,
+                    &(fake_gemm_args){ a, b, c, m, n, k, lda, ldb, ldc, 1, *(const float *)alpha, *(const float *)beta });
 }
