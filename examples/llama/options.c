@@ -49,6 +49,11 @@ bool parse_kv(const char *text, common_options *o) {
     return false;
 }
 
+bool parse_weights(const char *text, common_options *o) {
+    o->half = strcmp(text, "f16") == 0;
+    return o->half || strcmp(text, "f32") == 0;
+}
+
 /* Names of values that are not numbers. */
 static bool parse_word(const char *key, const char *value, prhs_policy *p) {
     static const struct {

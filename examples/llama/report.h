@@ -8,7 +8,6 @@
 #include "options.h"
 
 #define MAX_POLICIES 64
-#define LOGIT_ROWS 128
 
 typedef struct run_shape {
     uint32_t docs, context, decode;

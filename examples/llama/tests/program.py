@@ -4,11 +4,14 @@
 
 A model of one layer generates; models that contradict themselves, and wrong usage, end in a sentence and the right exit status.
 """
+import json
 import os
-import struct
+import string
 import subprocess
 import sys
 import tempfile
+
+from tinymodel import gguf, random_model, tensors_of
 
 DIM = 32  # one head
 bad = 0
@@ -20,32 +23,6 @@ def check(good, what):
     print(f"{'ok  ' if good else 'FAIL'} {what}")
 
 
-def text(s):
-    return struct.pack("<Q", len(s.encode())) + s.encode()
-
-
-def value(x):
-    if isinstance(x, str):
-        return struct.pack("<I", 8) + text(x)
-    if isinstance(x, float):
-        return struct.pack("<If", 6, x)
-    if isinstance(x, list):
-        return struct.pack("<IIQ", 9, 8, len(x)) + b"".join(map(text, x))
-    return struct.pack("<II", 4, x)
-
-
-def gguf(meta, tensors):
-    """All tensors float32, their elements i % 7 - 3 over 16."""
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(meta)) + b"".join(text(k) + value(x) for k, x in meta.items())
-    data = b""
-    for name, dims in tensors.items():
-        count = dims[0] * (dims[1] if len(dims) > 1 else 1)
-        head += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, 0, len(data))
-        data += b"".join(struct.pack("<f", (i % 7 - 3) / 16) for i in range(count))
-        data += bytes(-len(data) % 32)
-    return head + bytes(-len(head) % 32) + data
-
-
 def parts():
     meta = {
         "general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": DIM, "llama.attention.head_count": 1,
@@ -53,11 +30,7 @@ def parts():
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": ["a", "b", "c", "ab"],
         "tokenizer.ggml.merges": ["a b"],
     }
-    tensors = {"token_embd.weight": (DIM, 4), "output_norm.weight": (DIM,)}
-    for name, dims in (("attn_norm", (DIM,)), ("ffn_norm", (DIM,)), ("attn_q", (DIM, DIM)), ("attn_k", (DIM, DIM)),
-                       ("attn_v", (DIM, DIM)), ("attn_output", (DIM, DIM)), ("ffn_gate", (DIM, 64)), ("ffn_up", (DIM, 64)),
-                       ("ffn_down", (64, DIM))):
-        tensors[f"blk.0.{name}.weight"] = dims
+    tensors = tensors_of(1, DIM, DIM, 64, 4)
     return meta, tensors
 
 
@@ -75,7 +48,7 @@ def main():
         meta, tensors = parts()
         change(meta, tensors)
         with open(model, "wb") as f:
-            f.write(gguf(meta, tensors))
+            f.write(gguf(meta, tensors, lambda name, i: (i % 7 - 3) / 16))
         r = run("generate", "--model", model, "--device", "cpu", "--policy", "dense", "--ids", "-n", "8", argument)
         if sentence is None:
             ids = r.stdout.split()
@@ -101,9 +74,35 @@ def main():
     generate("an empty prompt", "tokens", argument="")
     for args, status in ((("tokenize",), 2), (("tokenize", "--model", model), 2), (("tokenize", "--model", prompt, prompt), 1),
                          (("tokenize", "--model", model, work + "/none"), 1), (("tokenize", "--help"), 0), (("none",), 2),
-                         (("generate", "--model", model), 2), (("generate", "--model", model, "--temperature", "hot", "a"), 2), (("perplexity", "--model", model), 2)):
+                         (("generate", "--model", model), 2), (("generate", "--model", model, "--temperature", "hot", "a"), 2), (("perplexity", "--model", model), 2),
+                         (("speed", "--model", model), 2), (("generate", "--model", model, "--batch", "1", "a", "b"), 2),
+                         (("generate", "--model", model, "--device", "cpu", "--linear", work + "/libcublas.so", "a"), 1)):
         r = run(*args)
         check(r.returncode == status and (r.stdout if status == 0 else r.stderr), f"{' '.join(args)}: {status}")
+
+    # A random model: what the policies' prompts leave behind shows in the tokens and in what they count.
+    letters, small = string.ascii_letters, "k=16,m=0,sinks=4,local=8,n=0,dense=0"
+    words = "".join(letters[i * i * 31 % 52] for i in range(300))
+    with open(model, "wb") as f:
+        f.write(random_model(1, 3, 4, 2, 32, 96, letters, 512))
+    with open(prompt, "w", encoding="utf-8") as f:
+        f.write(words)
+
+    def policy(command, *args):
+        r = run(command, "--model", model, "--device", "cpu", *args)
+        check(r.returncode == 0, f"{' '.join(args[:2])}: {r.stderr.strip().splitlines()[-1:]}")
+        return r
+
+    r = policy("generate", "--policy", f"cis,{small},tau=-1,s=256", "--stats", "-n", "12", words[:60])
+    check("rho 0.000" in r.stderr, "the prompt's last query seeds: no step retrieves")
+    etf = [policy("generate", "--policy", f"cis,{small}{x}", "--ids", "-n", "12", words[:60]).stdout
+           for x in ("", ",etf=1,etf_layer=0,psi=0.5,gamma=3", ",etf=1,etf_layer=2,psi=0.5,gamma=3")]
+    check(etf[0] == etf[2] != etf[1], "frozen rows change what follows, in the last layer they do not")
+    r = policy("perplexity", "--policy", f"cis,{small},tau=0.1", "--policy", f"cis,{small},tau=0.1,etf=1,etf_layer=2,psi=0.5,gamma=3",
+               "--policy", f"cis,{small},tau=0.1,etf=1,etf_layer=0,psi=0.5,gamma=3", "--docs", "2", "--context", "60", "--decode", "12",
+               "--json", "-", prompt)
+    seeded, own, frozen = ([x["rho"], x["documents"]] for x in json.loads(r.stdout[r.stdout.index("{"):])["policies"][1:])
+    check(seeded == own != frozen and 0 < seeded[0] < 1, f"a shared prompt and one of the policy's own: {seeded} and {own}")
     for path in (model, prompt):
         os.remove(path)
     os.rmdir(work)
