@@ -84,9 +84,11 @@ static prhs_status prepare(prhs_nv_device *dev, const prhs_op_key *key, const pr
     prhs_count(&dev->head.counters.allocations);
     v->key = *key;
     v->kernel = kernel;
-    v->grid = prhs_tuning_groups(&dev->head.tuning, key) * units_of(dev);
-    if (v->grid == 0)
-        v->grid = choice->sized ? UINT_MAX : kernel->resident * units_of(dev); /* sized: what fits is known when the size is */
+    /* Blocks that take turns are all resident; of a sized kernel it is known with the size how many are. */
+    const unsigned tuned = prhs_tuning_groups(&dev->head.tuning, key);
+    v->grid = choice->sized ? UINT_MAX : kernel->resident * units_of(dev);
+    if (tuned && tuned <= v->grid / units_of(dev))
+        v->grid = tuned * units_of(dev);
     v->next = atomic_load_explicit(&dev->variants, memory_order_relaxed);
     atomic_store_explicit(&dev->variants, v, memory_order_release);
     return PRHS_OK;
