@@ -178,7 +178,7 @@ static bool decode(job *j, engine_session *s, bool shared, result *res) {
     if (!score(j, res))
         return false;
     res->seconds = now() - start;
-    return engine_stats(&j->e, s, PRHS_ALL_SLOTS, &res->stats);
+    return result_take(res, &j->e, s, &j->shape);
 }
 
 /* ETF changes the prompt's own rows, so such a policy prefills for itself, over the shared pages: it runs last. */

@@ -5,6 +5,7 @@
 
 #include <stdio.h>
 
+#include "layer_stats.h"
 #include "options.h"
 
 #define MAX_POLICIES 64
@@ -18,6 +19,9 @@ typedef struct result {
     const char *name;
     prhs_policy policy;
     prhs_stats stats;
+    layer_stats *layers;     /* [layer_count], of `heads` query heads each */
+    uint32_t layer_count, heads;
+    double bytes, dense_bytes; /* of K and V, a step of a sequence */
     double *nll;             /* [docs], mean over decode rows */
     int32_t *best;           /* [decode * docs] */
     double seconds, attention;
@@ -25,6 +29,8 @@ typedef struct result {
 
 bool result_make(result *r, const char *name, const run_shape *shape);
 void result_free(result *r);
+/* Takes what the session counted. */
+bool result_take(result *r, engine *e, engine_session *s, const run_shape *shape);
 
 /* results[0] is dense, the baseline. */
 void report_table(FILE *to, const run_shape *shape, const prhs_device_info *device, const result *results, size_t n);

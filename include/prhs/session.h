@@ -189,6 +189,19 @@ PRHS_API prhs_status prhs_stats_request_enqueue(prhs_stats_request *request, prh
  */
 PRHS_API prhs_status prhs_stats_request_get(prhs_stats_request *request, uint32_t slot, uint32_t layer, prhs_stats *stats);
 
+/** Dropped masses of one query head, summed as prhs_stats are. */
+typedef struct prhs_head_stats {
+    size_t size;          /**< sizeof(prhs_head_stats) */
+    prhs_mass retrieved;  /**< on retrieval steps */
+    prhs_mass shared;     /**< on shared steps */
+    prhs_mass audited;    /**< exact mass of every sparse step, where the session audits */
+    uint64_t nan_masses;  /**< masses that were NaN; in none of the means */
+} prhs_head_stats;
+
+/** The same for one query head; errors as prhs_stats_request_get(), head out of range among them. */
+PRHS_API prhs_status prhs_stats_request_get_head(prhs_stats_request *request, uint32_t slot, uint32_t layer, uint32_t head,
+                                                 prhs_head_stats *stats);
+
 /** What a query head remembers, for tests, tools and the curious. */
 typedef struct prhs_head_view {
     float l_dropped;  /**< natural log-sum-exp of the scores dropped at the reference; -inf: nothing was dropped */

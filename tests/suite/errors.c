@@ -46,6 +46,7 @@ typedef enum call {
     EXPORT,
     IMPORT,
     REQUEST_GET,
+    REQUEST_GET_HEAD,
     REQUEST_ENQUEUE,
     VIEW,
     POLL
@@ -133,6 +134,7 @@ static prhs_status call_session(t_env *e, call c) {
     case EXPORT: return prhs_session_export(s, e->queue, e->slot, e->blob_mem);
     case IMPORT: return prhs_session_import(s, e->queue, e->slot, e->blob_mem);
     case REQUEST_GET: return prhs_stats_request_get(e->request, e->slot, e->layer, &e->stats);
+    case REQUEST_GET_HEAD: return prhs_stats_request_get_head(e->request, e->slot, e->layer, e->head, &e->head_stats);
     case REQUEST_ENQUEUE: return prhs_stats_request_enqueue(e->request, e->queue);
     case VIEW: return prhs_session_view(s, e->blob, e->layer, e->unit, &e->view);
     default: return prhs_session_poll(s, e->queue);

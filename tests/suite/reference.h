@@ -13,6 +13,7 @@
 #define R_MARGIN 1e-3 /* a verdict may differ only where the reference's margin is below this */
 #define R_ROWS 8      /* decode rows of a step, at most */
 #define R_LIVE 6      /* sequences at a time, at most */
+#define R_HEADS 64    /* query heads, at most */
 
 /* A session's case, and how the tables name joins and layouts. */
 typedef struct r_row {
@@ -48,11 +49,15 @@ typedef struct r_mass {
     double sum, bar;
 } r_mass;
 
+typedef struct r_masses {
+    r_mass retrieved, shared, audited;
+} r_masses;
+
 /* What the reference did in a slot, to be held against the library's statistics; unit-steps. */
 typedef struct r_counts {
     uint64_t steps, dense, window, stream, share, retrieve, seed, rows_dense, causes, cosine, close;
     double attended, kept;
-    r_mass retrieved, shared, audited;
+    r_masses masses, head[R_HEADS]; /* of all heads, of each one */
 } r_counts;
 
 typedef struct r_seq {

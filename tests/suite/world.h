@@ -101,6 +101,7 @@ void t_world_gather(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t
 void t_world_poison(t_world *w, t_wseq *const *seqs, int n);
 void *t_world_export(t_world *w, int32_t slot);
 void t_world_stats(t_world *w, uint32_t slot, uint32_t layer, prhs_stats *stats);
+void t_world_head_stats(t_world *w, uint32_t slot, uint32_t layer, uint32_t head, prhs_head_stats *stats);
 prhs_unit_view t_world_view(t_world *w, const void *blob, uint32_t layer, uint32_t unit);
 
 #endif

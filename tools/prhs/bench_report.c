@@ -20,6 +20,9 @@ void bench_report_begin(bench *b) {
     b->report = r;
     r->table = b->o->json && strcmp(b->o->json, "-") == 0 ? stderr : stdout;
     r->root = cJSON_CreateObject();
+    cJSON_AddStringToObject(r->root, "kind", "bench");
+    cJSON_AddNumberToObject(r->root, "format", 1);
+    cJSON_AddNumberToObject(r->root, "version", prhs_version());
     cJSON_AddStringToObject(r->root, "backend", prhs_backend_name(b->info.backend));
     cJSON_AddStringToObject(r->root, "device", b->info.name);
     cJSON_AddStringToObject(r->root, "platform", b->info.platform);
