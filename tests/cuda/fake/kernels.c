@@ -100,10 +100,10 @@ PRHS_PUBLIC result cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, prhs
     DONE(0);
 }
 
-/* Blocks take turns, but for those of prompts: more of them than the device holds at once would only have to be started. */
+/* The library's blocks take turns, but for those of prompts: more of them than the device holds at once would only have to be started. */
 static bool too_many(const emu_kernel *k, const prhs_drv_launch *how) {
     const unsigned fit = (unsigned)resident(how->block_x, how->shared) * (unsigned)fake_multiprocessors();
-    return strncmp(k->name, "prhs_prefill", 12) != 0 && how->grid_x > fit;
+    return strncmp(k->name, "prhs_", 5) == 0 && strncmp(k->name, "prhs_prefill", 12) != 0 && how->grid_x > fit;
 }
 
 static result launch(prhs_drv_function function, const prhs_drv_launch *how, void **params, void **extra) {
