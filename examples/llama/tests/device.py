@@ -40,7 +40,7 @@ def run(command, model, device, *args, env=None, status=0, linear=CUBLAS):
     """status None: any."""
     where = ["--linear", linear] if device == "cuda" and linear else []
     r = subprocess.run([LLAMA, command, "--model", model, "--device", device, *where, *args], text=True, capture_output=True,
-                       check=False, timeout=120, env={**os.environ, "PRHS_FAKE_CUDA_SMS": "1", **(env or {})})
+                       check=False, timeout=120, env={**os.environ, "PRHS_FAKE_CUDA_SMS": "1", "OPENBLAS_NUM_THREADS": "1", **(env or {})})
     if status is not None and r.returncode != status:
         check(False, f"{command} {' '.join(args[:4])} on {device}: status {r.returncode}, {r.stderr}")
     return r
@@ -109,7 +109,7 @@ def failures(model):
     """A call of the driver fails, now and then: the same tokens or a sentence, and nothing left behind (the fake driver ends with 23 then)."""
     tail = ("--policy", "dense", "--ids", "-n", "12", PROMPTS[0][:20])
     want = run("generate", model, "cpu", *tail).stdout
-    for n in range(11, 480, 31):
+    for n in range(11, 480, 47):
         r = run("generate", model, "cuda", *tail, env={"PRHS_FAKE_CUDA_FAIL": str(n)}, status=None)
         if r.returncode or r.stdout != want:
             check(r.returncode == 1 and "prhs-llama: " in r.stderr,
