@@ -270,7 +270,7 @@ static int perplexity(job *j) {
         prhs_device_info info = { .size = sizeof info };
         prhs_device_get_info(j->e.dev, &info);
         report_table(stdout, &j->shape, &info, j->results, j->policies);
-        status = !j->json_file || report_json(j->json_file, &j->shape, &info, j->common.kv_dtype, j->results, j->policies) ? 0 : 1;
+        status = !j->json_file || report_json(j->json_file, &j->shape, &info, j->c, j->results, j->policies) ? 0 : 1;
     }
     release(j);
     return interrupted ? 130 : status;

@@ -3,13 +3,14 @@
  * prhs-llama speed: tokens a second of decoding alone, by context, batch and policy. Sequences are pieces of a text; each is prefilled, then all
  * decode greedily side by side, whatever they come to say.
  */
+#include <cjson/cJSON.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "forward.h"
-#include "options.h"
+#include "report.h"
 
 enum { MAX_SHAPES = 8, MAX_RUNS = 16, WARM = 8 }; /* WARM: steps before the clock starts, the recorded one among them */
 
@@ -20,13 +21,14 @@ typedef struct list {
 typedef struct race {
     common_options common;
     list contexts, batches;
-    const char *policy_text[MAX_RUNS], *text_file;
+    const char *policy_text[MAX_RUNS], *text_file, *json_file;
     uint32_t policies, count, repeat;
     bool graphs;
     loaded l;
     int32_t *ids;
     size_t n_ids;
     forward f;
+    cJSON *root, *rows;
 } race;
 
 static const char help[] =
@@ -43,6 +45,7 @@ static const char help[] =
     "  --repeat N          the fastest of N times so many tokens (3)\n"
     "  --kv TYPE           f16 (default), f32 or bf16\n"
     "  --no-graph          on a cuda device: enqueue every decode step by itself instead of replaying a graph\n"
+    "  --json FILE         one object a row ('-': standard output)\n"
     "  --verbose           the library's own messages\n";
 
 /* Every sequence's prompt, spread evenly over the text, and its first token. */
@@ -76,6 +79,18 @@ static bool timed(race *r, double *seconds) {
     return !interrupted;
 }
 
+static void add_row(race *r, uint32_t context, uint32_t batch, const char *policy, double seconds, double dense, const prhs_stats *stats) {
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddNumberToObject(o, "context", context);
+    cJSON_AddNumberToObject(o, "batch", batch);
+    cJSON_AddStringToObject(o, "policy", policy);
+    cJSON_AddNumberToObject(o, "tokens_per_second", batch * (double)r->count / seconds);
+    cJSON_AddNumberToObject(o, "step_seconds", seconds / r->count);
+    cJSON_AddNumberToObject(o, "times_dense", batch * (double)r->count / seconds / dense);
+    cJSON_AddNumberToObject(o, "attended", stats->attended);
+    cJSON_AddItemToArray(r->rows, o);
+}
+
 static bool run_policy(race *r, uint32_t context, uint32_t batch, const char *text, double *dense) {
     prhs_policy policy;
     prhs_stats stats;
@@ -89,10 +104,11 @@ static bool run_policy(race *r, uint32_t context, uint32_t batch, const char *te
     printf("%8u %6u %-44s %10.1f %8.3f %8.3f %9.0f\n", context, batch, text, speed, 1e3 * seconds / r->count, speed / *dense,
            stats.attended);
     fflush(stdout);
+    add_row(r, context, batch, text, seconds, *dense, &stats);
     return true;
 }
 
-static bool run_shape(race *r, uint32_t context, uint32_t batch) {
+static bool race_at(race *r, uint32_t context, uint32_t batch) {
     prhs_log log = stderr_log(&r->common);
     const forward_params p = { { .backend = r->common.backend, .index = r->common.index, .seqs = batch, .tokens = context,
                                  .kv_dtype = r->common.kv_dtype },
@@ -138,6 +154,11 @@ static bool head(race *r) {
         const compute_ops *ops = r->f.c->ops;
         printf("%s: %s; linear layers: %s, %s weights; %s; the fastest of %u times %u tokens\n\n", prhs_backend_name(info.backend), info.name,
                ops->name, r->f.c->half ? "float16" : "float32", r->graphs && ops->record ? "steps replayed from a graph" : "steps enqueued one by one", r->repeat, r->count);
+        r->root = report_begin("speed", &info, r->f.c);
+        cJSON_AddBoolToObject(r->root, "graph", r->graphs && ops->record);
+        cJSON_AddNumberToObject(r->root, "tokens", r->count);
+        cJSON_AddNumberToObject(r->root, "repeat", r->repeat);
+        r->rows = cJSON_AddArrayToObject(r->root, "rows");
         printf("%8s %6s %-44s %10s %8s %8s %9s\n", "context", "batch", "policy", "tokens/s", "ms/step", "x dense", "attended");
     }
     forward_close(&r->f);
@@ -150,7 +171,11 @@ static int speed(race *r) {
     bool ok = read_ids(r) && head(r);
     for (uint32_t i = 0; ok && i < r->contexts.count; i++)
         for (uint32_t j = 0; ok && j < r->batches.count; j++)
-            ok = run_shape(r, r->contexts.item[i], r->batches.item[j]);
+            ok = race_at(r, r->contexts.item[i], r->batches.item[j]);
+    if (ok && r->json_file)
+        ok = report_end(r->json_file, r->root);
+    else
+        cJSON_Delete(r->root);
     free(r->ids);
     unload_model(&r->l);
     return interrupted ? 130 : ok ? 0 : 1;
@@ -161,11 +186,11 @@ static bool append(list *l, const char *text) {
 }
 
 static int parse(race *r, int argc, char **argv) {
-    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, CONTEXT, BATCH, REPEAT, KV, NO_GRAPH, VERBOSE };
+    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, CONTEXT, BATCH, REPEAT, KV, NO_GRAPH, JSON, VERBOSE };
     static const struct option options[] = {
         { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY },
         { "context", 1, 0, CONTEXT }, { "batch", 1, 0, BATCH }, { "tokens", 1, 0, 'n' }, { "repeat", 1, 0, REPEAT }, { "kv", 1, 0, KV },
-        { "no-graph", 0, 0, NO_GRAPH }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
+        { "no-graph", 0, 0, NO_GRAPH }, { "json", 1, 0, JSON }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };
     bool ok = true;
     for (int c; ok && (c = getopt_long(argc, argv, "n:h", options, NULL)) != -1;) {
@@ -185,6 +210,7 @@ static int parse(race *r, int argc, char **argv) {
         case REPEAT: ok = parse_u32(optarg, &r->repeat) && r->repeat > 0; break;
         case KV: ok = parse_kv(optarg, &r->common); break;
         case NO_GRAPH: r->graphs = false; break;
+        case JSON: r->json_file = optarg; break;
         case VERBOSE: r->common.level = PRHS_LOG_DEBUG; break;
         case 'h': fputs(help, stdout); return 0;
         default: fputs(help, stderr); return 2;

@@ -181,20 +181,21 @@ static cJSON *object_of(const run_shape *s, const result *r, const result *dense
     return o;
 }
 
-bool report_json(const char *path, const run_shape *s, const prhs_device_info *device, prhs_dtype kv, const result *results, size_t n) {
+cJSON *report_begin(const char *kind, const prhs_device_info *device, const compute *c) {
     static const char *const kv_names[] = { "f32", "f16", "bf16" };
-    cJSON *root = cJSON_CreateObject(), *list;
-    cJSON_AddStringToObject(root, "kind", "perplexity");
+    cJSON *root = cJSON_CreateObject();
+    cJSON_AddStringToObject(root, "kind", kind);
     cJSON_AddNumberToObject(root, "format", 1);
     cJSON_AddNumberToObject(root, "version", prhs_version());
     cJSON_AddStringToObject(root, "backend", prhs_backend_name(device->backend));
     cJSON_AddStringToObject(root, "device", device->name);
-    cJSON_AddStringToObject(root, "kv", kv_names[kv]);
-    number(root, "context", s->context);
-    number(root, "decode", s->decode);
-    list = cJSON_AddArrayToObject(root, "policies");
-    for (size_t i = 0; i < n; i++)
-        cJSON_AddItemToArray(list, object_of(s, &results[i], &results[0]));
+    cJSON_AddStringToObject(root, "linear", c->ops->name);
+    cJSON_AddStringToObject(root, "weights", c->half ? "f16" : "f32");
+    cJSON_AddStringToObject(root, "kv", kv_names[c->e->kv_dtype]);
+    return root;
+}
+
+bool report_end(const char *path, cJSON *root) {
     char *text = cJSON_Print(root);
     FILE *f = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
     bool ok = text && f && fprintf(f, "%s\n", text) > 0;
@@ -205,4 +206,14 @@ bool report_json(const char *path, const run_shape *s, const prhs_device_info *d
     cJSON_free(text);
     cJSON_Delete(root);
     return ok;
+}
+
+bool report_json(const char *path, const run_shape *s, const prhs_device_info *device, const compute *c, const result *results, size_t n) {
+    cJSON *root = report_begin("perplexity", device, c);
+    number(root, "context", s->context);
+    number(root, "decode", s->decode);
+    cJSON *list = cJSON_AddArrayToObject(root, "policies");
+    for (size_t i = 0; i < n; i++)
+        cJSON_AddItemToArray(list, object_of(s, &results[i], &results[0]));
+    return report_end(path, root);
 }

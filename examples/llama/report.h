@@ -5,6 +5,7 @@
 
 #include <stdio.h>
 
+#include "compute.h"
 #include "layer_stats.h"
 #include "options.h"
 
@@ -34,6 +35,10 @@ bool result_take(result *r, engine *e, engine_session *s, const run_shape *shape
 
 /* results[0] is dense, the baseline. */
 void report_table(FILE *to, const run_shape *shape, const prhs_device_info *device, const result *results, size_t n);
-bool report_json(const char *path, const run_shape *shape, const prhs_device_info *device, prhs_dtype kv, const result *results, size_t n);
+bool report_json(const char *path, const run_shape *shape, const prhs_device_info *device, const compute *c, const result *results, size_t n);
+
+/* The head that all documents have, and their way into a file ("-": standard output), after which they are gone. */
+struct cJSON *report_begin(const char *kind, const prhs_device_info *device, const compute *c);
+bool report_end(const char *path, struct cJSON *root);
 
 #endif

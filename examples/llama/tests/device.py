@@ -98,10 +98,15 @@ def losses(model, text):
 
 def speed(model, text):
     for device in ("cpu", "cuda"):
-        r = run("speed", model, device, "--context", "40", "--batch", "1", "--batch", "2", "-n", "3", "--repeat", "2", "--policy", MASS, text)
-        rows = [line.split() for line in r.stdout.splitlines()[3:]]
-        check([x[:3] for x in rows] == [["40", b, p] for b in "12" for p in ("dense", MASS)] and
-              all(float(x[3]) > 0 and float(x[4]) > 0 for x in rows), f"speed on {device}: {len(rows)} rows")
+        r = run("speed", model, device, "--context", "40", "--batch", "1", "--batch", "2", "-n", "3", "--repeat", "2", "--policy", MASS, "--json", "-", text)
+        table, _, document = r.stdout.partition("{")
+        table, document = [line.split() for line in table.splitlines()[3:]], json.loads("{" + document)
+        rows = document["rows"]
+        check([x[:3] for x in table] == [["40", b, p] for b in "12" for p in ("dense", MASS)] and
+              [[str(x["context"]), str(x["batch"]), x["policy"]] for x in rows] == [x[:3] for x in table] and
+              all(x["tokens_per_second"] > 0 and 0 < x["attended"] <= 40 for x in rows) and rows[0]["times_dense"] == 1 and
+              document["graph"] == (device == "cuda") and document["linear"] == ("cublas" if device == "cuda" else "host"),
+              f"speed on {device}: {len(rows)} rows")
     run("speed", model, "cpu", "--context", "600", text, status=1)
 
 
