@@ -76,7 +76,7 @@ DEV bool find_job(const prhs_cu_serve &p, int i, int item, job *j)
             j->chunk = item;
             j->first = item * size;
             j->last = min(j->first + size, tokens);
-            j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j->b);
+            j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j->e.table);
             j->list = a.state.list_off == PRHS_NONE
                           ? nullptr
                           : SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)j->u * a.state.list_cap;
@@ -147,7 +147,7 @@ template <int HB, class Attend> DEV void serve(const prhs_cu_serve &p, Attend at
     const int *counts = a.work.attend_count_off == PRHS_NONE ? nullptr : INTS(ws, a.work.attend_count_off) + (i64)p.pass * units;
     grid_begin();
     take_turns(
-        units, counts ? TURNS_EACH : 1, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, p.mem[PRHS_R_SEQS], ws, i); },
+        units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units, counts ? TURNS_EACH : 1, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, p.mem[PRHS_R_SEQS], ws, i); },
         [&](int i, int item) {
             job j;
             if (find_job(p, i, item, &j))
