@@ -296,7 +296,7 @@ DEV void append_heads(const prhs_k_append &a, byte *const mem[], i64 b, int hk)
 
 KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
 {
-    __shared__ look l;
+    __shared__ __align__(16) look l;
     grid_begin();
     const prhs_k_plan &a = p.plan;
     const int units = a.shape.units, heads = a.shape.kv_heads, warps = gridDim.x * 4, all = a.batch.max_seqs * units;

@@ -67,9 +67,10 @@ DEV bool find_job(const prhs_cu_serve &p, int i, int item, job *j)
     j->u = i % a.shape.units;
     j->set = *set_at(ws, a.work, a.shape, j->b, j->u);
     j->e = entry_of(a.batch, p.mem[PRHS_R_SEQS], j->b);
+    const int first = work_of_row(a, ws, j->b, 0, j->u); /* comes with the set and the record */
     for (j->r = 0; j->r < j->e.rows; j->r++) {
         int tokens;
-        j->work = work_of_row(a, ws, j->b, j->r, j->u);
+        j->work = j->r ? work_of_row(a, ws, j->b, j->r, j->u) : first;
         const int chunks = chunks_of_row(a, j->e, j->set, j->work, j->r, &tokens);
         if (item < chunks) {
             const int size = chunk_tokens(tokens, a.work.chunk_min, a.work.chunks);
