@@ -118,7 +118,7 @@ template <int T> DEV void append(const prhs_cu_append &p)
     const prhs_k_append &a = p.a;
     const int heads = a.shape.kv_heads;
     take_turns(
-        a.batch.max_seqs * heads, 1, prefix,
+        a.batch.max_seqs * heads, a.batch.max_seqs * heads, 1, prefix,
         [&](int i) {
             const arrival x = arrival_of(a, seq_at(a.batch, p.mem[PRHS_R_SEQS], i / heads));
             return x.rows == 0 ? a.validate : 1 + (x.writes ? (x.rows + TILE - 1) / TILE : 0);

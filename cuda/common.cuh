@@ -119,6 +119,7 @@ struct entry {
     int slot, flags, kv_len, row_count, prompt_len, row_begin;
     int kind;       /* of the decision row: IDLE (also for prompts that do not seed), DECODE or SEED */
     int rows;       /* work rows: decode rows, 1 for a seed */
+    int table;      /* index of its page table */
     int row0, pos0; /* index and position of work row 0 */
 };
 
@@ -130,11 +131,10 @@ DEV bool seq_ok(const prhs_k_batch &k, const prhs_seq *s)
            s->row_begin >= 0 && s->row_begin <= k.max_rows - s->row_count;
 }
 
-DEV entry entry_of(const prhs_k_batch &k, const byte *seqs, i64 b)
+DEV entry entry_from(const prhs_k_batch &k, const prhs_seq &s, int table)
 {
-    const prhs_seq *s = seq_at(k, seqs, b);
-    entry e = { s->slot, s->flags, s->kv_len, s->row_count, s->prompt_len, s->row_begin, IDLE, 0, 0, 0 };
-    if (!seq_ok(k, s))
+    entry e = { s.slot, s.flags, s.kv_len, s.row_count, s.prompt_len, s.row_begin, IDLE, 0, table, 0, 0 };
+    if (!seq_ok(k, &s))
         return e;
     if (e.flags & PRHS_SEQ_SEED) {
         e.kind = SEED;
@@ -148,6 +148,18 @@ DEV entry entry_of(const prhs_k_batch &k, const byte *seqs, i64 b)
         e.pos0 = e.kv_len - e.row_count;
     }
     return e;
+}
+
+DEV entry entry_of(const prhs_k_batch &k, const byte *seqs, i64 b)
+{
+    const prhs_seq s = *seq_at(k, seqs, b);
+    return entry_from(k, s, k.active_off == PRHS_NONE ? (int)b : s.reserved[0]);
+}
+
+/* Sequences of the batch; of the caller's some may be idle. */
+DEV int seqs_of(const prhs_k_batch &k, const byte *seqs)
+{
+    return k.active_off == PRHS_NONE ? k.max_seqs : *(const int *)(seqs + k.active_off);
 }
 
 DEV const int *pages_of(const prhs_k_batch &k, const byte *pages, i64 b)
@@ -339,9 +351,10 @@ struct turns {
     i64 next, base;   /* base: items before the indices from `first` on */
     int first, total;
     int each;         /* counts a thread: TURNS_EACH at most; 1 where counting is work */
+    int real;         /* indices from here on have no items. Those that are counted first are not asked for it: it may be on its way yet */
 };
 
-DEV turns turns_begin(int each) { return turns{ blockIdx.x, 0, -each * (int)blockDim.x, 0, each }; }
+DEV turns turns_begin(int each, int real) { return turns{ blockIdx.x, 0, -each * (int)blockDim.x, 0, each, real }; }
 
 struct no_look {
     __device__ __forceinline__ void operator()(int) const {}
@@ -358,14 +371,15 @@ template <class Count, class Look = no_look> DEV bool turns_next(turns *t, int n
         t->base += t->total;
         t->first += each * blockDim.x;
         t->total = 0;
-        if (t->first >= n)
+        const int end = t->first ? min(t->real, n) : n;
+        if (t->first >= end)
             return false;
         look(t->first);
         const int mine = t->first + each * threadIdx.x;
         int sums[TURNS_EACH], sum = 0, before;
 #pragma unroll
         for (int k = 0; k < TURNS_EACH; k++)
-            sums[k] = k < each && mine + k < n ? count(mine + k) : 0;
+            sums[k] = k < each && mine + k < end ? count(mine + k) : 0;
 #pragma unroll
         for (int k = 0; k < TURNS_EACH; k++)
             sums[k] = sum += sums[k];
@@ -387,11 +401,11 @@ template <class Count, class Look = no_look> DEV bool turns_next(turns *t, int n
 }
 
 /* work(i, item of i) for each of the block's items. */
-template <class Count, class Work, class Look = no_look> DEV void take_turns(int n, int each, int *prefix, Count count, Work work, Look look = Look())
+template <class Count, class Work> DEV void take_turns(int n, int real, int each, int *prefix, Count count, Work work)
 {
-    turns t = turns_begin(each);
+    turns t = turns_begin(each, real);
     int i, item;
-    while (turns_next(&t, n, prefix, count, &i, &item, look))
+    while (turns_next(&t, n, prefix, count, &i, &item))
         work(i, item);
 }
 

@@ -14,9 +14,11 @@
 
 /* A head on which a verdict depends. */
 struct accused {
-    int index, candidate, parts; /* of its unit, counted from the window's first; see score_count_off; parts of row 0 */
+    int head;             /* of the batch */
+    int index, candidate; /* of its unit: counted from the window's first; see score_count_off */
+    int parts;            /* of row 0 */
     const float *lse;
-    float4 record;               /* of judge_off */
+    float4 record;        /* of judge_off */
     float l[JUDGE_PARTS];
 };
 
@@ -27,19 +29,27 @@ DEV void load_lses(accused *x, int first, int parts)
         x->l[i] = first + i < parts ? x->lse[first + i] : NOTHING;
 }
 
-/* Head `head` of the batch, a unit's at `index` of the window from `first` on. All loads are under way together. */
+/* Head `head` of the batch, a unit's at `index` of the window from `first` on. */
 DEV accused load_accused(const prhs_k_score &a, const byte *ws, int first, int index, int head)
 {
     const prhs_k_work &w = a.work;
     const int rows_before = a.batch.rows > 1 ? head / a.shape.heads * (a.batch.rows - 1) * a.shape.heads : 0;
     accused x;
+    x.head = head;
     x.index = index;
     x.candidate = ((const int *)(ws + w.score_count_off))[a.batch.max_seqs * a.shape.units + first + index];
     x.parts = ((const int *)(ws + w.attend_count_off))[first + index];
-    x.record = ((const float4 *)(ws + w.judge_off))[head];
     x.lse = (const float *)(ws + w.part_lse_off) + (i64)(head + rows_before) * w.chunks;
-    load_lses(&x, 0, w.chunks);
     return x;
+}
+
+DEV void load_record(const prhs_k_score &a, const byte *ws, accused *x)
+{
+    if (x->candidate >= 0)
+        x->parts = 0;
+    else
+        x->record = ((const float4 *)(ws + a.work.judge_off))[x->head];
+    load_lses(x, 0, x->parts);
 }
 
 /* Whether the list fails by this head: the parts' log-sum-exp, in their order, is the row's. */
@@ -107,6 +117,9 @@ DEV_CALL void judge_units(const prhs_k_score &a, byte *ws, int first, int most, 
             const int i = base + k * (int)blockDim.x, h = min(i, heads - 1);
             x[k] = load_accused(a, ws, first, h / a.shape.unit_heads, first * a.shape.unit_heads + h);
         }
+#pragma unroll
+        for (int k = 0; k < JUDGED; k++)
+            load_record(a, ws, &x[k]);
 #pragma unroll
         for (int k = 0; k < JUDGED; k++)
             if (fails(x[k]))

@@ -114,7 +114,7 @@ DEV job job_of(const prhs_cu_score &p, int i, int item)
     /* A unit whose list has just failed is still on its way to what it shares no more. */
     j.set = a.moments && a.work.fresh_off != PRHS_NONE ? ((const prhs_set *)(p.mem[PRHS_R_WORK] + a.work.fresh_off))[i]
                                                        : *set_at(p.mem[PRHS_R_WORK], a.work, a.shape, j.b, j.u);
-    j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j.b);
+    j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j.e.table);
     j.full = a.full;
     j.chunk = item;
     const int n = j.e.pos0 + 1, size = chunk_tokens(n, a.work.score_chunk_min, a.work.score_chunks);
@@ -129,7 +129,7 @@ template <int HB, bool M, class Heads> DEV void score(const prhs_cu_score &p, He
     __shared__ int prefix[WINDOW];
     grid_begin();
     const tally c = tally_of<M>(p);
-    turns t = turns_begin(c.kept ? TURNS_EACH : 1);
+    turns t = turns_begin(c.kept ? TURNS_EACH : 1, seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * p.a.shape.units);
     int i, item;
     while (next_chunk<M>(p, c, &t, prefix, &i, &item)) {
         const job j = job_of(p, i, item);

@@ -343,7 +343,7 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
     clear_ring<DP, false>(rings, a.shape.dim);
     grid_begin();
     const tally counts = tally_of<(HM > 0)>(p);
-    turns t = turns_begin(counts.kept ? TURNS_EACH : 1);
+    turns t = turns_begin(counts.kept ? TURNS_EACH : 1, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units);
     starts now, next;
     int stage = 0, o = 0;
     for (bool begun = false, more = true; more || begun;) {

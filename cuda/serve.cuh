@@ -67,16 +67,17 @@ DEV bool find_job(const prhs_cu_serve &p, int i, int item, job *j)
     j->u = i % a.shape.units;
     j->set = *set_at(ws, a.work, a.shape, j->b, j->u);
     j->e = entry_of(a.batch, p.mem[PRHS_R_SEQS], j->b);
+    const int first = work_of_row(a, ws, j->b, 0, j->u); /* comes with the set and the record */
     for (j->r = 0; j->r < j->e.rows; j->r++) {
         int tokens;
-        j->work = work_of_row(a, ws, j->b, j->r, j->u);
+        j->work = j->r ? work_of_row(a, ws, j->b, j->r, j->u) : first;
         const int chunks = chunks_of_row(a, j->e, j->set, j->work, j->r, &tokens);
         if (item < chunks) {
             const int size = chunk_tokens(tokens, a.work.chunk_min, a.work.chunks);
             j->chunk = item;
             j->first = item * size;
             j->last = min(j->first + size, tokens);
-            j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j->b);
+            j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j->e.table);
             j->list = a.state.list_off == PRHS_NONE
                           ? nullptr
                           : SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)j->u * a.state.list_cap;
@@ -147,7 +148,7 @@ template <int HB, class Attend> DEV void serve(const prhs_cu_serve &p, Attend at
     const int *counts = a.work.attend_count_off == PRHS_NONE ? nullptr : INTS(ws, a.work.attend_count_off) + (i64)p.pass * units;
     grid_begin();
     take_turns(
-        units, counts ? TURNS_EACH : 1, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, p.mem[PRHS_R_SEQS], ws, i); },
+        units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units, counts ? TURNS_EACH : 1, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, p.mem[PRHS_R_SEQS], ws, i); },
         [&](int i, int item) {
             job j;
             if (find_job(p, i, item, &j))

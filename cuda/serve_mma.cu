@@ -217,7 +217,7 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
                             : INTS(ws, a.work.attend_count_off) + (i64)p.pass * a.batch.max_seqs * a.shape.units;
     clear_ring<DP, true>(rings, a.shape.dim);
     grid_begin();
-    turns t = turns_begin(counts ? TURNS_EACH : 1);
+    turns t = turns_begin(counts ? TURNS_EACH : 1, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units);
     starts now, next;
     int stage = 0, o = 0;
     bool more = next_order<NT * 4>(p, &t, counts, prefix, nullptr, &orders[0], &now);

@@ -50,6 +50,8 @@ typedef struct prhs_k_batch {
     prhs_i32 rows;                        /* R: decode rows a sequence, at most; work rows are indexed b*R + r */
     prhs_i32 max_rows;                    /* rows of q / k / v / out in all, at most */
     prhs_i32 max_kv_len, max_slots;
+    prhs_i64 active_off;                  /* i32 in the buffer of seqs: how many sequences there are; they lie closed up, in the workspace,
+                                             each with its entry's index in reserved[0]. PRHS_NONE: the caller's batch */
 } prhs_k_batch;
 
 typedef struct prhs_k_shape {
@@ -134,6 +136,9 @@ typedef struct prhs_k_state {
 #define PRHS_K_MARK_WORDS(n) (((n) / 32 + 5) / 4 * 4)
 #define PRHS_K_MARK_LONG 131072
 
+/* Units whose sets, work and counts may be read before it is known how many sequences are active. */
+#define PRHS_AHEAD 1024
+
 /* Workspace arrays that several kernels share; offsets into the workspace buffer. */
 typedef struct prhs_k_work {
     prhs_i64 set_off;                     /* prhs_set[max_seqs][units] */
@@ -158,6 +163,8 @@ typedef struct prhs_k_work {
     prhs_i64 fresh_off;                   /* prhs_set[max_seqs][units], with judge_off: the sets of units that retrieve, or may */
     prhs_i64 mark_off;                    /* u32[max_seqs][units][3][PRHS_K_MARK_WORDS(max_kv_len)]: select's bitmaps, with the counts and
                                              where max_kv_len > PRHS_K_MARK_LONG; else PRHS_NONE */
+    prhs_i64 active_off;                  /* i32[4], then prhs_seq[max_seqs], with the counts: the sequences that decode or seed, closed
+                                             up by plan. All arrays above are by their places; up to PRHS_AHEAD units the rest is idle */
     prhs_i32 chunks, chunk_min;           /* attend: at most `chunks` chunks of at least chunk_min tokens */
     prhs_i32 score_chunks, score_chunk_min;
 } prhs_k_work;

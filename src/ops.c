@@ -221,7 +221,7 @@ static prhs_k_work check_work(const prhs_ops *ops, call *c, prhs_mem ws) {
     if (c->status == PRHS_OK)
         c->status = prhs_check_mem(&c->limits, "ws", ws, (uint64_t)ops->layout.work_bytes, PRHS_ALIGN, false);
     prhs_k_work w = prhs_layout_work(&ops->layout, ws.offset);
-    w.work_off = w.attend_count_off = w.score_count_off = w.judge_off = w.fresh_off = PRHS_NONE;
+    w.work_off = w.attend_count_off = w.score_count_off = w.judge_off = w.fresh_off = w.active_off = PRHS_NONE;
     return w;
 }
 

@@ -150,9 +150,10 @@ int t_world_place(t_world *w, t_entry *entries, int n) {
         }
         e->row_begin = row;
         row += e->rows;
-        t_batch_set(b, (uint32_t)i, seq->slot, e->row_begin, e->rows, seq->len, e->flags);
-        b->seqs[i].prompt_len = e->prompt_len;
-        memcpy(b->pages + (size_t)i * b->b.page_stride, seq->page, (size_t)seq->pages * sizeof *seq->page);
+        const uint32_t at = w->place + (uint32_t)i;
+        t_batch_set(b, at, seq->slot, e->row_begin, e->rows, seq->len, e->flags);
+        b->seqs[at].prompt_len = e->prompt_len;
+        memcpy(b->pages + (size_t)at * b->b.page_stride, seq->page, (size_t)seq->pages * sizeof *seq->page);
     }
     T_CHECK(w->t, row <= (int32_t)w->s.max_rows, "the test's step has %d rows", row);
     t_batch_upload(w->t, b);

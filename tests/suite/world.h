@@ -57,6 +57,7 @@ typedef struct t_world {
     float *outs[W_LAYERS]; /* [max_rows][heads][dim], last step; poison where nothing was written */
     float *lses[W_LAYERS]; /* [max_rows][heads] */
     int want_lse;
+    uint32_t place; /* of a step's first entry in the batch; those before it are idle */
     /* Where set, [layers]: caches of the test's own, that steps use instead; the images above still follow. */
     const prhs_kv *elsewhere;
     /* Where set: changes a position's contents before they are rounded; q, or k and v, are NULL. */
