@@ -91,7 +91,8 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } commands[] = { { "info", tool_info }, { "verify", tool_verify }, { "bench", tool_bench }, { "report", tool_report }, { "tune", tool_tune } };
+    } commands[] = { { "info", tool_info }, { "verify", tool_verify }, { "bench", tool_bench }, { "report", tool_report },
+                     { "tune", tool_tune } };
     const char *word = argc >= 2 ? argv[1] : "";
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
         if (strcmp(word, commands[i].name) == 0)
