@@ -223,7 +223,7 @@ def recorded(tool):
             numbered(f)
     lost = missing(tree, *documents)
     check(not lost, f"{sum(1 for d in documents for _ in numbers(d))} numbers are in tables {lost[:5]}")
-    count = sum(marks("recorded documents", f) for f in figures if "by layer and query head" not in f.find("figcaption").text[:24])
+    count = sum(marks("recorded documents", f) for f in figures if not f.find("figcaption").text.startswith("δ by"))
     check(count > 150, f"{count} marks")
     contrast(text)
     for width in re.findall(r"<svg[^>]*viewBox=\"0 0 (\d+)", text):
@@ -234,7 +234,7 @@ def recorded(tool):
 def made(tool):
     for name, document, titles in (("perplexity", perplexity(), ("Loss against ρ", "Loss against bytes read", "Estimated against exact", "δ by layer and query",
                                                                  "δ̂ against δ by layer")),
-                                   ("replay", replay(), ("Output error against ρ", "Output error against bytes", "Time against bytes", "Sweep:",
+                                   ("replay", replay(), ("Output error against ρ", "Output error against bytes", "Time against bytes", "Median of estimated", "Sweep:",
                                                          "δ by layer and query", "δ̂ against δ by layer"))):
         text, tree = tool.page(document)
         figures = structure(name, text, tree)

@@ -5,7 +5,7 @@
 
 #include "report.h"
 
-enum { WIDTH = 600, LEFT = 56, RIGHT = 10, TOP = 40, FIELD_HEIGHT = 17, STEPS = 7, DARK = 4 /* steps that need light text */, KEY = 34 };
+enum { WIDTH = 600, LEFT = 60, RIGHT = 10, TOP = 40, FIELD_HEIGHT = 17, STEPS = 7, DARK = 4 /* steps that need light text */, KEY = 34 };
 
 /* Three digits without the leading zero. */
 static void short_text(page *p, double x) {
@@ -48,7 +48,7 @@ static void field(page *p, const heat *h, size_t row, size_t column, double widt
 static void names(page *p, const heat *h, double width) {
     const size_t every = width >= 18 ? 1 : (size_t)ceil(18 / width);
     page_raw(p, "<text class=\"middle\" x=\"%.1f\" y=\"14\">%s</text>\n", LEFT + width * (double)h->columns / 2, h->column_name);
-    page_raw(p, "<text class=\"middle\" transform=\"translate(14 %.1f) rotate(-90)\">%s</text>\n",
+    page_raw(p, "<text class=\"middle\" transform=\"translate(18 %.1f) rotate(-90)\">%s</text>\n",
              TOP + FIELD_HEIGHT * (double)h->rows / 2, h->row_name);
     for (size_t i = 0; i < h->columns; i += every)
         page_raw(p, "<text class=\"middle small\" x=\"%.1f\" y=\"32\">%zu</text>", LEFT + width * ((double)i + 0.5), i);

@@ -5,7 +5,7 @@
 
 #include "report.h"
 
-enum { WIDTH = 600, HEIGHT = 380, LEFT = 76, RIGHT = 18, TOP = 14, BOTTOM = 54, LABELS = 64 };
+enum { WIDTH = 600, HEIGHT = 380, LEFT = 82, RIGHT = 18, TOP = 14, BOTTOM = 54, LABELS = 64 };
 
 typedef struct drawing {
     page *p;
@@ -71,7 +71,7 @@ static void axes(const drawing *d) {
         page_raw(p, "<path class=\"axis\" d=\"M%d %.1fH%d\"/>", LEFT, scale_at(&d->y, 0), WIDTH - RIGHT);
     page_raw(p, "<text class=\"middle\" x=\"%d\" y=\"%d\">", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10);
     page_text(p, d->what->x.label);
-    page_raw(p, "</text><text class=\"middle\" transform=\"translate(13 %d) rotate(-90)\">", (TOP + HEIGHT - BOTTOM) / 2);
+    page_raw(p, "</text><text class=\"middle\" transform=\"translate(18 %d) rotate(-90)\">", (TOP + HEIGHT - BOTTOM) / 2);
     page_text(p, d->what->y.label);
     page_raw(p, "</text>\n");
 }

@@ -63,6 +63,8 @@ static double exact_shared(const entries *all, const entry *e) {
     return (delta(all, e) - (r > 0 ? r * report_number(e->o, "delta_exact_retrieved") : 0)) / (1 - r);
 }
 
+static double median_ratio(const entries *all, const entry *e) { return (void)all, report_number_at(e->o, "estimator.median_ratio"); }
+
 static double ratio(const entries *all, const entry *e) { return (estimate(all, e) + 1e-4) / (exact_shared(all, e) + 1e-4); }
 
 /* Length of the name that policies of a kind share. */
@@ -118,14 +120,14 @@ static bool has(const entries *all, const measure *x, const measure *y) {
     return false;
 }
 
-/* A series a family; names point into `names`. Dense attention, the baseline, is no point of its own. */
+/* A series a family; names point into `names`. Dense attention is no point of its own where it is the line that others are held against. */
 static size_t by_family(const entries *all, const measure *x, const measure *y, plot_series *series, char (*names)[64]) {
     size_t count = 0;
     for (size_t i = 0; i < all->count; i++) {
         const entry *e = &all->all[i];
         const size_t length = family(e->name) < 63 ? family(e->name) : 63;
         size_t at = 0;
-        if (is_dense(e))
+        if (is_dense(e) && y->get != micros)
             continue;
         while (at < count && !(strlen(names[at]) == length && strncmp(names[at], e->name, length) == 0))
             at++;
@@ -184,13 +186,18 @@ static double of_baseline(const entries *all, const measure *m) {
     return NAN;
 }
 
-static const measure m_rho = { "ρ", "ρ, share of unit-steps that retrieve", rho }, m_loss = { "loss", "loss, nats a token", loss },
-                     m_error = { "output error", "mean relative output error", error }, m_delta = { "δ", NULL, delta },
-                     m_kept = { "kept tokens", NULL, kept }, m_top1 = { "top-1", NULL, top1 },
-                     m_bytes = { "MB read", "K and V read a step, MB", megabytes }, m_dense = { "of dense", NULL, of_dense },
-                     m_share = { "share read", "K and V read, share of dense", share_read }, m_micros = { "µs", "median layer step, µs", micros },
-                     m_hat = { "δ̂", "δ̂, estimate on shared steps", estimate }, m_exact = { "δ exact", "δ, exact on the same steps", exact_shared },
-                     m_ratio = { "δ̂ / δ, each + 0.0001", NULL, ratio };
+static const measure m_rho = { "ρ", "ρ, share of unit-steps that retrieve", rho };
+static const measure m_loss = { "loss", "loss, nats a token", loss };
+static const measure m_error = { "output error", "mean relative output error", error };
+static const measure m_bytes = { "MB read", "K and V read a step, MB", megabytes };
+static const measure m_share = { "share read", "K and V read, share of dense", share_read };
+static const measure m_micros = { "µs", "median layer step, µs", micros };
+static const measure m_delta = { "δ", "δ, mean dropped mass", delta };
+static const measure m_hat = { "δ̂", "δ̂, estimate on shared steps", estimate };
+static const measure m_exact = { "δ exact", "δ, exact on the same steps", exact_shared };
+static const measure m_median = { "median of δ̂ / δ", "median of δ̂ / δ", median_ratio };
+static const measure m_ratio = { "δ̂ / δ, each + 0.0001", NULL, ratio }, m_dense = { "of dense", NULL, of_dense };
+static const measure m_kept = { "kept tokens", NULL, kept }, m_top1 = { "top-1", NULL, top1 };
 
 static void costs(page *p, const entries *all, const measure *y, const measure *extra) {
     const measure against_rho[] = { m_rho, *y, *extra, m_kept, m_delta }, against_bytes[] = { m_bytes, *y, m_dense, m_rho, m_kept },
@@ -213,7 +220,11 @@ static void costs(page *p, const entries *all, const measure *y, const measure *
 }
 
 static void estimates(page *p, const entries *all) {
-    const measure measures[] = { m_exact, m_hat, m_ratio };
+    const measure measures[] = { m_exact, m_hat, m_ratio }, medians[] = { m_delta, m_median };
+    if (has(all, &m_delta, &m_median))
+        figure(p, all, (plot){ .title = "Median of estimated over exact dropped mass", .x_line = NAN,
+                               .note = "Each shared step's δ̂ over its exact δ, both + 0.0001; 1 is right." },
+               medians, 2, NULL);
     if (has(all, &m_exact, &m_hat))
         figure(p, all, (plot){ .title = "Estimated against exact dropped mass", .x.log = true, .y.log = true, .x_line = NAN, .diagonal = true,
                                .note = "Means over shared steps, by policy. On the line the policy knows exactly what it drops." },
@@ -223,8 +234,7 @@ static void estimates(page *p, const entries *all) {
 static void times(page *p, const entries *all) {
     const measure measures[] = { m_bytes, m_micros, m_dense };
     if (has(all, &m_bytes, &m_micros))
-        figure(p, all, (plot){ .title = "Time against bytes read", .x_line = of_baseline(all, &m_bytes), .x_line_name = "dense attention",
-                               .note = "Median step of one layer." },
+        figure(p, all, (plot){ .title = "Time against bytes read", .x_line = NAN, .note = "Median step of one layer." },
                measures, 3, NULL);
 }
 
@@ -237,15 +247,16 @@ static void sweep(page *p, const cJSON *root) {
     const measure measures[] = { m_bytes, m_error, m_dense, m_rho, m_kept, m_delta };
     const char *best = report_string(root, "recommended", NULL);
     entries all = collect(root, "points");
-    plot_series front = { .name = "front: nothing has both fewer bytes and less error", .style = 7, .line = true, .small = true,
+    plot_series front = { .name = "not beaten in both", .style = 7, .line = true, .small = true,
                           .points = report_alloc(all.count, sizeof(plot_point)) };
     for (size_t i = 0; i < all.count; i++)
         if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(all.all[i].o, "front")))
             front.points[front.count++] = (plot_point){ megabytes(&all, &all.all[i]), error(&all, &all.all[i]), all.all[i].label, 0 };
     qsort(front.points, front.count, sizeof *front.points, by_x);
     if (has(&all, &m_bytes, &m_error))
-        figure(p, &all, (plot){ .title = "Sweep: output error against bytes read", .y.log = true, .x_line = NAN, .note = best }, measures, 6,
-               &front);
+        figure(p, &all, (plot){ .title = "Sweep: output error against bytes read", .y.log = true, .x_line = NAN,
+                                .note = "All combinations; the line joins those that no other one beats in both." },
+               measures, 6, &front);
     if (best) {
         page_raw(p, "<p>Recommended for the target that was set: <strong>");
         page_text(p, best);
