@@ -46,6 +46,9 @@ def look(browser, url, scheme, width, shot):
         page.screenshot(path=f"{shot}-{scheme}-{width}.png", full_page=True)
         if scheme == "dark" and width == 1280:
             page.pdf(path=f"{shot}.pdf", format="A4")
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+        bad.append("unfolded, the page is wider than the window")
     context.close()
     print(f"{scheme}, {width} pixels: {len(bad)} complaints" + "".join(f"\n  {b}" for b in bad[:20]))
     return not bad

@@ -48,7 +48,7 @@ static double *values_of(const cJSON *layers, source s, size_t heads, double *hi
     cJSON_ArrayForEach(layer, layers)
         for (size_t h = 0; h < heads; h++, at++) {
             values[at] = value_at(layer, s, h);
-            there += isfinite(values[at]);
+            there += isfinite(values[at]) ? 1 : 0;
             *high = isfinite(values[at]) && values[at] > *high ? values[at] : *high;
         }
     if (there)
