@@ -124,6 +124,12 @@ def main():
     check(all(row["median_s"] > 0 for row in document["rows"]), "every row has a time")
     check(all(row["of_read"] > 0 and row["of_copy"] > 0 for row in document["rows"] if "bytes" in row), "rates beside the memory's own")
     check("start_cold_session_s" in document and document.get("read_bytes_per_second", 0) > 0, "start-up and the memory's speed")
+    check((document.get("kind"), document.get("format")) == ("bench", 1), "the document says what it is")
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "bench.json"
+        path.write_text(json.dumps(document), encoding="utf-8")
+        page = run(prhs, "report", "--out", "-", path)
+        check(page.returncode == 0 and "Decode step of one layer: batch 2, 4 query heads, 2 KV heads of 32" in page.stdout, "a page of it")
     peers(document)
 
     done = run(prhs, "bench", "--backend", "cpu", "--shape", "1,1024,4,2,32", "--rotate", "1", "--repeat", "2", "--kept-tokens", "100",

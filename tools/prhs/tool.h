@@ -13,6 +13,7 @@ enum { TOOL_OK = 0, TOOL_FAILED = 1, TOOL_USAGE = 2, TOOL_NO_DEVICE = 77 };
 int tool_info(int argc, char **argv);
 int tool_verify(int argc, char **argv);
 int tool_bench(int argc, char **argv);
+int tool_report(int argc, char **argv);
 int tool_tune(int argc, char **argv);
 
 /* Options that choose a device: pass them to getopt_long() and what it returns to tool_device_option(). */

@@ -34,6 +34,26 @@ def parts():
     return meta, tensors
 
 
+def document(root, kv_heads, head_dim):
+    """What the document of perplexity says by layer and head, against its own totals and the rows that topk must read."""
+    check((root["kind"], root["format"]) == ("perplexity", 1), "the document says what it is")
+    topk, shared = root["policies"][1:3]
+    n, row = root["context"] + (root["decode"] + 1) / 2, kv_heads * head_dim * 2
+    read = sum(2 * n if layer["attended"] is None else 2 * layer["attended"] + n for layer in topk["layers"]) * row
+    dense = 2 * n * len(topk["layers"]) * row
+    check(abs(topk["bytes_per_step"] / read - 1) < 1e-6 and abs(topk["bytes_of_dense"] - read / dense) < 1e-6, f"topk reads {read} bytes a step")
+    check(root["policies"][0]["bytes_per_step"] == dense, f"dense reads {dense}")
+    for p in (topk, shared):
+        heads = [d for layer in p["layers"] for d in layer["head_delta"] if d is not None]
+        check(p["layers"][0]["head_delta"][0] is None and len(set(heads)) > 4 and abs(sum(heads) / len(heads) - p["delta"]) < 1e-5,
+              f"{p['policy']}: the mean of {len(heads)} heads is {p['delta']}")
+    e = shared["estimator"]
+    rest = shared["delta_exact_retrieved"] * shared["rho"] + e["exact_mean"] * (1 - shared["rho"])
+    heads = [x for layer in shared["layers"] for x in zip(layer["head_estimate"], layer["head_exact"]) if x[0] is not None]
+    check(e["grade"] == "estimate" and abs(rest - shared["delta"]) < 1e-5 and 0 < e["n"] and abs(e["mean"] - shared["delta_shared"]) < 1e-5 and heads,
+          f"{shared['policy']}: estimates {e['mean']} where {e['exact_mean']} was dropped")
+
+
 def main():
     llama, work = sys.argv[1], tempfile.mkdtemp()
     model, prompt = os.path.join(work, "model.gguf"), os.path.join(work, "prompt.txt")
@@ -103,6 +123,9 @@ def main():
                "--json", "-", prompt)
     seeded, own, frozen = ([x["rho"], x["documents"]] for x in json.loads(r.stdout[r.stdout.index("{"):])["policies"][1:])
     check(seeded == own != frozen and 0 < seeded[0] < 1, f"a shared prompt and one of the policy's own: {seeded} and {own}")
+    r = policy("perplexity", "--policy", f"topk,{small},dense=1", "--policy", f"cis-mass,{small},dense=1,eps=0.3,floor=-1", "--docs", "2",
+               "--context", "60", "--decode", "12", "--json", "-", prompt)
+    document(json.loads(r.stdout[r.stdout.index("{"):]), 2, 32)
     for path in (model, prompt):
         os.remove(path)
     os.rmdir(work)
