@@ -122,6 +122,22 @@ static prhs_status submit(prhs_queue *queue, const prhs_nv_kernel *kernel, launc
     return status;
 }
 
+/* Tells what is launched for the first time, so that a run of tests can show what it covered. */
+static void tell_first(prhs_nv_device *dev, prhs_nv_kernel *kernel, const prhs_op *ops, size_t count) {
+    const prhs_log *log = &dev->head.log;
+    if (!atomic_load_explicit(&kernel->launched, memory_order_relaxed)) {
+        atomic_store_explicit(&kernel->launched, true, memory_order_relaxed);
+        prhs_logf(log, PRHS_LOG_INFO, "cuda: first launch of kernel %s", kernel->choice.name);
+    }
+    for (size_t i = 0; i < count; i++) {
+        const unsigned bit = 1u << ops[i].kind;
+        if (!(atomic_load_explicit(&dev->launched, memory_order_relaxed) & bit)) {
+            atomic_fetch_or_explicit(&dev->launched, bit, memory_order_relaxed);
+            prhs_logf(log, PRHS_LOG_INFO, "cuda: first launch of op %s", prhs_op_name(ops[i].kind));
+        }
+    }
+}
+
 /* One launch for the first ops of a list; *count: how many it serves. */
 static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs_i32 pass, size_t *count) {
     prhs_nv_device *dev = prhs_nv_device_of(queue->dev);
@@ -134,7 +150,7 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs
     if (!variant)
         return prhs_fail(&dev->head.log, PRHS_ERR_STATE, "cuda: %s was never prepared for this head size and these dtypes",
                          prhs_op_name(leader->kind));
-    const prhs_nv_kernel *kernel = variant->kernel;
+    prhs_nv_kernel *kernel = variant->kernel;
     fill(&l, ops, *count, leader, pass);
     unsigned threads = kernel->choice.threads, shared = kernel->choice.shared, most = variant->grid;
     if (kernel->choice.sized) {
@@ -145,6 +161,7 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs
     if (shared > kernel->choice.shared)
         return prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s needs %u bytes of shared memory for this max_kv_len, a block may have %u",
                          kernel->choice.name, shared, kernel->choice.shared);
+    tell_first(dev, kernel, ops, *count);
     return submit(queue, kernel, &l, grid_of(kernel, most, ops, *count), threads, shared);
 }
 

@@ -40,13 +40,14 @@ typedef struct prhs_nv_kernel {
     prhs_drv_module module;        /* its own, of PTX; NULL: the function is of its file's module */
     unsigned resident;             /* blocks that a multiprocessor holds at once */
     bool overlap;                  /* it waits for its predecessor by itself */
+    atomic_bool launched;
 } prhs_nv_kernel;
 
 /* A prepared key; several may share a kernel. Only ever added, as above. */
 typedef struct prhs_nv_variant {
     struct prhs_nv_variant *next;
     prhs_op_key key;
-    const prhs_nv_kernel *kernel;
+    prhs_nv_kernel *kernel;
     unsigned grid;                 /* blocks at most, where they take turns */
 } prhs_nv_variant;
 
@@ -63,6 +64,7 @@ typedef struct prhs_nv_device {
     bool refused[PRHS_NV_IMAGES_MAX];            /* the driver does not take the machine code */
     prhs_nv_kernel *kernels;     /* under prepare_lock */
     _Atomic(prhs_nv_variant *) variants;
+    atomic_uint launched;          /* kinds of ops, as bits */
 } prhs_nv_device;
 
 typedef struct prhs_nv_buffer {

@@ -41,8 +41,8 @@ static bool serves(const prhs_nv_kernel *kernel, const prhs_nv_choice *choice) {
 }
 
 /* The kernel of a choice, loaded once a device; the caller holds prepare_lock. */
-static prhs_status kernel_of(prhs_nv_device *dev, const prhs_nv_choice *choice, const prhs_nv_kernel **out) {
-    for (const prhs_nv_kernel *k = dev->kernels; k; k = k->next)
+static prhs_status kernel_of(prhs_nv_device *dev, const prhs_nv_choice *choice, prhs_nv_kernel **out) {
+    for (prhs_nv_kernel *k = dev->kernels; k; k = k->next)
         if (serves(k, choice)) {
             *out = k;
             return PRHS_OK;
@@ -74,7 +74,7 @@ static unsigned units_of(const prhs_nv_device *dev) { return dev->head.info.comp
 
 /* Adds a variant; the caller holds prepare_lock. */
 static prhs_status prepare(prhs_nv_device *dev, const prhs_op_key *key, const prhs_nv_choice *choice) {
-    const prhs_nv_kernel *kernel = NULL;
+    prhs_nv_kernel *kernel = NULL;
     prhs_status status = kernel_of(dev, choice, &kernel);
     if (status != PRHS_OK)
         return status;

@@ -89,6 +89,8 @@ void r_free(r_pair *p);
 void r_step(r_pair *p, r_part *parts, int n);
 /* A case: `live` sequences of at most `most` rows at a time (more where the prompts are long). */
 void r_run(t_ctx *t, const r_row *row, int live, uint32_t most);
+/* The same with a shape that is not in the pool. */
+void r_run_shape(t_ctx *t, const r_row *row, const t_shape *shape, int live, uint32_t most);
 /* The slot's statistics against the reference's counts. */
 void r_check_stats(r_pair *p, const r_seq *s);
 

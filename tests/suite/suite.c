@@ -37,6 +37,8 @@ static void on_message(void *user, prhs_log_level level, const char *text) {
     } else if (level == PRHS_LOG_WARN) {
         snprintf(t->warning, sizeof t->warning, "%s", text);
         t->warnings++;
+    } else if (t->opt->kernels && strncmp(text, "cuda: first launch of ", 22) == 0) {
+        say(t->opt, "launched %s", text + 22);
     }
 }
 
@@ -98,7 +100,7 @@ static void run_case(t_ctx *t, const t_group *g, int row, prhs_suite_result *res
 
 static prhs_status open_device(t_ctx *t, const prhs_suite_options *opt) {
     prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
-    prhs_log log = { PRHS_LOG_WARN, t, on_message };
+    prhs_log log = { opt->kernels ? PRHS_LOG_INFO : PRHS_LOG_WARN, t, on_message };
     params.backend = opt->backend;
     params.index = opt->index;
     params.caps_mask = opt->caps_mask;
