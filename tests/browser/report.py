@@ -34,7 +34,7 @@ def look(browser, url, scheme, width, shot):
     page.on("console", lambda message: bad.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: bad.append(f"error: {error}"))
     page.on("request", lambda request: None if request.url in (url, "data:,") else bad.append(f"request: {request.url}"))
-    page.goto(url)
+    page.goto(url, timeout=120000)
     page.wait_for_timeout(200)
     if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
         bad.append("the page is wider than the window")
