@@ -7,11 +7,11 @@
 
 enum { WIDTH = 600, LEFT = 60, RIGHT = 10, TOP = 40, FIELD_HEIGHT = 17, STEPS = 7, DARK = 4 /* steps that need light text */, KEY = 34 };
 
-/* Three digits without the leading zero. */
+/* Three digits, below 1 without the leading zero. */
 static void short_text(page *p, double x) {
-    char text[16];
-    snprintf(text, sizeof text, "%.3f", x);
-    page_raw(p, "%s", text[0] == '0' ? text + 1 : text);
+    char text[32];
+    snprintf(text, sizeof text, x < 1 ? "%.3f" : "%.3g", x);
+    page_raw(p, "%s", text[0] == '0' && text[1] ? text + 1 : text);
 }
 
 /* Where a step begins: masses are mostly small, so the small ones get more steps. */
