@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * `prhs replay` beside the oracle: a trace of random data, run by the program on a backend and by the reference session with its own verdicts
- * and lists. Dropped mass and output error of every layer and head, verdicts, the estimator and the bytes must be the reference's.
- * usage: trace-replay PRHS FOLDER [BACKEND [CAPS]]
+ * `prhs replay` beside the oracle: a trace of random data, run by the program on a backend and by the reference session with its
+ * own verdicts and lists. Dropped mass and output error of every layer and head, verdicts, the estimator and the bytes must be
+ * the reference's. usage: trace-replay PRHS FOLDER [BACKEND [CAPS]]
  */
 #include <cjson/cJSON.h>
 #include <math.h>
@@ -253,7 +253,8 @@ static void check_estimator(const char *policy, const cJSON *object, expected *e
     const double median = n == 0 ? NAN : n % 2 ? e->ratio[n / 2] : (e->ratio[n / 2 - 1] + e->ratio[n / 2]) / 2;
     near("estimates", policy, -1, -1, number(got, "n"), n, 0);
     near("median ratio", policy, -1, -1, number(got, "median_ratio"), median, 1e-3);
-    near("ratios within 1.25", policy, -1, -1, number(got, "within_1.25"), n ? (double)within / n : NAN, n ? (edge + 0.5) / n : 0);
+    near("ratios within 1.25", policy, -1, -1, number(got, "within_1.25"), n ? (double)within / n : NAN,
+         n ? (edge + 0.5) / n : 0);
 }
 
 /* Bytes by the definition of docs/trace.md. */
@@ -297,12 +298,13 @@ static void check_policy(const cJSON *object, const synth *s, const char *text, 
     check_estimator(text, object, &e);
     check_bytes(text, object, s, &policy, &e);
     const cJSON *time = cJSON_GetObjectItem(object, "time");
-    check(number(time, "median_s") >= 0 && number(time, "p99_s") >= number(time, "median_s") && number(time, "worst_s") >= number(time, "p99_s") &&
-              number(time, "first_s") >= 0,
+    check(number(time, "median_s") >= 0 && number(time, "p99_s") >= number(time, "median_s") &&
+              number(time, "worst_s") >= number(time, "p99_s") && number(time, "first_s") >= 0,
           "%s: times contradict each other", text);
 }
 
-static void replay(const char *program, const char *folder, const char *device, const synth *s, const char *more, const char *const *policies) {
+static void replay(const char *program, const char *folder, const char *device, const synth *s, const char *more,
+                   const char *const *policies) {
     char path[512], json[512], command[4096];
     size_t size, n = 0;
     snprintf(path, sizeof path, "%.400s/replay-%ld.trace", folder, (long)getpid());
@@ -342,8 +344,7 @@ int main(int argc, char **argv) {
     static const char *const other[] = { "cis-mass,k=24,s=16,eps=0.02,tau=0.2,sinks=2,local=8,dense=2",
                                          "cis,k=24,m=0,g=4,s=8,tau=0.9,sinks=3,local=9,join=max,dense=0",
                                          "cis-mass,k=16,s=8,eps=0.05,tau=0.5,sinks=2,local=8,join=head",
-                                         "cpe,k=16,m=2,s=8,tau=0.9,sinks=2,local=8,psaw_layer=1,dense=0,etf=0",
-                                         NULL };
+                                         "cpe,k=16,m=2,s=8,tau=0.9,sinks=2,local=8,psaw_layer=1,dense=0,etf=0", NULL };
     synth a = { .shape = { 4, 1, 2, 4, 2, 32, 0.1767767f, 2 }, .contexts = contexts, .steps = steps, .seed = 11, .drift = 0.6f };
     synth b = { .shape = { 3, 0, 3, 6, 2, 64, 0.1f, 3 }, .contexts = contexts, .steps = steps, .seed = 5, .drift = 0.5f };
     char device[128];

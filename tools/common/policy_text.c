@@ -22,9 +22,10 @@ static bool parse_word(const char *key, const char *value, prhs_policy *p) {
         const char *key, *value;
         int number;
     } words[] = {
-        { "gate", "none", PRHS_GATE_NONE }, { "gate", "cosine", PRHS_GATE_COSINE }, { "gate", "mass", PRHS_GATE_MASS },
-        { "residual", "none", PRHS_RESIDUAL_NONE }, { "residual", "mean", PRHS_RESIDUAL_MEAN },
-        { "join", "sum", PRHS_JOIN_SUM }, { "join", "max", PRHS_JOIN_MAX }, { "join", "head", PRHS_JOIN_PER_HEAD },
+        { "gate", "none", PRHS_GATE_NONE },         { "gate", "cosine", PRHS_GATE_COSINE },
+        { "gate", "mass", PRHS_GATE_MASS },         { "residual", "none", PRHS_RESIDUAL_NONE },
+        { "residual", "mean", PRHS_RESIDUAL_MEAN }, { "join", "sum", PRHS_JOIN_SUM },
+        { "join", "max", PRHS_JOIN_MAX },           { "join", "head", PRHS_JOIN_PER_HEAD },
     };
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
         if (strcmp(key, words[i].key) == 0 && strcmp(value, words[i].value) == 0) {
@@ -44,17 +45,27 @@ static bool parse_number(const char *key, const char *value, prhs_policy *p) {
         const char *key;
         uint32_t *to;
     } integers[] = {
-        { "k", &p->k },           { "sinks", &p->sinks },       { "local", &p->local },        { "dense", &p->dense_layers },
-        { "n", &p->min_sparse_n }, { "s", &p->block },          { "m", &p->dilate_m },         { "rb", &p->dilate_back },
-        { "rf", &p->dilate_ahead }, { "g", &p->granularity },   { "psaw", &p->psaw },          { "psaw_layer", &p->psaw_layer },
-        { "etf", &p->etf },       { "etf_layer", &p->etf_layer },
+        { "k", &p->k },
+        { "sinks", &p->sinks },
+        { "local", &p->local },
+        { "dense", &p->dense_layers },
+        { "n", &p->min_sparse_n },
+        { "s", &p->block },
+        { "m", &p->dilate_m },
+        { "rb", &p->dilate_back },
+        { "rf", &p->dilate_ahead },
+        { "g", &p->granularity },
+        { "psaw", &p->psaw },
+        { "psaw_layer", &p->psaw_layer },
+        { "etf", &p->etf },
+        { "etf_layer", &p->etf_layer },
     };
     const struct {
         const char *key;
         float *to;
     } reals[] = {
-        { "tau", &p->tau }, { "floor", &p->tau }, { "eps", &p->eps }, { "phi", &p->psaw_phi }, { "alpha", &p->psaw_alpha },
-        { "psi", &p->etf_psi }, { "gamma", &p->etf_gamma },
+        { "tau", &p->tau },          { "floor", &p->tau },   { "eps", &p->eps },         { "phi", &p->psaw_phi },
+        { "alpha", &p->psaw_alpha }, { "psi", &p->etf_psi }, { "gamma", &p->etf_gamma },
     };
     for (size_t i = 0; i < sizeof integers / sizeof integers[0]; i++)
         if (strcmp(key, integers[i].key) == 0)

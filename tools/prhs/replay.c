@@ -11,10 +11,11 @@
 
 static const char help[] =
     "usage: prhs replay [options] TRACE\n"
-    "Runs policies over recorded queries, keys and values (prhs-llama --record; docs/trace.md): exact dropped mass, output error against dense\n"
-    "attention in double precision, the estimator's error, bytes read, and time a layer step.\n"
-    TOOL_DEVICE_HELP
-    "  --policy NAME[,key=value...]  may be repeated (dense, cis, cis-mass); keys as in prhs-llama: k s gate tau floor eps m rb rf g sinks\n"
+    "Runs policies over recorded queries, keys and values (prhs-llama --record; docs/trace.md): exact dropped mass, output error "
+    "against dense\n"
+    "attention in double precision, the estimator's error, bytes read, and time a layer step.\n" TOOL_DEVICE_HELP
+    "  --policy NAME[,key=value...]  may be repeated (dense, cis, cis-mass); keys as in prhs-llama: k s gate tau floor eps m rb "
+    "rf g sinks\n"
     "                    local dense n join residual psaw psaw_layer phi alpha\n"
     "  --only PART       accuracy or time (both; with --sweep accuracy)\n"
     "  --heads           also a line for every layer, with every head's dropped mass and error\n"
@@ -22,7 +23,8 @@ static const char help[] =
     "  --page N          tokens a page (16)\n"
     "  --no-graph        CUDA: calls one by one\n"
     "  --json FILE       all figures as a document ('-': standard output)\n"
-    "  --sweep           every combination of --k, --s, --eps and --tau on top of each --policy (cis-mass); prints those that no other one\n"
+    "  --sweep           every combination of --k, --s, --eps and --tau on top of each --policy (cis-mass); prints those that no "
+    "other one\n"
     "                    beats in both bytes and error\n"
     "  --k, --s, --eps, --tau LIST   e.g. 128,256,476; a list that is not given is not walked\n"
     "  --target-error X  the least bytes whose mean output error is at most X\n"
@@ -94,10 +96,23 @@ static bool sweep_words(const replay_options *o) {
 
 static int parse(int argc, char **argv, replay_options *o) {
     static const struct option options[] = {
-        TOOL_DEVICE_OPTIONS,    { "policy", 1, 0, 'P' },  { "only", 1, 0, 'o' },  { "heads", 0, 0, 'H' }, { "no-seed", 0, 0, 'n' },
-        { "page", 1, 0, 'p' },  { "no-graph", 0, 0, 'g' }, { "json", 1, 0, 'j' }, { "sweep", 0, 0, 'S' }, { "k", 1, 0, 'K' },
-        { "s", 1, 0, 'B' },     { "eps", 1, 0, 'E' },     { "tau", 1, 0, 'T' },   { "target-error", 1, 0, 'x' },
-        { "target-delta", 1, 0, 'y' }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
+        TOOL_DEVICE_OPTIONS,
+        { "policy", 1, 0, 'P' },
+        { "only", 1, 0, 'o' },
+        { "heads", 0, 0, 'H' },
+        { "no-seed", 0, 0, 'n' },
+        { "page", 1, 0, 'p' },
+        { "no-graph", 0, 0, 'g' },
+        { "json", 1, 0, 'j' },
+        { "sweep", 0, 0, 'S' },
+        { "k", 1, 0, 'K' },
+        { "s", 1, 0, 'B' },
+        { "eps", 1, 0, 'E' },
+        { "tau", 1, 0, 'T' },
+        { "target-error", 1, 0, 'x' },
+        { "target-delta", 1, 0, 'y' },
+        { "help", 0, 0, 'h' },
+        { 0, 0, 0, 0 },
     };
     static const char *const defaults[] = { "dense", "cis", "cis-mass" };
     for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {

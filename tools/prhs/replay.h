@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * prhs replay: what its files share. A trace lies on the device once: its K/V in one cache a layer, the decoded rows step by step. A
- * policy is run over it by a session with the model's number of layers, of which the recorded ones are called. It runs up to twice: audited,
- * every step looked at, for what was dropped and how far outputs are off; then as in normal use, for the time.
+ * prhs replay: what its files share. A trace lies on the device once: its K/V in one cache a layer, the decoded rows step by
+ * step. A policy is run over it by a session with the model's number of layers, of which the recorded ones are called. It runs up
+ * to twice: audited, every step looked at, for what was dropped and how far outputs are off; then as in normal use, for the time.
  */
 #ifndef PRHS_REPLAY_H
 #define PRHS_REPLAY_H
@@ -49,19 +49,19 @@ typedef struct replay {
     prhs_device_info info;
     trace *file;
     trace_shape shape;
-    uint32_t steps;           /* of the longest sequence */
-    uint32_t tokens;          /* the same */
-    uint32_t page_stride;     /* pages a sequence */
-    prhs_kv *kv;              /* [layer_count] */
-    prhs_buffer **caches;     /* [layer_count] */
+    uint32_t steps;       /* of the longest sequence */
+    uint32_t tokens;      /* the same */
+    uint32_t page_stride; /* pages a sequence */
+    prhs_kv *kv;          /* [layer_count] */
+    prhs_buffer **caches; /* [layer_count] */
     prhs_buffer *buffers[REPLAY_BUFFERS];
     uint32_t buffer_count;
     prhs_mem pages;
-    prhs_mem records;         /* prhs_seq[1 + steps][seqs]: what is cached before the first step, then the steps */
-    prhs_mem rows[3];         /* q [1 + steps], k and v [steps]: float16 [layer_count][seqs][row] each; q begins with the prompts' last */
-    prhs_mem now[3], seqs;    /* the step in work: fixed places, so that a graph can be replayed */
-    prhs_mem out;             /* float32 [layer_count][seqs][heads * dim] */
-    double *exact;            /* [layer_count][steps][seqs][heads * dim]: dense attention in double; NULL: not wanted */
+    prhs_mem records; /* prhs_seq[1 + steps][seqs]: what is cached before the first step, then the steps */
+    prhs_mem rows[3]; /* q [1 + steps], k and v [steps]: float16 [layer_count][seqs][row] each; q begins with the prompts' last */
+    prhs_mem now[3], seqs; /* the step in work: fixed places, so that a graph can be replayed */
+    prhs_mem out;          /* float32 [layer_count][seqs][heads * dim] */
+    double *exact;         /* [layer_count][steps][seqs][heads * dim]: dense attention in double; NULL: not wanted */
 } replay;
 
 /* --- replay_load.c --- */
@@ -98,24 +98,24 @@ typedef struct replay_estimate {
 
 /* A layer: of its heads, of its units. */
 typedef struct replay_layer {
-    replay_summary delta, error; /* all heads together */
+    replay_summary delta, error;             /* all heads together */
     replay_summary *head_delta, *head_error; /* [heads] */
     replay_estimate estimate;
-    prhs_stats stats;            /* of this layer; zeros and NaN for one of the policy's dense layers */
+    prhs_stats stats; /* of this layer; zeros and NaN for one of the policy's dense layers */
 } replay_layer;
 
 typedef struct replay_result {
     char name[256];
     prhs_policy policy;
-    uint32_t parts;              /* REPLAY_*: what there is */
-    replay_layer *layers;        /* [layer_count] */
-    prhs_stats stats;            /* all layers */
-    replay_summary delta;        /* exact dropped mass of sparse unit-steps, by head */
-    replay_summary error;        /* |o~ - o| / |o| of every head, step and layer */
+    uint32_t parts;       /* REPLAY_*: what there is */
+    replay_layer *layers; /* [layer_count] */
+    prhs_stats stats;     /* all layers */
+    replay_summary delta; /* exact dropped mass of sparse unit-steps, by head */
+    replay_summary error; /* |o~ - o| / |o| of every head, step and layer */
     replay_estimate estimate;
-    double bytes, dense_bytes;   /* of K and V that must be read, a step of all recorded layers and sequences */
+    double bytes, dense_bytes;       /* of K and V that must be read, a step of all recorded layers and sequences */
     double median, p99, worst, mean; /* seconds a layer step, the first one left out */
-    double first, seed;          /* seconds a layer of the first step, of seeding (0 without) */
+    double first, seed;              /* seconds a layer of the first step, of seeding (0 without) */
 } replay_result;
 
 bool replay_policy(replay *r, const char *text, uint32_t parts, replay_result *result);
@@ -127,7 +127,7 @@ void replay_result_free(const replay *r, replay_result *result);
 typedef struct replay_samples {
     float *delta, *hat; /* exact; the estimate, of shared steps */
     double *error;
-    double scored;      /* keys read by retrievals besides what they attend */
+    double scored; /* keys read by retrievals besides what they attend */
 } replay_samples;
 
 bool replay_samples_make(const replay *r, replay_samples *s);

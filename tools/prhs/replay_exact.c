@@ -12,9 +12,9 @@ enum { MAX_THREADS = 64 };
 /* One KV head of a sequence, as floats (which hold every float16), and the rows that read it. */
 typedef struct head_work {
     const replay *r;
-    const float *k, *v;  /* [tokens][dim] */
-    const uint16_t *q;   /* from the first decoded row on */
-    double *out;         /* of the layer and sequence: step 0, head 0 */
+    const float *k, *v; /* [tokens][dim] */
+    const uint16_t *q;  /* from the first decoded row on */
+    double *out;        /* of the layer and sequence: step 0, head 0 */
     uint32_t kv_head, context, steps;
 } head_work;
 
@@ -105,7 +105,9 @@ bool replay_exact(replay *r, uint32_t layer, uint32_t seq, const uint16_t *q, co
                 floats[j * s->dim + d] = trace_from_f16(k[(j * s->kv_heads + h) * s->dim + d]);
                 floats[(tokens + j) * s->dim + d] = trace_from_f16(v[(j * s->kv_heads + h) * s->dim + d]);
             }
-        head_work w = { r, floats, floats + (size_t)tokens * s->dim, q + trace_row(s, TRACE_Q), NULL, h, lengths->context, lengths->steps };
+        head_work w = {
+            r, floats, floats + (size_t)tokens * s->dim, q + trace_row(s, TRACE_Q), NULL, h, lengths->context, lengths->steps
+        };
         w.out = r->exact + ((size_t)layer * r->steps * s->seqs + seq) * trace_row(s, TRACE_Q);
         ok = run(&w, tokens);
     }

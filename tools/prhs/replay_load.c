@@ -41,14 +41,16 @@ static bool make_records(replay *r) {
         for (uint32_t i = 0; i < n; i++) {
             const trace_seq *s = replay_seq(r, i);
             prhs_seq *e = &records[(size_t)step * n + i];
-            *e = (prhs_seq){ .slot = (int32_t)i, .row_begin = (int32_t)i, .row_count = 1, .kv_len = (int32_t)(s->context + step) };
+            *e =
+                (prhs_seq){ .slot = (int32_t)i, .row_begin = (int32_t)i, .row_count = 1, .kv_len = (int32_t)(s->context + step) };
             if (step == 0)
                 e->flags = PRHS_SEQ_SEED;
             else if (step > s->steps)
                 *e = (prhs_seq){ .slot = -1 };
         }
     size_t size = (size_t)(1 + r->steps) * n * sizeof *records;
-    bool ok = replay_buffer(r, size, &r->records) && replay_buffer(r, n * sizeof *records, &r->seqs) && put(r, r->records, records, size);
+    bool ok = replay_buffer(r, size, &r->records) && replay_buffer(r, n * sizeof *records, &r->seqs) &&
+              put(r, r->records, records, size);
     free(records);
     return ok;
 }
@@ -149,7 +151,8 @@ static bool load_layers(replay *r, staging *s) {
             if (!load_rows(r, layer, seq, s))
                 return false;
         if (isatty(STDERR_FILENO))
-            fprintf(stderr, "\rlayer %u of %u%s", layer + 1, r->shape.layer_count, layer + 1 == r->shape.layer_count ? "\r\033[K" : "");
+            fprintf(stderr, "\rlayer %u of %u%s", layer + 1, r->shape.layer_count,
+                    layer + 1 == r->shape.layer_count ? "\r\033[K" : "");
     }
     for (int kind = 0; kind < TRACE_KINDS; kind++)
         if (!put(r, r->rows[kind], s->steps[kind], (r->steps + 1u) * replay_step_bytes(r, (trace_kind)kind)))

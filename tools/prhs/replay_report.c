@@ -31,16 +31,16 @@ void replay_head_line(const replay *r) {
         context += replay_seq(r, i)->context;
         steps += replay_seq(r, i)->steps;
     }
-    fprintf(to, "%s: layers %u-%u of %u, %u query and %u KV heads of %u; %u sequence%s, on average %.0f + %.0f tokens\n", r->o->file,
-            s->first_layer, s->first_layer + s->layer_count - 1, s->layers, s->heads, s->kv_heads, s->dim, s->seqs, s->seqs == 1 ? "" : "s",
-            (double)context / s->seqs, (double)steps / s->seqs);
+    fprintf(to, "%s: layers %u-%u of %u, %u query and %u KV heads of %u; %u sequence%s, on average %.0f + %.0f tokens\n",
+            r->o->file, s->first_layer, s->first_layer + s->layer_count - 1, s->layers, s->heads, s->kv_heads, s->dim, s->seqs,
+            s->seqs == 1 ? "" : "s", (double)context / s->seqs, (double)steps / s->seqs);
     fprintf(to, "%s: %s (%s)\n\n", prhs_backend_name(r->info.backend), r->info.name, r->info.platform);
 }
 
 void replay_table_head(const replay *r) {
     FILE *to = table(r);
-    fprintf(to, "%-40s %6s %6s %7s %8s %7s %7s %8s %7s %7s %6s %6s", "policy", "rho", "kept", "KiB", "of dense", "delta", "p99", "error",
-            "p99", "max", "dh/d", "in1.25");
+    fprintf(to, "%-40s %6s %6s %7s %8s %7s %7s %8s %7s %7s %6s %6s", "policy", "rho", "kept", "KiB", "of dense", "delta", "p99",
+            "error", "p99", "max", "dh/d", "in1.25");
     if (r->o->parts & REPLAY_TIME)
         fprintf(to, " %9s %8s %8s %8s %7s", "median us", "p99", "worst", "first", "p99/med");
     fputc('\n', to);

@@ -13,7 +13,7 @@ typedef struct run {
     prhs_session *session;
     prhs_session_sizes sizes;
     prhs_buffer *state, *work;
-    prhs_buffer *blobs;  /* exported slots, a slot every `stride` bytes */
+    prhs_buffer *blobs; /* exported slots, a slot every `stride` bytes */
     uint64_t stride;
     char *host_blobs;
     float *outs;
@@ -133,7 +133,8 @@ static void look_at_outputs(const run *x, uint32_t step, uint32_t seq, replay_sa
     const size_t row = trace_row(&r->shape, TRACE_Q);
     for (uint32_t layer = 0; layer < r->shape.layer_count; layer++)
         for (uint32_t h = 0; h < r->shape.heads; h++) {
-            const double *exact = r->exact + (((size_t)layer * r->steps + step) * r->shape.seqs + seq) * row + (size_t)h * r->shape.dim;
+            const double *exact =
+                r->exact + (((size_t)layer * r->steps + step) * r->shape.seqs + seq) * row + (size_t)h * r->shape.dim;
             const float *out = x->outs + ((size_t)layer * r->shape.seqs + seq) * row + (size_t)h * r->shape.dim;
             const double off = norm_of_difference(out, exact, r->shape.dim), size = norm_of_difference(NULL, exact, r->shape.dim);
             /* NaN is left out of the figures where it is the trace's own, and only there. */
@@ -191,7 +192,8 @@ static bool take_stats(const run *x, replay_result *result) {
     ok = ok && prhs_stats_request_get(request, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, &result->stats) == PRHS_OK;
     for (uint32_t layer = 0; ok && layer < r->shape.layer_count; layer++) {
         result->layers[layer].stats.size = sizeof result->stats;
-        ok = prhs_stats_request_get(request, PRHS_ALL_SLOTS, r->shape.first_layer + layer, &result->layers[layer].stats) == PRHS_OK;
+        ok = prhs_stats_request_get(request, PRHS_ALL_SLOTS, r->shape.first_layer + layer, &result->layers[layer].stats) ==
+             PRHS_OK;
     }
     prhs_stats_request_destroy(request);
     return ok;

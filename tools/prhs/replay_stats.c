@@ -9,7 +9,8 @@ static size_t sample_count(const replay *r) { return (size_t)r->steps * r->shape
 
 bool replay_samples_make(const replay *r, replay_samples *s) {
     const size_t n = sample_count(r);
-    *s = (replay_samples){ replay_alloc(n, sizeof *s->delta), replay_alloc(n, sizeof *s->hat), replay_alloc(n, sizeof *s->error), 0.0 };
+    *s = (replay_samples){ replay_alloc(n, sizeof *s->delta), replay_alloc(n, sizeof *s->hat), replay_alloc(n, sizeof *s->error),
+                           0.0 };
     if (!s->delta || !s->hat || !s->error)
         return false;
     for (size_t i = 0; i < n; i++) {
@@ -52,7 +53,8 @@ static double median(const double *sorted, size_t n) {
 /* Values of layers [layer, end) and heads [head, stop); ratio: of hat and delta, each + 1e-4. */
 typedef enum what { DELTA, ERROR, RATIO } what;
 
-static size_t gather(const replay *r, const replay_samples *s, what w, uint32_t layer, uint32_t end, uint32_t head, uint32_t stop, double *x) {
+static size_t gather(const replay *r, const replay_samples *s, what w, uint32_t layer, uint32_t end, uint32_t head, uint32_t stop,
+                     double *x) {
     size_t n = 0;
     for (size_t step = 0; step < (size_t)r->steps * r->shape.seqs; step++)
         for (uint32_t l = layer; l < end; l++)

@@ -60,8 +60,13 @@ static bool add_point(replay *r, const char *name, grid *g) {
     bool ok = replay_policy(r, name, REPLAY_ACCURACY, &x);
     if (ok) {
         point *p = &g->points[g->count++];
-        *p = (point){ .bytes = x.bytes, .of_dense = x.bytes / x.dense_bytes, .error = x.error.mean, .error_p99 = x.error.p99,
-                      .delta = x.delta.mean, .rho = x.stats.rho, .kept = x.stats.kept };
+        *p = (point){ .bytes = x.bytes,
+                      .of_dense = x.bytes / x.dense_bytes,
+                      .error = x.error.mean,
+                      .error_p99 = x.error.p99,
+                      .delta = x.delta.mean,
+                      .rho = x.stats.rho,
+                      .kept = x.stats.kept };
         snprintf(p->name, sizeof p->name, "%s", name);
     }
     replay_result_free(r, &x);
@@ -124,8 +129,8 @@ static void print_front(const replay *r, const grid *g, const point *best) {
     for (uint32_t i = 0; i < g->count; i++) {
         const point *p = &g->points[i];
         if (p->front || p == best)
-            fprintf(to, "%-48s %8.0f %8.3f %8.4f %8.4f %8.4f %6.3f %6.0f%s\n", p->name, p->bytes / 1024, p->of_dense, p->error, p->error_p99,
-                    p->delta, p->rho, p->kept, p == best ? "  <- recommended" : "");
+            fprintf(to, "%-48s %8.0f %8.3f %8.4f %8.4f %8.4f %6.3f %6.0f%s\n", p->name, p->bytes / 1024, p->of_dense, p->error,
+                    p->error_p99, p->delta, p->rho, p->kept, p == best ? "  <- recommended" : "");
     }
 }
 
@@ -136,8 +141,12 @@ static cJSON *document(const grid *g, const point *best) {
         const struct {
             const char *key;
             double value;
-        } numbers[] = { { "bytes_per_step", p->bytes }, { "bytes_of_dense", p->of_dense }, { "error", p->error },
-                        { "error_p99", p->error_p99 },  { "delta", p->delta },             { "rho", p->rho },
+        } numbers[] = { { "bytes_per_step", p->bytes },
+                        { "bytes_of_dense", p->of_dense },
+                        { "error", p->error },
+                        { "error_p99", p->error_p99 },
+                        { "delta", p->delta },
+                        { "rho", p->rho },
                         { "kept", p->kept } };
         cJSON *at = cJSON_CreateObject();
         cJSON_AddStringToObject(at, "policy", p->name);
