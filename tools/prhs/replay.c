@@ -167,7 +167,7 @@ static int run_policies(replay *r) {
 
 int tool_replay(int argc, char **argv) {
     replay_options o = { .device = PRHS_DEVICE_PARAMS_INIT, .page_size = 16, .target_error = NAN, .target_delta = NAN };
-    replay r = { .o = &o };
+    replay r = { .o = &o, .info.size = sizeof r.info };
     int status = parse(argc, argv, &o);
     if (status >= 0)
         return status;

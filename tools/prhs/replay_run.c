@@ -24,7 +24,7 @@ typedef struct run {
 
 static bool run_open(replay *r, const prhs_policy *policy, bool audit, run *x) {
     prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
-    *x = (run){ .r = r };
+    *x = (run){ .r = r, .sizes.size = sizeof x->sizes };
     p.policy = *policy;
     p.shape = (prhs_shape){ r->shape.heads, r->shape.kv_heads, r->shape.dim, r->shape.scale };
     p.layers = r->shape.layers;
