@@ -382,6 +382,19 @@ static void absurd(const unsigned char *data, size_t size) {
     free(copy);
 }
 
+/* Bytes between blocks and index that belong to nobody, and would be under no checksum. */
+static void gap(const unsigned char *data, size_t size) {
+    const size_t index = (size_t)trace_get64(data + AT_INDEX), more = 16;
+    unsigned char *copy = calloc(1, size + more);
+    memcpy(copy, data, index);
+    memcpy(copy + index + more, data + index, size - index);
+    trace_put64(copy + AT_INDEX, index + more);
+    trace_put64(copy + AT_FILE_SIZE, size + more);
+    seal(copy, size + more);
+    check(!sound(copy, size + more, "a gap") && strstr(error, "do not fill the file"), "a gap before the index: %s", error);
+    free(copy);
+}
+
 static void foreign(void) {
     static const unsigned char zeros[200];
     check(!sound(zeros, 0, "empty") && strstr(error, "less than 8"), "an empty file: %s", error);
@@ -409,6 +422,7 @@ int main(int argc, char **argv) {
     truncated(data, size);
     flipped(data, size);
     absurd(data, size);
+    gap(data, size);
     foreign();
     free(data);
     remove(path);
