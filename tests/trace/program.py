@@ -36,7 +36,7 @@ class Replay:
 
 def usage(replay):
     for words, status, text in [
-            (["--help"], 0, "usage: prhs replay"), (["--only", "lunch"], 2, "--only takes"), (["--page", "0"], 2, "--page takes"),
+            (["--help"], 0, "usage: prhs replay"), (["--only", "lunch"], 2, "--only takes"), (["--page", "0"], 2, "--page takes"), (["--repeat", "0"], 2, "--repeat takes"),
             (["--policy", "none"], 2, "no policy 'none'"), (["--policy", "cis,k"], 2, "not understood"),
             (["--policy", "cis,local=0"], 2, "local must be"), (["--k", "1,2"], 2, "for --sweep"), (["--target-error", "x"], 2, "takes a number"),
             (["--target-delta", "-1"], 2, "takes a number"), (["--sweep", "--k", "1,x"], 2, "takes up to"), (["--sweep", "--s", ","], 2, "takes up to"),
@@ -82,7 +82,7 @@ def parts(replay):
     check([p["policy"] for p in both] == [policies[1], policies[3]] and all("time" in p and "error" in p for p in both), "both parts")
     accuracy = replay.document("--only", "accuracy", *policies)["policies"]
     check(all("time" not in p for p in accuracy) and [p["error"] for p in accuracy] == [p["error"] for p in both], "accuracy alone, the same")
-    time = replay.document("--only", "time", *policies)["policies"]
+    time = replay.document("--only", "time", "--repeat", "2", *policies)["policies"]
     check(all("error" not in p and p["time"]["median_s"] > 0 for p in time), "time alone")
     check([p["policy"] for p in replay.document("--only", "time")["policies"]] == ["dense", "cis", "cis-mass"], "the usual policies")
     check(both[0]["error"]["max"] < 1e-5 and both[0]["bytes_of_dense"] == 1 and both[0]["delta"]["mean"] is None, "dense is dense")

@@ -21,6 +21,7 @@ static const char help[] =
     "  --heads           also a line for every layer, with every head's dropped mass and error\n"
     "  --no-seed         the prompts' last queries do not seed: the first step retrieves everywhere\n"
     "  --page N          tokens a page (16)\n"
+    "  --repeat N        timed runs over the trace, of which each step's median counts (5)\n"
     "  --no-graph        CUDA: calls one by one\n"
     "  --json FILE       all figures as a document ('-': standard output)\n"
     "  --sweep           every combination of --k, --s, --eps and --tau on top of each --policy (cis-mass); prints those that no "
@@ -72,6 +73,10 @@ static int take(int c, const char *value, replay_options *o) {
         good = tool_number("--page", value, 1, 256, &n);
         o->page_size = (uint32_t)n;
         break;
+    case 'r':
+        good = tool_number("--repeat", value, 1, 1000, &n);
+        o->repeat = (uint32_t)n;
+        break;
     case 'g': o->direct = true; break;
     case 'j': o->json = value; break;
     case 'S': o->sweep = true; break;
@@ -96,23 +101,12 @@ static bool sweep_words(const replay_options *o) {
 
 static int parse(int argc, char **argv, replay_options *o) {
     static const struct option options[] = {
-        TOOL_DEVICE_OPTIONS,
-        { "policy", 1, 0, 'P' },
-        { "only", 1, 0, 'o' },
-        { "heads", 0, 0, 'H' },
-        { "no-seed", 0, 0, 'n' },
-        { "page", 1, 0, 'p' },
-        { "no-graph", 0, 0, 'g' },
-        { "json", 1, 0, 'j' },
-        { "sweep", 0, 0, 'S' },
-        { "k", 1, 0, 'K' },
-        { "s", 1, 0, 'B' },
-        { "eps", 1, 0, 'E' },
-        { "tau", 1, 0, 'T' },
-        { "target-error", 1, 0, 'x' },
-        { "target-delta", 1, 0, 'y' },
-        { "help", 0, 0, 'h' },
-        { 0, 0, 0, 0 },
+        TOOL_DEVICE_OPTIONS,           { "policy", 1, 0, 'P' },  { "only", 1, 0, 'o' },
+        { "heads", 0, 0, 'H' },        { "no-seed", 0, 0, 'n' }, { "page", 1, 0, 'p' },
+        { "no-graph", 0, 0, 'g' },     { "repeat", 1, 0, 'r' },  { "json", 1, 0, 'j' },
+        { "sweep", 0, 0, 'S' },        { "k", 1, 0, 'K' },       { "s", 1, 0, 'B' },
+        { "eps", 1, 0, 'E' },          { "tau", 1, 0, 'T' },     { "target-error", 1, 0, 'x' },
+        { "target-delta", 1, 0, 'y' }, { "help", 0, 0, 'h' },    { 0, 0, 0, 0 },
     };
     static const char *const defaults[] = { "dense", "cis", "cis-mass" };
     for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
@@ -166,7 +160,9 @@ static int run_policies(replay *r) {
 }
 
 int tool_replay(int argc, char **argv) {
-    replay_options o = { .device = PRHS_DEVICE_PARAMS_INIT, .page_size = 16, .target_error = NAN, .target_delta = NAN };
+    replay_options o = {
+        .device = PRHS_DEVICE_PARAMS_INIT, .page_size = 16, .repeat = 5, .target_error = NAN, .target_delta = NAN
+    };
     replay r = { .o = &o, .info.size = sizeof r.info };
     int status = parse(argc, argv, &o);
     if (status >= 0)

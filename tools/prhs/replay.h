@@ -2,7 +2,7 @@
 /*
  * prhs replay: what its files share. A trace lies on the device once: its K/V in one cache a layer, the decoded rows step by
  * step. A policy is run over it by a session with the model's number of layers, of which the recorded ones are called. It runs up
- * to twice: audited, every step looked at, for what was dropped and how far outputs are off; then as in normal use, for the time.
+ * to two ways: audited, every step looked at, for what was dropped and how far outputs are off; and as in normal use, for the time.
  */
 #ifndef PRHS_REPLAY_H
 #define PRHS_REPLAY_H
@@ -34,6 +34,7 @@ typedef struct replay_options {
     uint32_t policy_count;
     uint32_t parts;
     uint32_t page_size;
+    uint32_t repeat; /* timed runs */
     bool no_seed, direct, heads;
     bool sweep;
     replay_list lists[REPLAY_LISTS];
@@ -133,7 +134,8 @@ typedef struct replay_samples {
 bool replay_samples_make(const replay *r, replay_samples *s);
 void replay_samples_free(replay_samples *s);
 bool replay_summarise(const replay *r, const replay_samples *s, replay_result *result);
-void replay_times(const replay *r, double *seconds, replay_result *result);
+/* seconds[repeat][steps + 1]: a layer of every step, then of the seeding. */
+bool replay_times(const replay *r, const double *seconds, replay_result *result);
 
 /* --- replay_sweep.c --- */
 

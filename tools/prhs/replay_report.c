@@ -206,6 +206,7 @@ bool replay_json(const replay *r, const replay_result *results, uint32_t count, 
     cJSON_AddStringToObject(root, "backend", prhs_backend_name(r->info.backend));
     cJSON_AddStringToObject(root, "device", r->info.name);
     cJSON_AddStringToObject(root, "platform", r->info.platform);
+    number(root, "repeat", r->o->repeat);
     cJSON_AddBoolToObject(root, "seeded", !r->o->no_seed);
     cJSON_AddBoolToObject(root, "graphs", tool_has_graphs(&r->info) && !r->o->direct);
     cJSON *list = cJSON_AddArrayToObject(root, "policies");

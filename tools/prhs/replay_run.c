@@ -19,7 +19,7 @@ typedef struct run {
     float *outs;
     void *graph;         /* of all layers of a step */
     prhs_event **events; /* two a step, then two of the seeding */
-    double *seconds;
+    double *seconds;     /* [repeat][steps + 1] */
 } run;
 
 static bool run_open(replay *r, const prhs_policy *policy, bool audit, run *x) {
@@ -220,7 +220,7 @@ static bool measure(replay *r, replay_result *result) {
 static bool make_events(run *x) {
     const uint32_t n = 2 * x->r->steps + 2;
     x->events = replay_alloc(n, sizeof *x->events);
-    x->seconds = replay_alloc(x->r->steps, sizeof *x->seconds);
+    x->seconds = replay_alloc((size_t)x->r->o->repeat * (x->r->steps + 1), sizeof *x->seconds);
     for (uint32_t i = 0; x->events && i < n; i++)
         if (prhs_event_create(x->r->dev, &x->events[i]) != PRHS_OK)
             return false;
@@ -243,20 +243,27 @@ static bool elapsed(const run *x, uint32_t event, double *seconds) {
     return ok;
 }
 
-static bool time_steps(replay *r, replay_result *result) {
-    run x;
-    bool ok = run_open(r, &result->policy, false, &x) && make_events(&x) && begin(&x) && prhs_queue_finish(r->queue) == PRHS_OK &&
-              capture(&x);
+/* The whole trace once more, from the prompts on; row `repeat` of x->seconds, then the seeding in its last element. */
+static bool time_once(run *x, uint32_t repeat) {
+    replay *r = x->r;
+    double *seconds = x->seconds + (size_t)repeat * (r->steps + 1);
+    bool ok = begin(x) && prhs_queue_finish(r->queue) == PRHS_OK && (repeat > 0 || capture(x));
     for (uint32_t step = 0; ok && step < r->steps; step++) {
-        ok = take(r, step + 1) && mark(&x, 2 * step);
-        ok = ok && (x.graph ? tool_graph_launch(x.graph, r->queue) == PRHS_OK : all_layers(&x, false)) && mark(&x, 2 * step + 1);
+        ok = take(r, step + 1) && mark(x, 2 * step);
+        ok = ok && (x->graph ? tool_graph_launch(x->graph, r->queue) == PRHS_OK : all_layers(x, false)) && mark(x, 2 * step + 1);
     }
     ok = ok && prhs_queue_finish(r->queue) == PRHS_OK;
-    for (uint32_t step = 0; ok && step < r->steps; step++)
-        ok = elapsed(&x, 2 * step, &x.seconds[step]);
-    ok = ok && elapsed(&x, 2 * r->steps, &result->seed);
-    if (ok)
-        replay_times(r, x.seconds, result);
+    for (uint32_t step = 0; ok && step <= r->steps; step++)
+        ok = elapsed(x, 2 * step, &seconds[step]);
+    return ok;
+}
+
+static bool time_steps(replay *r, replay_result *result) {
+    run x;
+    bool ok = run_open(r, &result->policy, false, &x) && make_events(&x);
+    for (uint32_t i = 0; ok && i < r->o->repeat; i++)
+        ok = time_once(&x, i);
+    ok = ok && replay_times(r, x.seconds, result);
     run_close(&x);
     return ok;
 }

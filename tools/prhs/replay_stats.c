@@ -122,12 +122,27 @@ bool replay_summarise(const replay *r, const replay_samples *s, replay_result *r
     return true;
 }
 
-void replay_times(const replay *r, double *seconds, replay_result *result) {
-    const uint32_t n = r->steps - 1;
-    result->first = seconds[0];
-    replay_summary s = summary(seconds + 1, n);
-    result->median = median(seconds + 1, n);
-    result->p99 = s.p99;
-    result->worst = s.max;
-    result->mean = s.mean;
+/* Each step's median over the repeats: what disturbed one of them is not the step's. */
+bool replay_times(const replay *r, const double *seconds, replay_result *result) {
+    const uint32_t n = r->steps - 1, repeat = r->o->repeat;
+    double *one = replay_alloc(repeat, sizeof *one), *steps = replay_alloc(r->steps + 1, sizeof *steps);
+    bool ok = one && steps;
+    for (uint32_t step = 0; ok && step <= r->steps; step++) {
+        for (uint32_t i = 0; i < repeat; i++)
+            one[i] = seconds[(size_t)i * (r->steps + 1) + step];
+        qsort(one, repeat, sizeof *one, by_value);
+        steps[step] = median(one, repeat);
+    }
+    if (ok) {
+        result->first = steps[0];
+        result->seed = steps[r->steps];
+        replay_summary s = summary(steps + 1, n);
+        result->median = median(steps + 1, n);
+        result->p99 = s.p99;
+        result->worst = s.max;
+        result->mean = s.mean;
+    }
+    free(one);
+    free(steps);
+    return ok;
 }
