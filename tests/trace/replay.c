@@ -50,7 +50,7 @@ typedef struct layer_sums {
 
 typedef struct expected {
     layer_sums layer[MAX_LAYERS];
-    double ratio[MAX_RATIOS];
+    double ratio[MAX_RATIOS], hat, exact; /* hat, exact: sums of shared steps */
     int ratios;
     double error[MAX_RATIOS];
     int errors;
@@ -167,8 +167,11 @@ static void count_heads(const job *j, layer_sums *l, const double *q, const doub
         to->delta += head->delta_full;
         to->delta_max = fmax(to->delta_max, head->delta_full);
         to->masses++;
-        if (mode == ORACLE_SHARE && j->e->ratios < MAX_RATIOS)
-            j->e->ratio[j->e->ratios++] = (head->delta + 1e-4) / (head->delta_full + 1e-4);
+        if (mode != ORACLE_SHARE || j->e->ratios == MAX_RATIOS)
+            continue;
+        j->e->ratio[j->e->ratios++] = (head->delta + 1e-4) / (head->delta_full + 1e-4);
+        j->e->hat += head->delta;
+        j->e->exact += head->delta_full;
     }
 }
 
@@ -255,6 +258,8 @@ static void check_estimator(const char *policy, const cJSON *object, expected *e
     const int n = e->ratios;
     const double median = n == 0 ? NAN : n % 2 ? e->ratio[n / 2] : (e->ratio[n / 2 - 1] + e->ratio[n / 2]) / 2;
     near("estimates", policy, -1, -1, number(got, "n"), n, 0);
+    near("mean estimate", policy, -1, -1, number(got, "mean"), n ? e->hat / n : NAN, 1e-5);
+    near("mean of the exact masses", policy, -1, -1, number(got, "exact_mean"), n ? e->exact / n : NAN, 2e-6);
     near("median ratio", policy, -1, -1, number(got, "median_ratio"), median, 1e-3);
     near("ratios within 1.25", policy, -1, -1, number(got, "within_1.25"), n ? (double)within / n : NAN,
          n ? (edge + 0.5) / n : 0);
@@ -285,7 +290,7 @@ static void check_bytes(const char *policy, const cJSON *object, const synth *s,
         rows += l->scored + (l->mass_failed ? 2 * l->mass_failed * l->kept / l->sparse : 0);
     }
     for (uint32_t i = 0; i < s->shape.seqs; i++)
-        steps = s->steps[i] > steps ? s->steps[i] : steps;
+        steps += s->steps[i];
     const double want = rows * 2 * s->shape.dim / steps;
     near("bytes", policy, -1, -1, number(object, "bytes_per_step"), want, 1e-6 * want);
 }

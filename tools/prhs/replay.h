@@ -2,7 +2,8 @@
 /*
  * prhs replay: what its files share. A trace lies on the device once: its K/V in one cache a layer, the decoded rows step by
  * step. A policy is run over it by a session with the model's number of layers, of which the recorded ones are called. It runs up
- * to two ways: audited, every step looked at, for what was dropped and how far outputs are off; and as in normal use, for the time.
+ * to two ways: audited, every step looked at, for what was dropped and how far outputs are off; and as in normal use, for the
+ * time.
  */
 #ifndef PRHS_REPLAY_H
 #define PRHS_REPLAY_H
@@ -95,6 +96,7 @@ typedef struct replay_summary {
 typedef struct replay_estimate {
     uint64_t n;
     double median, within; /* within: the share of ratios from 1 / 1.25 to 1.25 */
+    double mean, exact;    /* of the estimates; of the exact masses beside them */
 } replay_estimate;
 
 /* A layer: of its heads, of its units. */
@@ -114,7 +116,7 @@ typedef struct replay_result {
     replay_summary delta; /* exact dropped mass of sparse unit-steps, by head */
     replay_summary error; /* |o~ - o| / |o| of every head, step and layer */
     replay_estimate estimate;
-    double bytes, dense_bytes;       /* of K and V that must be read, a step of all recorded layers and sequences */
+    double bytes, dense_bytes;       /* of K and V that must be read, a step of one sequence through all recorded layers */
     double median, p99, worst, mean; /* seconds a layer step, the first one left out */
     double first, seed;              /* seconds a layer of the first step, of seeding (0 without) */
 } replay_result;

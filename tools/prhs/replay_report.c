@@ -118,6 +118,8 @@ static void add_estimate(cJSON *to, const replay_result *x, const replay_estimat
     cJSON *o = child(to, "estimator");
     cJSON_AddStringToObject(o, "grade", replay_grade(x));
     number(o, "n", (double)e->n);
+    number(o, "mean", e->mean);
+    number(o, "exact_mean", e->exact);
     number(o, "median_ratio", e->median);
     number(o, "within_1.25", e->within);
 }
@@ -202,6 +204,9 @@ static void add_trace(const replay *r, cJSON *root) {
 
 bool replay_json(const replay *r, const replay_result *results, uint32_t count, const char *extra_key, void *extra) {
     cJSON *root = cJSON_CreateObject();
+    cJSON_AddStringToObject(root, "kind", "replay");
+    cJSON_AddNumberToObject(root, "format", 1);
+    cJSON_AddNumberToObject(root, "version", prhs_version());
     add_trace(r, root);
     cJSON_AddStringToObject(root, "backend", prhs_backend_name(r->info.backend));
     cJSON_AddStringToObject(root, "device", r->info.name);

@@ -68,14 +68,27 @@ static size_t gather(const replay *r, const replay_samples *s, what w, uint32_t 
     return n;
 }
 
-static replay_estimate estimate(double *x, size_t n) {
-    replay_estimate e = { n, NAN, NAN };
+static replay_estimate estimate(const replay *r, const replay_samples *s, uint32_t layer, uint32_t end, double *x) {
+    const size_t n = gather(r, s, RATIO, layer, end, 0, r->shape.heads, x);
+    replay_estimate e = { n, NAN, NAN, NAN, NAN };
+    double hat = 0.0, exact = 0.0;
     size_t within = 0;
+    if (n == 0)
+        return e;
     qsort(x, n, sizeof *x, by_value);
     for (size_t i = 0; i < n; i++)
         within += x[i] >= 1 / 1.25 && x[i] <= 1.25;
+    for (size_t step = 0; step < (size_t)r->steps * r->shape.seqs; step++)
+        for (size_t i = (step * r->shape.layer_count + layer) * r->shape.heads;
+             i < (step * r->shape.layer_count + end) * r->shape.heads; i++)
+            if (!isnan(s->hat[i]) && !isnan(s->delta[i])) {
+                hat += (double)s->hat[i];
+                exact += (double)s->delta[i];
+            }
     e.median = median(x, n);
-    e.within = n ? (double)within / (double)n : NAN;
+    e.within = (double)within / (double)n;
+    e.mean = hat / (double)n;
+    e.exact = exact / (double)n;
     return e;
 }
 
@@ -83,10 +96,11 @@ static replay_estimate estimate(double *x, size_t n) {
 static void count_bytes(const replay *r, double scored, replay_result *result) {
     const prhs_policy *p = &result->policy;
     const double row = 2.0 * r->shape.dim;
-    double rows = scored, all = 0.0;
+    double rows = scored, all = 0.0, steps = 0.0;
     for (uint32_t i = 0; i < r->shape.seqs; i++) {
         const trace_seq *s = replay_seq(r, i);
         all += s->steps * (s->context + (s->steps + 1) / 2.0);
+        steps += s->steps;
     }
     for (uint32_t layer = 0; layer < r->shape.layer_count; layer++) {
         const prhs_stats *st = &result->layers[layer].stats;
@@ -95,8 +109,8 @@ static void count_bytes(const replay *r, double scored, replay_result *result) {
         else
             rows += 2 * st->attended * (double)st->steps + (st->mass_failed ? 2 * st->kept * (double)st->mass_failed : 0.0);
     }
-    result->bytes = rows * row / r->steps;
-    result->dense_bytes = 2 * all * r->shape.layer_count * r->shape.kv_heads * row / r->steps;
+    result->bytes = rows * row / steps;
+    result->dense_bytes = 2 * all * r->shape.layer_count * r->shape.kv_heads * row / steps;
 }
 
 bool replay_summarise(const replay *r, const replay_samples *s, replay_result *result) {
@@ -106,12 +120,12 @@ bool replay_summarise(const replay *r, const replay_samples *s, replay_result *r
         return false;
     result->delta = summary(x, gather(r, s, DELTA, 0, layers, 0, heads, x));
     result->error = summary(x, gather(r, s, ERROR, 0, layers, 0, heads, x));
-    result->estimate = estimate(x, gather(r, s, RATIO, 0, layers, 0, heads, x));
+    result->estimate = estimate(r, s, 0, layers, x);
     for (uint32_t l = 0; l < layers; l++) {
         replay_layer *layer = &result->layers[l];
         layer->delta = summary(x, gather(r, s, DELTA, l, l + 1, 0, heads, x));
         layer->error = summary(x, gather(r, s, ERROR, l, l + 1, 0, heads, x));
-        layer->estimate = estimate(x, gather(r, s, RATIO, l, l + 1, 0, heads, x));
+        layer->estimate = estimate(r, s, l, l + 1, x);
         for (uint32_t h = 0; h < heads; h++) {
             layer->head_delta[h] = summary(x, gather(r, s, DELTA, l, l + 1, h, h + 1, x));
             layer->head_error[h] = summary(x, gather(r, s, ERROR, l, l + 1, h, h + 1, x));
