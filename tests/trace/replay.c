@@ -17,7 +17,7 @@
 #include "policy_text.h"
 #include "synth.h"
 
-enum { MAX_HEADS = 8, MAX_LAYERS = 4, MAX_RATIOS = 1 << 16 };
+enum { MAX_HEADS = 8, MAX_LAYERS = 4, MAX_RATIOS = 1 << 16, MAX_STEPS = 32 };
 
 static int checks, failures;
 
@@ -54,6 +54,7 @@ typedef struct expected {
     int ratios;
     double error[MAX_RATIOS];
     int errors;
+    int retrieved[MAX_STEPS], units[MAX_STEPS]; /* in layers that are not dense */
 } expected;
 
 typedef struct job {
@@ -191,6 +192,10 @@ static void run_layer(const job *j, uint32_t index, uint32_t seq) {
         check(oracle_step(j->o, (int)layer, (int)seq, 1, q + (r + 1) * qn, NULL, j->res) == 0, "the reference refuses the step");
         for (int u = 0; u < j->res->units; u++)
             count_unit(j, l, &j->res->unit[u], (int)(context + r));
+        for (int u = 0; layer >= j->policy.dense_layers && u < j->res->units; u++) {
+            j->e->units[r]++;
+            j->e->retrieved[r] += j->res->unit[u].mode == ORACLE_RETRIEVE;
+        }
         count_heads(j, l, q + (r + 1) * qn, K, V, (int)(context + r + 1));
     }
     free(q);
@@ -278,6 +283,23 @@ static void check_errors(const char *policy, const cJSON *object, expected *e) {
     near("largest error", policy, -1, -1, number(got, "max"), max, 8e-6 + 1e-5 * max);
 }
 
+static void check_steps(const char *policy, const cJSON *object, const expected *e) {
+    const cJSON *got = cJSON_GetObjectItem(object, "retrieving_by_step");
+    double sum = 0, max = 0, share[MAX_STEPS];
+    int n = 0;
+    for (; n < MAX_STEPS && e->units[n]; n++) {
+        share[n] = (double)e->retrieved[n] / e->units[n];
+        sum += share[n];
+        max = fmax(max, share[n]);
+    }
+    qsort(share, (size_t)n, sizeof share[0], by_value);
+    const double middle = n == 0 ? NAN : n % 2 ? share[n / 2] : (share[n / 2 - 1] + share[n / 2]) / 2;
+    near("steps", policy, -1, -1, number(got, "n"), n, 0);
+    near("mean share that retrieves", policy, -1, -1, number(got, "mean"), n ? sum / n : NAN, 1e-9);
+    near("largest share that retrieves", policy, -1, -1, number(got, "max"), n ? max : NAN, 1e-9);
+    near("median share that retrieves", policy, -1, -1, number(got, "median"), middle, 1e-9);
+}
+
 /* Bytes by the definition of docs/trace.md. */
 static void check_bytes(const char *policy, const cJSON *object, const synth *s, const prhs_policy *p, const expected *e) {
     double rows = 0;
@@ -318,6 +340,7 @@ static void check_policy(const cJSON *object, const synth *s, const char *text, 
     }
     check_estimator(text, object, &e);
     check_errors(text, object, &e);
+    check_steps(text, object, &e);
     check_bytes(text, object, s, &policy, &e);
     const cJSON *time = cJSON_GetObjectItem(object, "time");
     check(number(time, "median_s") >= 0 && number(time, "p99_s") >= number(time, "median_s") &&

@@ -116,6 +116,8 @@ typedef struct replay_result {
     replay_summary delta; /* exact dropped mass of sparse unit-steps, by head */
     replay_summary error; /* |o~ - o| / |o| of every head, step and layer */
     replay_estimate estimate;
+    replay_summary retrieving; /* by step: the share of units that retrieve, which is what makes steps differ */
+    double retrieving_median;
     double bytes, dense_bytes;       /* of K and V that must be read, a step of one sequence through all recorded layers */
     double median, p99, worst, mean; /* seconds a layer step, the first one left out */
     double first, seed;              /* seconds a layer of the first step, of seeding (0 without) */
@@ -130,7 +132,8 @@ void replay_result_free(const replay *r, replay_result *result);
 typedef struct replay_samples {
     float *delta, *hat; /* exact; the estimate, of shared steps */
     double *error;
-    double scored; /* keys read by retrievals besides what they attend */
+    double scored;               /* keys read by retrievals besides what they attend */
+    uint32_t *retrieved, *units; /* [steps]: units that retrieved, of how many that keep books */
 } replay_samples;
 
 bool replay_samples_make(const replay *r, replay_samples *s);

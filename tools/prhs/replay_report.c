@@ -164,6 +164,9 @@ static cJSON *policy_object(const replay *r, const replay_result *x) {
         add_delta(o, &x->delta);
         add_summary(child(o, "error"), &x->error);
         add_estimate(o, x, &x->estimate);
+        cJSON *steps = child(o, "retrieving_by_step");
+        add_summary(steps, &x->retrieving);
+        number(steps, "median", x->retrieving_median);
         cJSON *layers = cJSON_AddArrayToObject(o, "layers");
         for (uint32_t l = 0; l < r->shape.layer_count; l++)
             cJSON_AddItemToArray(layers, layer_object(r, x, l));

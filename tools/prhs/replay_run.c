@@ -159,6 +159,8 @@ static bool look_at_state(const run *x, const prhs_policy *policy, uint32_t step
                 if (mode == PRHS_MODE_SHARE)
                     s->hat[at + h] = view.heads[h].delta;
             }
+            s->units[step]++;
+            s->retrieved[step] += mode == PRHS_MODE_RETRIEVE;
             if (mode == PRHS_MODE_RETRIEVE) /* scores see the sinks and all from the middle on */
                 s->scored += view.set.sink_end + (double)view.set.end - view.set.mid_begin;
         }

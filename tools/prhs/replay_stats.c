@@ -9,9 +9,14 @@ static size_t sample_count(const replay *r) { return (size_t)r->steps * r->shape
 
 bool replay_samples_make(const replay *r, replay_samples *s) {
     const size_t n = sample_count(r);
-    *s = (replay_samples){ replay_alloc(n, sizeof *s->delta), replay_alloc(n, sizeof *s->hat), replay_alloc(n, sizeof *s->error),
-                           0.0 };
-    if (!s->delta || !s->hat || !s->error)
+    *s = (replay_samples){
+        .delta = replay_alloc(n, sizeof *s->delta),
+        .hat = replay_alloc(n, sizeof *s->hat),
+        .error = replay_alloc(n, sizeof *s->error),
+        .retrieved = replay_alloc(r->steps, sizeof *s->retrieved),
+        .units = replay_alloc(r->steps, sizeof *s->units),
+    };
+    if (!s->delta || !s->hat || !s->error || !s->retrieved || !s->units)
         return false;
     for (size_t i = 0; i < n; i++) {
         s->delta[i] = s->hat[i] = NAN;
@@ -24,6 +29,8 @@ void replay_samples_free(replay_samples *s) {
     free(s->delta);
     free(s->hat);
     free(s->error);
+    free(s->retrieved);
+    free(s->units);
 }
 
 static int by_value(const void *a, const void *b) {
@@ -131,6 +138,12 @@ bool replay_summarise(const replay *r, const replay_samples *s, replay_result *r
             layer->head_error[h] = summary(x, gather(r, s, ERROR, l, l + 1, h, h + 1, x));
         }
     }
+    size_t n = 0; /* no more steps than samples */
+    for (uint32_t step = 0; step < r->steps; step++)
+        if (s->units[step])
+            x[n++] = (double)s->retrieved[step] / s->units[step];
+    result->retrieving = summary(x, n);
+    result->retrieving_median = median(x, n);
     count_bytes(r, s->scored, result);
     free(x);
     return true;
