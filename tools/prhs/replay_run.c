@@ -137,8 +137,9 @@ static void look_at_outputs(const run *x, uint32_t step, uint32_t seq, replay_sa
                 r->exact + (((size_t)layer * r->steps + step) * r->shape.seqs + seq) * row + (size_t)h * r->shape.dim;
             const float *out = x->outs + ((size_t)layer * r->shape.seqs + seq) * row + (size_t)h * r->shape.dim;
             const double off = norm_of_difference(out, exact, r->shape.dim), size = norm_of_difference(NULL, exact, r->shape.dim);
-            /* NaN is left out of the figures where it is the trace's own, and only there. */
-            s->error[sample_at(r, step, seq, layer) + h] = off == 0.0 ? 0.0 : isnan(off) && !isnan(size) ? INFINITY : off / size;
+            /* What is not finite in the trace's own dense attention is left out of the figures, and only that. */
+            double error = isnan(off) ? INFINITY : off == 0.0 ? 0.0 : off / size;
+            s->error[sample_at(r, step, seq, layer) + h] = isfinite(size) ? error : NAN;
         }
 }
 
