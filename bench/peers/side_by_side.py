@@ -257,6 +257,17 @@ def judge_other(v, number, what, own, path, names, bar, shapes):
     v.add(number, what, low[0], bar, unit="×", note=low[1])
 
 
+def judge_replay(v, path):
+    """Steps of a recorded run: what the gates do there, nobody scripts."""
+    rows = []
+    if path:
+        with open(path, encoding="utf-8") as f:
+            rows = [p for p in json.load(f)["policies"] if p["time"]["p99_of_median"] and p["policy"].split(",")[0] != "dense"]
+    at = max(rows, key=lambda p: p["time"]["p99_of_median"], default=None)
+    v.add("P8", "a replayed real trace, 99th percentile / median step, greatest of its sparse policies", at and at["time"]["p99_of_median"], 1.5,
+          False, 3, note="; ".join(f"{p['policy']}: median {p['time']['median_s'] * 1e6:.1f} µs, first {p['time']['first_s'] * 1e6:.1f}" for p in rows))
+
+
 OPS = [("ops", "attend all (own dense)", "median_s"), ("ops", "attend list, single tokens", "median_s"), ("ops", "score", "median_s")]
 
 
@@ -266,6 +277,7 @@ def main():
     parser.add_argument("peers")
     parser.add_argument("--sm80")
     parser.add_argument("--opencl")
+    parser.add_argument("--replay")
     args = parser.parse_args()
     own, peers = Own(args.prhs), Peers(args.peers)
     device = own.document["device"]
@@ -286,6 +298,7 @@ def main():
     v = Verdicts()
     judge_ops(v, own, read)
     judge_steps(v, own, peers, "H200" in device)
+    judge_replay(v, args.replay)
     judge_host(v, own)
     judge_prefill(v, own, peers)
     judge_other(v, "P12", "code for 8.0 (through its PTX) against code for 9.0, least", own, args.sm80,

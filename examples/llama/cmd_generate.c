@@ -20,6 +20,7 @@ typedef struct generation {
     uint32_t count, seed;
     float temperature;
     bool file, ids, stats, graphs;
+    record_options record;
     loaded l;
     forward f;
     int32_t *text[MAX_PROMPTS];        /* the prompts' tokens */
@@ -48,6 +49,7 @@ static const char help[] =
     "  --file              PROMPT is the name of a file\n"
     "  --ids               print token ids instead of text\n"
     "  --stats             what was read and dropped, to standard error\n"
+    RECORD_HELP
     "  --verbose           the library's own messages\n";
 
 /* xorshift64*: the sampler only needs to be repeatable. */
@@ -128,7 +130,7 @@ static bool prompts(generation *g) {
     int32_t id;
     for (uint32_t s = 0; s < g->batch; s++)
         lengths[s] = g->length[s % g->n_prompts];
-    bool ok = forward_begin(&g->f, lengths);
+    bool ok = record_begin(&g->f.record, &g->record, &g->l.m, lengths, g->batch, g->count - 1) && forward_begin(&g->f, lengths);
     for (uint32_t s = 0; ok && s < g->batch && !interrupted; s++) {
         uint32_t last = 0;
         compute *c = g->f.c;
@@ -210,14 +212,15 @@ static bool set_up(generation *g) {
     prhs_log log = stderr_log(&g->common);
     const forward_params p = { { .backend = g->common.backend, .index = g->common.index, .seqs = g->batch, .tokens = longest + g->count,
                                  .kv_dtype = g->common.kv_dtype },
-                               g->common.linear, g->common.half, g->graphs };
+                               g->common.linear, g->common.half, g->graphs && !g->record.file };
     g->logits = malloc(sizeof(float) * g->l.m.vocab);
     g->end = calloc(g->batch, sizeof *g->end);
     return g->logits && g->end && forward_open(&g->f, &g->l.m, &p, &log) && forward_session(&g->f, &g->policy);
 }
 
 static int generate(generation *g) {
-    const bool ok = set_up(g) && run(g);
+    bool ok = set_up(g) && run(g);
+    ok = record_end(&g->f.record, ok && !interrupted) && ok;
     forward_close(&g->f);
     for (uint32_t i = 0; i < g->n_prompts; i++)
         free(g->text[i]);
@@ -237,7 +240,7 @@ static int parse(generation *g, int argc, char **argv) {
     static const struct option options[] = {
         { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "kv", 1, 0, KV },
         { "tokens", 1, 0, 'n' }, { "batch", 1, 0, BATCH }, { "temperature", 1, 0, TEMPERATURE }, { "seed", 1, 0, SEED },
-        { "file", 0, 0, FILE_ }, { "ids", 0, 0, IDS }, { "no-graph", 0, 0, NO_GRAPH }, { "stats", 0, 0, STATS },
+        { "file", 0, 0, FILE_ }, { "ids", 0, 0, IDS }, { "no-graph", 0, 0, NO_GRAPH }, { "stats", 0, 0, STATS }, RECORD_OPTIONS,
         { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };
     bool ok = true;
@@ -257,6 +260,9 @@ static int parse(generation *g, int argc, char **argv) {
         case IDS: g->ids = true; break;
         case NO_GRAPH: g->graphs = false; break;
         case STATS: g->stats = true; break;
+        case 'R':
+        case 'L':
+        case 'M': ok = record_option(c, optarg, &g->record); break;
         case VERBOSE: g->common.level = PRHS_LOG_DEBUG; break;
         case 'h': fputs(help, stdout); return 0;
         default: fputs(help, stderr); return 2;
@@ -275,7 +281,7 @@ static int parse(generation *g, int argc, char **argv) {
 }
 
 int cmd_generate(int argc, char **argv) {
-    generation g = { .policy_text = "cis-mass", .count = 128, .seed = 1, .graphs = true,
+    generation g = { .policy_text = "cis-mass", .count = 128, .seed = 1, .graphs = true, .record = RECORD_DEFAULTS,
                      .common = { .kv_dtype = PRHS_F16, .level = PRHS_LOG_WARN } };
     int status = parse(&g, argc, argv);
     if (status >= 0)

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "compute.h"
+#include "record.h"
 #include "report.h"
 
 /* prhs_seq arrays on the device: prompts, what is cached, then one a decode step (all known before; PLAN_DECODE is not used). */
@@ -22,6 +23,8 @@ typedef struct job {
     const char *policy_text[MAX_POLICIES];
     size_t policies;
     bool timing;
+    record_options record_options;
+    record record;           /* of the dense run, while it lasts */
     loaded l;
     engine e;
     compute *c;
@@ -50,6 +53,7 @@ static const char help[] =
     "  --at-end            one document: the last tokens of the text\n"
     "  --timing            no audits: dropped mass is what the policy itself knows, times are those of normal use\n"
     "  --json FILE         one object a policy, with values by document ('-': standard output)\n"
+    RECORD_HELP
     "  --verbose           the library's own messages\n";
 
 static size_t doc_start(const job *j, uint32_t doc) {
@@ -107,8 +111,8 @@ static bool prefill_doc(job *j, engine_session *s, uint32_t doc) {
     for (; ok && call.layer < layers; call.layer++) {
         const uint32_t frozen = prhs_etf_frozen(&s->policy, layers, call.layer, n);
         progress("prefill", (size_t)doc * layers + call.layer + 1, (size_t)j->shape.docs * layers);
-        ok = !interrupted && ops->qkv(j->c, call.layer, n) && keep_query(j, call.layer, doc, n - 1) && engine_step(&j->e, s, &call) &&
-             ops->rest(j->c, call.layer, frozen, n);
+        ok = !interrupted && ops->qkv(j->c, call.layer, n) && record_prompt(&j->record, &j->e, call.layer, doc, 0, n) &&
+             keep_query(j, call.layer, doc, n - 1) && engine_step(&j->e, s, &call) && ops->rest(j->c, call.layer, frozen, n);
     }
     return ok && prhs_queue_finish(j->e.queue) == PRHS_OK;
 }
@@ -132,7 +136,8 @@ static bool adopt(job *j, engine_session *s, uint32_t layer) {
 static bool decode_layer(job *j, engine_session *s, uint32_t layer, bool shared, double *attention) {
     const uint32_t docs = j->shape.docs, steps = j->shape.decode;
     const size_t rows = (size_t)docs * steps;
-    if ((shared && !adopt(j, s, layer)) || !j->c->ops->qkv(j->c, layer, rows) || prhs_queue_finish(j->e.queue) != PRHS_OK)
+    if ((shared && !adopt(j, s, layer)) || !j->c->ops->qkv(j->c, layer, rows) || !record_decoded(&j->record, &j->e, layer, steps) ||
+        prhs_queue_finish(j->e.queue) != PRHS_OK)
         return false;
     double start = now();
     for (uint32_t r = 0; r < steps; r++) {
@@ -193,6 +198,15 @@ static bool run_policy(job *j, const prhs_policy *policy, result *res) {
     return ok;
 }
 
+static bool begin_record(job *j) {
+    uint32_t *contexts = malloc(sizeof *contexts * j->shape.docs);
+    for (uint32_t d = 0; contexts && d < j->shape.docs; d++)
+        contexts[d] = j->shape.context;
+    bool ok = contexts && record_begin(&j->record, &j->record_options, &j->l.m, contexts, j->shape.docs, j->shape.decode);
+    free(contexts);
+    return ok;
+}
+
 static bool run_all(job *j) {
     prhs_policy policy[MAX_POLICIES], dense;
     engine_session s;
@@ -200,13 +214,15 @@ static bool run_all(job *j) {
         if (!parse_policy(j->policy_text[i], j->l.m.layers, &policy[i]))
             return false;
     prhs_policy_preset("dense", j->l.m.layers, &dense);
-    bool ok = engine_session_open(&j->e, &dense, false, &s) && prefill(j, &s, false);
+    bool ok = engine_session_open(&j->e, &dense, false, &s) && begin_record(j) && prefill(j, &s, false);
     engine_session_close(&s);
     for (int own = 0; ok && own < 2; own++)
         for (size_t i = 0; ok && i < j->policies; i++)
-            if (own_prefill(&policy[i]) == (own == 1))
+            if (own_prefill(&policy[i]) == (own == 1)) {
                 ok = run_policy(j, &policy[i], &j->results[i]);
-    return ok;
+                ok = record_end(&j->record, ok) && ok; /* dense comes first: its rows are recorded */
+            }
+    return record_end(&j->record, false) && ok;
 }
 
 static bool allocate(job *j) {
@@ -281,7 +297,7 @@ static int parse(job *j, int argc, char **argv) {
     static const struct option options[] = {
         { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "docs", 1, 0, DOCS },
         { "context", 1, 0, CONTEXT }, { "decode", 1, 0, DECODE }, { "kv", 1, 0, KV }, { "at-end", 0, 0, AT_END },
-        { "timing", 0, 0, TIMING }, { "json", 1, 0, JSON }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
+        RECORD_OPTIONS, { "timing", 0, 0, TIMING }, { "json", 1, 0, JSON }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };
     bool ok = true;
     for (int c; ok && (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
@@ -302,6 +318,9 @@ static int parse(job *j, int argc, char **argv) {
         case AT_END: j->shape.at_end = true; break;
         case TIMING: j->timing = true; break;
         case JSON: j->json_file = optarg; break;
+        case 'R':
+        case 'L':
+        case 'M': ok = record_option(c, optarg, &j->record_options); break;
         case VERBOSE: j->common.level = PRHS_LOG_DEBUG; break;
         case 'h': fputs(help, stdout); return 0;
         default: fputs(help, stderr); return 2;
@@ -322,7 +341,7 @@ static int parse(job *j, int argc, char **argv) {
 
 int cmd_perplexity(int argc, char **argv) {
     job j = { .shape = { .docs = 8, .context = 3584, .decode = 512 }, .common = { .kv_dtype = PRHS_F16, .level = PRHS_LOG_WARN },
-              .policy_text = { "dense" }, .policies = 1 };
+              .policy_text = { "dense" }, .policies = 1, .record_options = RECORD_DEFAULTS };
     int status = parse(&j, argc, argv);
     return status >= 0 ? status : perplexity(&j);
 }

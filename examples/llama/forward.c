@@ -20,6 +20,7 @@ void forward_close(forward *f) {
         return;
     if (f->e.queue)
         prhs_queue_finish(f->e.queue);
+    record_end(&f->record, false);
     prhs_event_destroy(f->event[0]);
     prhs_event_destroy(f->event[1]);
     engine_session_close(&f->s);
@@ -63,7 +64,8 @@ static bool chunk(forward *f, uint32_t seq, const int32_t *ids, uint32_t first, 
         /* Rows that ETF froze keep their hidden state. */
         const uint32_t frozen = prhs_etf_frozen(&f->s.policy, f->e.m->layers, call.layer, count);
         const uint32_t skip = frozen > first ? (frozen - first < rows ? frozen - first : rows) : 0;
-        ok = ops->qkv(f->c, call.layer, rows) && engine_step(&f->e, &f->s, &call) && ops->rest(f->c, call.layer, skip, rows);
+        ok = ops->qkv(f->c, call.layer, rows) && record_prompt(&f->record, &f->e, call.layer, seq, first, rows) &&
+             engine_step(&f->e, &f->s, &call) && ops->rest(f->c, call.layer, skip, rows);
     }
     return ok;
 }
@@ -84,7 +86,8 @@ bool forward_layers(forward *f) {
     engine_call call = { .plan = PLAN_DECODE, .seqs = seqs, .count = seqs, .append = true, .kinds = PRHS_HAS_DECODE };
     bool ok = ops->feed(f->c);
     for (; ok && call.layer < f->e.m->layers; call.layer++)
-        ok = ops->qkv(f->c, call.layer, seqs) && engine_step(&f->e, &f->s, &call) && ops->rest(f->c, call.layer, 0, seqs);
+        ok = ops->qkv(f->c, call.layer, seqs) && record_decoded(&f->record, &f->e, call.layer, 1) &&
+             engine_step(&f->e, &f->s, &call) && ops->rest(f->c, call.layer, 0, seqs);
     return ok;
 }
 

@@ -4,6 +4,7 @@
 #define FORWARD_H
 
 #include "compute.h"
+#include "record.h"
 
 #define CHUNK 256        /* prompt rows at once */
 #define PLAN_PROMPT 1    /* the plan of a prompt's chunk; PLAN_DECODE is 0 */
@@ -13,6 +14,7 @@ typedef struct forward {
     engine e;
     engine_session s;
     compute *c;
+    record record;       /* of all that is computed from here on, if there is one; goes without graphs */
     bool graphs;         /* decode steps are recorded once and replayed, where the compute can */
     bool recorded;
     prhs_event *event[2];

@@ -13,6 +13,7 @@ import sys
 import tempfile
 
 from tinymodel import random_model
+from tracefile import Trace, near
 
 LETTERS = string.ascii_letters + string.digits
 SMALL = "k=16,m=0,sinks=4,local=8,n=0,dense=0"
@@ -96,6 +97,24 @@ def losses(model, text):
                                       f"delta {a['delta']} and {b['delta']}")
 
 
+def recordings(model, work):
+    """Rows of the device, which holds a row's queries, keys and values together, beside the host's."""
+    def one(device, command, *args):
+        path = os.path.join(work, device + ".trace")
+        run(command, model, device, "--record", path, *args)
+        t = Trace(path)
+        os.remove(path)
+        return t
+
+    text = os.path.join(work, "text")
+    for command, args in (("generate", ("--policy", "dense", "-n", "9", *PROMPTS)),
+                          ("perplexity", ("--docs", "2", "--context", "60", "--decode", "6", text))):
+        a, b = one("cpu", command, *args), one("cuda", command, *args)
+        check(a.shape == b.shape and a.sequences == b.sequences and all(
+            near(b.rows(layer, seq, kind), a.rows(layer, seq, kind)) and a.rows(layer, seq, kind)
+            for layer in range(2) for seq in range(len(a.sequences)) for kind in range(3)), f"{command} --record: {b.sequences}")
+
+
 def speed(model, text):
     for device in ("cpu", "cuda"):
         r = run("speed", model, device, "--context", "40", "--batch", "1", "--batch", "2", "-n", "3", "--repeat", "2", "--policy", MASS, "--json", "-", text)
@@ -145,6 +164,7 @@ def main():
         single = tokens(model)
         ends(model, single)
         losses(model, text)
+        recordings(model, work)
         speed(model, text)
         failures(model)
         fallbacks(model, work, single)

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """prhs-llama on models of a few kilobytes: program.py PRHS-LLAMA
 
-A model of one layer generates; models that contradict themselves, and wrong usage, end in a sentence and the right exit status.
+A model of one layer generates; models that contradict themselves, and wrong usage, end in a sentence and the right exit status. What
+it records is what the model made of its tokens.
 """
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import tempfile
 
 from tinymodel import gguf, random_model, tensors_of
+from tracefile import Trace, near
 
 DIM = 32  # one head
 bad = 0
@@ -52,6 +54,56 @@ def document(root, kv_heads, head_dim):
     heads = [x for layer in shared["layers"] for x in zip(layer["head_estimate"], layer["head_exact"]) if x[0] is not None]
     check(e["grade"] == "estimate" and abs(rest - shared["delta"]) < 1e-5 and 0 < e["n"] and abs(e["mean"] - shared["delta_shared"]) < 1e-5 and heads,
           f"{shared['policy']}: estimates {e['mean']} where {e['exact_mean']} was dropped")
+
+
+def records(run, work, model, words, letters):
+    """A batch of two prompts; then the first one's text again, teacher-forced."""
+    path, text = os.path.join(work, "run.trace"), os.path.join(work, "text.txt")
+    base = ("--model", model, "--device", "cpu", "--record", path)
+
+    def trace(*args):
+        r = run(args[0], *base, *args[1:])
+        check(r.returncode == 0 and os.path.exists(path), f"{args[0]} --record: {r.stderr.strip()}")
+        t = Trace(path)
+        os.remove(path)
+        return t, r.stdout.splitlines()
+
+    prompts = [words[:60], words[100:133]]
+    whole, out = trace("generate", "--policy", "dense", "--ids", "-n", "8", *prompts)
+    check(whole.shape == (3, 0, 3, 4, 2, 32) and abs(whole.scale - 32 ** -0.5) < 1e-7 and whole.sequences == [(60, 7), (33, 7)],
+          f"a trace's shape: {whole.shape}, {whole.sequences}")
+    made = [[int(i) for i in line.split()][:7] for line in out]
+    tokens = [[letters.index(c) for c in p] + ids for p, ids in zip(prompts, made, strict=True)]
+    by_token = {}
+    for seq in range(2):
+        values = whole.rows(0, seq, 2)
+        check([p for p, _ in values] == list(range(len(tokens[seq]))), f"values of every position of sequence {seq}")
+        check([p for p, _ in whole.rows(2, seq, 0)] == list(range(len(prompts[seq]) - 1, len(tokens[seq]))), "queries from the prompt's last")
+        for (_, row), token in zip(values, tokens[seq]):
+            by_token.setdefault(token, set()).add(row)
+    first = {token: min(rows) for token, rows in by_token.items()}
+    spread = max(abs(x - y) for token, rows in by_token.items() for row in rows for x, y in zip(row, first[token]))
+    check(spread < 4e-3 and len(set(first.values())) == len(first), f"in layer 0 a token's value is its own: {len(first)} tokens, {spread:.1e}")
+
+    with open(text, "w", encoding="utf-8") as f:
+        f.write(prompts[0] + "".join(letters[i] for i in made[0]) + words[:9])
+    forced, _ = trace("perplexity", "--docs", "1", "--context", "60", "--decode", "7", "--policy", "cis,k=16,m=0,dense=0", "--record-layers", "1-2",
+                      text)
+    check(forced.shape == (3, 1, 2, 4, 2, 32) and forced.sequences == [(60, 7)], f"two layers of a document: {forced.sequences}")
+    check(all(near(forced.rows(layer, 0, kind), whole.rows(layer, 0, kind)) and forced.rows(layer, 0, kind)
+              for layer in (1, 2) for kind in range(3)), "the same text gives the same rows")
+    for what, args, status, sentence in (
+            ("layers that the model lacks", ("--record-layers", "2-3"), 1, "not layers of the model"),
+            ("layers backwards", ("--record-layers", "1-0"), 2, "no value"), ("no layers", ("--record-layers", "x"), 2, "no value"),
+            ("no limit", ("--record-limit", "0"), 2, "no value"), ("one token", ("-n", "1"), 1, "a decoded token"),
+            ("a folder that is not there", ("--record", work + "/none/run.trace"), 1, "No such file")):
+        r = run("generate", *base, "-n", "8", *args, words[:20])
+        check(r.returncode == status and sentence in r.stderr and not os.path.exists(path), f"recording {what}: {r.stderr.strip()}")
+    with open(text, "w", encoding="utf-8") as f:
+        f.write(words)
+    r = run("perplexity", *base, "--record-limit", "1", "--docs", "30", "--context", "60", "--decode", "4", text)
+    check(r.returncode == 1 and "the limit is 1" in r.stderr and "run.trace" not in "".join(os.listdir(work)), f"a limit: {r.stderr.strip()}")
+    os.remove(text)
 
 
 def main():
@@ -126,6 +178,7 @@ def main():
     r = policy("perplexity", "--policy", f"topk,{small},dense=1", "--policy", f"cis-mass,{small},dense=1,eps=0.3,floor=-1", "--docs", "2",
                "--context", "60", "--decode", "12", "--json", "-", prompt)
     document(json.loads(r.stdout[r.stdout.index("{"):]), 2, 32)
+    records(run, work, model, words, letters)
     for path in (model, prompt):
         os.remove(path)
     os.rmdir(work)
