@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Reading a trace. Every size is checked against the file's before anything is allocated or added up. */
-#define _FILE_OFFSET_BITS 64
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -185,9 +184,10 @@ static bool parse_index(trace *t, const unsigned char *index, uint64_t end, char
 }
 
 static trace *start(const char *name, char error[TRACE_ERROR]) {
+    const size_t size = strlen(name) + 1;
     trace *t = calloc(1, sizeof *t);
-    if (t && (t->name = malloc(strlen(name) + 1))) {
-        strcpy(t->name, name);
+    if (t && (t->name = malloc(size))) {
+        memcpy(t->name, name, size);
         return t;
     }
     free(t);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Writing a trace: rows are gathered into blocks; index and header come last, so that a recording that was cut short is no trace.
  */
-#define _FILE_OFFSET_BITS 64
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
@@ -71,14 +70,15 @@ static const char *create_error(const trace_shape *s, const uint32_t *contexts, 
 
 static bool allocate(trace_writer *w, const uint32_t *contexts, const char *path) {
     const size_t seqs = w->shape.seqs, streams = w->shape.layer_count * seqs * TRACE_KINDS;
-    w->path = malloc(strlen(path) + 1);
-    w->part = malloc(strlen(path) + sizeof ".part");
+    const size_t length = strlen(path);
+    w->path = malloc(length + 1);
+    w->part = malloc(length + sizeof ".part");
     w->seqs = calloc(seqs, sizeof *w->seqs);
     w->streams = calloc(streams, sizeof *w->streams);
     if (!w->path || !w->part || !w->seqs || !w->streams)
         return fail(w, "no memory");
-    strcpy(w->path, path);
-    sprintf(w->part, "%s.part", path);
+    snprintf(w->path, length + 1, "%s", path);
+    snprintf(w->part, length + sizeof ".part", "%s.part", path);
     for (size_t i = 0; i < seqs; i++)
         w->seqs[i].context = contexts[i];
     for (size_t i = 0; i < streams; i++)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * prhs replay: what its files share. A trace lies on the device once: its K/V in one cache a layer, the decoded rows step by
- * step. A policy is run over it by a session with the model's number of layers, of which the recorded ones are called. It runs up
- * to two ways: audited, every step looked at, for what was dropped and how far outputs are off; and as in normal use, for the
+ * step. A policy is run over it by a session with the model's number of layers, of which the recorded ones are called. It runs in
+ * two ways: audited, every step looked at, for what was dropped and how far outputs are off; and as in normal use, for the
  * time.
  */
 #ifndef PRHS_REPLAY_H
