@@ -244,7 +244,7 @@ struct dropping {
     DEV_MEMBER unsigned four(int p) const
     {
         if (run == 1)
-            return ~(marks[(p - origin) >> 5] >> (p - origin & 31)) & 15;
+            return ~(marks[(p - origin) >> 5] >> ((p - origin) & 31)) & 15;
         unsigned out = 0;
         for (int t = 0; t < 4; t++) {
             const int i = p + t < first ? runs : (p + t - first) / run;
