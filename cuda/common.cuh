@@ -160,14 +160,29 @@ struct place {
     i64 k, v;
 };
 
+/* j / kv.page_size, by multiplication. */
+DEV unsigned page_index(const prhs_k_kv &kv, int j) { return __umulhi(2u * (unsigned)j, kv.page_inverse) >> kv.page_shift; }
+
+/* x * stride, for x >= 0: cheaper than with a sign. */
+DEV i64 steps(unsigned x, prhs_i64 stride) { return (i64)((unsigned long long)x * (unsigned long long)stride); }
+
+/* The same from the first row of the same KV head on; size: bytes an element. */
+DEV place place_in(const prhs_k_kv &kv, const int *pages, int j, int size)
+{
+    const unsigned page = page_index(kv, j), in = (unsigned)j - page * (unsigned)kv.page_size;
+    const unsigned id = (unsigned)min(max(pages[page], 0), kv.pages - 1);
+    place p;
+    p.k = (steps(id, kv.k_page) + steps(in, kv.k_token)) * size;
+    p.v = (steps(id, kv.v_page) + steps(in, kv.v_token)) * size;
+    return p;
+}
+
 DEV place place_of(const prhs_k_kv &kv, const int *pages, int j, int head)
 {
-    const int size = kv.page_size, page = size & (size - 1) ? j / size : j >> (__ffs(size) - 1), in = j - page * size;
-    const int e = element(kv.dtype);
-    const i64 id = min(max(pages[page], 0), kv.pages - 1);
-    place p;
-    p.k = kv.k_off + (id * kv.k_page + in * kv.k_token + head * kv.k_head) * e;
-    p.v = kv.v_off + (id * kv.v_page + in * kv.v_token + head * kv.v_head) * e;
+    const int size = element(kv.dtype);
+    place p = place_in(kv, pages, j, size);
+    p.k += kv.k_off + head * kv.k_head * size;
+    p.v += kv.v_off + head * kv.v_head * size;
     return p;
 }
 

@@ -23,17 +23,6 @@ template <int DP, bool VALUES> struct ring {
 DEV int key_piece(int row, int piece) { return piece ^ (row & 1) << 2; }
 DEV int value_piece(int row, int piece) { return piece ^ (row >> 1 & 3) << 1; }
 
-/* Where token j's rows lie, from the first row of the same KV head on. */
-DEV place place_in(const prhs_k_kv &kv, const int *pages, int j)
-{
-    const int size = kv.page_size, page = size & (size - 1) ? j / size : j >> (__ffs(size) - 1), in = j - page * size;
-    const i64 id = min(max(pages[page], 0), kv.pages - 1);
-    place p;
-    p.k = (id * kv.k_page + in * kv.k_token) * 2;
-    p.v = (id * kv.v_page + in * kv.v_token) * 2;
-    return p;
-}
-
 DEV i64 shuffle_wide(i64 x, int from)
 {
     const unsigned low = __shfl_sync(FULL, (unsigned)x, from), high = __shfl_sync(FULL, (unsigned)((unsigned long long)x >> 32), from);

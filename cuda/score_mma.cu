@@ -39,7 +39,7 @@ DEV place find_key(const prhs_k_kv &kv, const job &j, int base)
     const int t = base + (lane_id() & 15);
     place p = { 0, 0 };
     if (t < j.last)
-        p = place_in(kv, j.pages, t);
+        p = place_in(kv, j.pages, t, 2);
     return p;
 }
 
@@ -198,7 +198,7 @@ template <int T, int DP, int NT, int HM> DEV void add_moments(running<DP, NT, HM
 template <int DP> DEV void load_pivot(const prhs_cu_score &p, const order &o, float pivot[DP / 32])
 {
     const bool any = o.j.set.mid_end > o.j.set.mid_begin;
-    const place at = place_in(p.a.kv, o.j.pages, any ? o.j.set.mid_end - 1 : 0);
+    const place at = place_in(p.a.kv, o.j.pages, any ? o.j.set.mid_end - 1 : 0, 2);
 #pragma unroll
     for (int i = 0; i < DP / 32; i++) {
         const int d = lane_id() * (DP / 32) + i;

@@ -87,7 +87,7 @@ DEV bool find_job(const prhs_cu_serve &p, int i, int item, job *j)
     return false;
 }
 
-/* Where the tile's rows lie: a lane looks one (or several) up. */
+/* Where the tile's rows lie: a lane looks one (or several) up. Past the chunk: where its last row lies. */
 template <int TOKENS> struct lookup {
     static const int EACH = (TOKENS + 31) / 32;
     place at[EACH];
@@ -97,8 +97,8 @@ template <int TOKENS> DEV void look_up(const prhs_k_attend &a, const job &j, int
 {
 #pragma unroll
     for (int i = 0; i < lookup<TOKENS>::EACH; i++) {
-        const int t = base + lane_id() + 32 * i;
-        if (lane_id() + 32 * i < TOKENS && t < j.last)
+        const int t = min(base + lane_id() + 32 * i, j.last - 1);
+        if (lane_id() + 32 * i < TOKENS)
             l->at[i] = place_of(a.kv, j.pages, j.work == PRHS_WORK_ALL ? t : set_position(j.set, j.list, t), head);
     }
 }

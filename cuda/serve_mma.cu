@@ -58,7 +58,7 @@ DEV place find_row(const prhs_k_kv &kv, const order &o, int base)
     const int t = base + (lane_id() & 15);
     place p = { 0, 0 };
     if (t < o.j.last)
-        p = place_in(kv, o.j.pages, o.j.work == PRHS_WORK_ALL ? t : set_position(o.j.set, o.j.list, t));
+        p = place_in(kv, o.j.pages, o.j.work == PRHS_WORK_ALL ? t : set_position(o.j.set, o.j.list, t), 2);
     return p;
 }
 
