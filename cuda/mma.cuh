@@ -110,9 +110,6 @@ template <int T> DEV void spread_weights(const float w[2], weight_terms<T> *t)
     }
 }
 
-DEV unsigned low_halves(unsigned x, unsigned y) { return __byte_perm(x, y, 0x5410); }
-DEV unsigned high_halves(unsigned x, unsigned y) { return __byte_perm(x, y, 0x7632); }
-
 /* Over the lanes that share a head (equal c). */
 DEV float column_max(float x)
 {

@@ -20,32 +20,44 @@ template <int DP, bool VALUES> struct ring {
     static const int BYTES = WARPS * STAGES * STAGE;         /* of a block */
 };
 
+/* Where a piece lies in its row; both change the piece's last three bits alone. */
 DEV int key_piece(int row, int piece) { return piece ^ (row & 1) << 2; }
-DEV int value_piece(int row, int piece) { return piece ^ (row >> 1 & 3) << 1; }
+DEV int value_piece(int row, int piece) { return piece ^ (row & 7); }
 
-DEV i64 shuffle_wide(i64 x, int from)
+/* The first bytes of a row of K and of the same row of V. */
+struct row_start {
+    const byte *k, *v;
+};
+
+DEV const byte *start_of(const byte *x, int lane)
 {
-    const unsigned low = __shfl_sync(FULL, (unsigned)x, from), high = __shfl_sync(FULL, (unsigned)((unsigned long long)x >> 32), from);
-    return (i64)((unsigned long long)high << 32 | low);
+    const unsigned long long p = (unsigned long long)x;
+    const unsigned low = __shfl_sync(FULL, (unsigned)p, lane), high = __shfl_sync(FULL, (unsigned)(p >> 32), lane);
+    return (const byte *)((unsigned long long)high << 32 | low);
 }
 
-/* Sends for a tile of n rows (fewer than 1: for nothing); `mine` says where row lane % 16 lies. Rows past n become zeros. */
-template <int DP, bool VALUES> DEV void send_tile(byte *stage, const byte *keys, const byte *values, const place &mine, int n, int dim)
+/*
+ * Sends for a tile of n rows (fewer than 1: for nothing); lane from + r says in `at` where row r lies. Rows past n become zeros and are not
+ * read. Eight lanes copy 128 bytes of a row at a time, so that all that differs between a lane's copies of a row is a constant.
+ */
+template <int DP, bool VALUES> DEV void send_tile(byte *stage, const row_start &at, int from, int n, int dim)
 {
-    const int PIECES = DP / 8, EACH = 32 / PIECES > 0 ? 32 / PIECES : 1; /* rows a round */
-    const int lane = lane_id();
+    const int group = lane_id() >> 3, piece = lane_id() & 7;
+    if (n <= 0)
+        return;
+    byte *keys = stage + group * DP * 2 + key_piece(group, piece) * 16;
+    byte *values = stage + ring<DP, VALUES>::SIDE + group * DP * 2;
 #pragma unroll
-    for (int i = 0; i < ROWS / EACH; i++) {
-        const int row = i * EACH + lane / PIECES, piece = lane % PIECES;
-        const i64 k = shuffle_wide(mine.k, row);
-        const bool real = row < n;
-        if (n > 0 && piece * 8 < dim)
-            copy_async_or_zero(stage + row * DP * 2 + key_piece(row, piece) * 16, keys + (real ? k : 0) + piece * 16, real);
-        if (VALUES) {
-            const i64 v = shuffle_wide(mine.v, row);
-            if (n > 0 && piece * 8 < dim)
-                copy_async_or_zero(stage + ROWS * DP * 2 + row * DP * 2 + value_piece(row, piece) * 16, values + (real ? v : 0) + piece * 16,
-                                   real);
+    for (int i = 0; i < ROWS / 4; i++) {
+        const int row = i * 4 + group;
+        const byte *k = start_of(at.k, from + row) + piece * 16, *v = VALUES ? start_of(at.v, from + row) + piece * 16 : nullptr;
+#pragma unroll
+        for (int j = 0; j < DP / 64; j++) {
+            if (j * 64 + piece * 8 < dim) {
+                copy_async_or_zero(keys + i * 4 * DP * 2 + j * 128, k + j * 128, row < n);
+                if (VALUES)
+                    copy_async_or_zero(values + i * 4 * DP * 2 + j * 128 + value_piece(group + 4 * (i & 1), piece) * 16, v + j * 128, row < n);
+            }
         }
     }
 }
@@ -64,9 +76,7 @@ template <int DP, bool VALUES> DEV void clear_ring(byte *ring_of_block, int dim)
 template <int T, int DP, int NT> DEV void score_stage(const byte *keys, const query_terms<T, DP> (&q)[NT], float (&s)[NT][2])
 {
     const int g = lane_id() >> 2, c = lane_id() & 3;
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++)
-        s[nt][0] = s[nt][1] = 0.0f;
+    float sums[NT][4] = {}; /* of each row's two columns */
 #pragma unroll
     for (int j = 0; j < DP / 32; j++) {
         const int piece = key_piece(g, j * 4 + c);
@@ -82,47 +92,44 @@ template <int T, int DP, int NT> DEV void score_stage(const byte *keys, const qu
 #pragma unroll
                 for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
                     multiply<T == PRHS_K_BF16>(acc, a[half], q[nt].b[pair][j][2 * half], q[nt].b[pair][j][2 * half + 1]);
-                s[nt][0] += joined_terms<T>(acc[0], acc[1]);
-                s[nt][1] += joined_terms<T>(acc[2], acc[3]);
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    sums[nt][i] += acc[i];
             }
     }
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
-        s[nt][0] *= q[nt].scale;
-        s[nt][1] *= q[nt].scale;
+        s[nt][0] = joined_terms<T>(sums[nt][0], sums[nt][1]) * q[nt].scale;
+        s[nt][1] = joined_terms<T>(sums[nt][2], sums[nt][3]) * q[nt].scale;
     }
 }
 
-/* Adds a stage's weighted values; a lane's sums are of head c, channels (8 j + g) * 8 ... + 7. */
+/*
+ * Sums of weighted values, head c of each four: a lane's are of channels 8 j + g. Both columns by themselves: joined at the end.
+ */
+template <int DP, int NT> struct value_sums {
+    float o[NT][DP / 8][2];
+};
+
+/* Adds a stage's weighted values. */
 template <int T, int DP, int NT>
-DEV void add_stage(const byte *values, const weight_terms<T> (&w)[NT], float (&o)[NT][DP / 64][8])
+DEV void add_stage(const byte *values, const weight_terms<T> (&w)[NT], value_sums<DP, NT> *sums)
 {
-    const int g = lane_id() >> 2, c = lane_id() & 3;
+    /* Matrices of 8 rows and 8 channels: rows 0 to 7 of pieces 2 m and 2 m + 1, then rows 8 to 15. */
+    const int row = (lane_id() & 7) + (lane_id() >> 4) * 8, odd = lane_id() >> 3 & 1;
 #pragma unroll
-    for (int j = 0; j < DP / 64; j++) {
-        unsigned x[4][4];
+    for (int m = 0; m < DP / 16; m++) {
+        unsigned a[4];
+        load_matrices_transposed(a, values + row * DP * 2 + value_piece(row, 2 * m + odd) * 16);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int row = 2 * c + (i & 1) + (i >> 1) * 8;
-            const uint4 v = *(const uint4 *)(values + row * DP * 2 + value_piece(row, j * 8 + g) * 16);
-            x[i][0] = v.x;
-            x[i][1] = v.y;
-            x[i][2] = v.z;
-            x[i][3] = v.w;
-        }
+        for (int nt = 0; nt < NT; nt++) {
+            float acc[4] = {};
 #pragma unroll
-        for (int m = 0; m < 4; m++) {
-            const unsigned a[4] = { low_halves(x[0][m], x[1][m]), high_halves(x[0][m], x[1][m]), low_halves(x[2][m], x[3][m]),
-                                    high_halves(x[2][m], x[3][m]) };
+            for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
+                multiply<T == PRHS_K_BF16>(acc, a, w[nt].b[pair][0], w[nt].b[pair][1]);
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                float acc[4] = {};
-#pragma unroll
-                for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
-                    multiply<T == PRHS_K_BF16>(acc, a, w[nt].b[pair][0], w[nt].b[pair][1]);
-                o[nt][j][2 * m] += joined_terms<T>(acc[0], acc[1]);
-                o[nt][j][2 * m + 1] += joined_terms<T>(acc[2], acc[3]);
-            }
+            for (int i = 0; i < 4; i++)
+                sums->o[nt][2 * m + (i >> 1)][i & 1] += acc[i];
         }
     }
 }

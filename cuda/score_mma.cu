@@ -13,11 +13,6 @@ struct order {
     const byte *keys; /* the KV head's first row */
 };
 
-/* Where the keys of this warp's first two tiles of an order lie. */
-struct starts {
-    place first, second;
-};
-
 /* What a warp has seen. Without moments the sums are a lane's own; with them `mid` has the warp's top. HM: heads with moments. */
 template <int DP, int NT, int HM> struct running {
     logsum mid[NT], out[NT];
@@ -34,50 +29,50 @@ DEV int tile_from(const job &j, int base)
     return base;
 }
 
-DEV place find_key(const prhs_k_kv &kv, const job &j, int base)
+/* Where a lane's key lies: half a warp's keys are those of the tile at `base`, the other half's those of the warp's next tile. */
+DEV row_start find_keys(const prhs_k_kv &kv, const order &o, int base)
 {
-    const int t = base + (lane_id() & 15);
-    place p = { 0, 0 };
-    if (t < j.last)
-        p = place_in(kv, j.pages, t, 2);
-    return p;
+    const int from = lane_id() < 16 ? base : tile_from(o.j, base + WARPS * ROWS);
+    return row_start{ o.keys + place_in(kv, o.j.pages, min(from + (lane_id() & 15), o.j.last - 1), 2).k, nullptr };
 }
 
 /* Fills *o with what the block does after *now (nullptr: first). False: nothing is left. */
 template <int HB>
-DEV bool next_order(const prhs_cu_score &p, turns *t, const int *counts, int *prefix, const order *now, order *o, starts *s)
+DEV bool next_order(const prhs_cu_score &p, turns *t, const int *counts, int *prefix, const order *now, order *o)
 {
     const prhs_k_score &a = p.a;
     byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];
-    if (now && now->h0 + HB < a.shape.unit_heads) {
-        if (threadIdx.x == 0) {
+    const bool again = now && now->h0 + HB < a.shape.unit_heads;
+    int i = 0, item = 0;
+    if (!again && !turns_next(
+                      t, a.batch.max_seqs * a.shape.units, prefix,
+                      [&](int k) { return counts ? counts[k] : count_unit(a, seqs, ws, k); }, &i, &item))
+        return false;
+    if (threadIdx.x == 0) {
+        if (again) {
             *o = *now;
             o->h0 += HB;
-        }
-    } else {
-        int i, item;
-        if (!turns_next(
-                t, a.batch.max_seqs * a.shape.units, prefix,
-                [&](int k) { return counts ? counts[k] : count_unit(a, seqs, ws, k); }, &i, &item))
-            return false;
-        if (threadIdx.x == 0) {
+        } else {
             o->j = job_of(p, i, item);
             o->h0 = 0;
         }
-    }
-    if (threadIdx.x == 0)
         o->keys = p.mem[PRHS_R_K] + a.kv.k_off + (o->j.u * a.shape.unit_heads + o->h0) / a.shape.group * a.kv.k_head * 2;
+    }
     __syncthreads();
-    const int base = tile_from(o->j, o->j.first + warp_id() * ROWS);
-    s->first = find_key(a.kv, o->j, base);
-    s->second = find_key(a.kv, o->j, tile_from(o->j, base + WARPS * ROWS));
     return true;
 }
 
-template <int DP> DEV void send_first(byte *stage, const order &o, const place &first, int dim)
+/* Base of this warp's first (tile 0) or second (1) tile of an order. */
+DEV int early_tile(const job &j, int tile)
 {
-    const int base = tile_from(o.j, o.j.first + warp_id() * ROWS);
-    send_tile<DP, false>(stage, o.keys, nullptr, first, o.j.last - base, dim);
+    const int first = tile_from(j, j.first + warp_id() * ROWS);
+    return tile ? tile_from(j, first + WARPS * ROWS) : first;
+}
+
+/* Sends that tile, if there is one. */
+template <int DP> DEV void send_early(byte *stage, const order &o, const row_start &rows, int tile, int dim)
+{
+    send_tile<DP, false>(stage, rows, tile * 16, o.j.last - early_tile(o.j, tile), dim);
 }
 
 /* --- sums --- */
@@ -241,54 +236,52 @@ DEV void put_moments(const prhs_k_score &a, const running<DP, NT, HM> &x, const 
 
 /* The warp's tiles of an order, as in serve_mma.cu. */
 template <int T, int DP, int NT, int HM>
-DEV void score_tiles(const prhs_k_score &a, const order &now, place second, const order *next, const place &next_first,
-                     const query_terms<T, DP> (&q)[NT], float *const (&rows)[NT], float *w, byte *mine, int *stage,
-                     running<DP, NT, HM> *x)
+DEV void score_tiles(const prhs_k_score &a, const order &now, const order *next, const row_start &next_rows, const query_terms<T, DP> (&q)[NT],
+                     float *const (&rows)[NT], float *w, byte *mine, int *stage, running<DP, NT, HM> *x)
 {
     typedef ring<DP, false> r;
     const job &j = now.j;
-    int base = tile_from(j, j.first + warp_id() * ROWS);
-    if (base >= j.last) {
-        if (next)
-            send_first<DP>(mine + *stage * r::STAGE, *next, next_first, a.shape.dim);
-        copy_commit();
-    }
-    for (int following; base < j.last; base = following) {
-        byte *other = mine + (*stage ^ 1) * r::STAGE;
-        following = tile_from(j, base + WARPS * ROWS);
-        if (following < j.last) {
-            send_tile<DP, false>(other, now.keys, nullptr, second, j.last - following, a.shape.dim);
-            second = find_key(a.kv, j, tile_from(j, following + WARPS * ROWS));
-        } else if (next) {
-            send_first<DP>(other, *next, next_first, a.shape.dim);
-        }
-        copy_commit();
+    const int step = WARPS * ROWS;
+    row_start starts = next_rows;
+    int base = early_tile(j, 0), after = early_tile(j, 1);
+    for (int i = 0, early = 0; i < 2 || base < j.last; i++) {
+        byte *at = mine + *stage * r::STAGE;
+        const int second = tile_from(j, after + step);
+        if (!(i & 1) && second < j.last)
+            starts = find_keys(a.kv, now, second);
         copy_wait<1>();
         __syncwarp();
-        const byte *keys = mine + *stage * r::STAGE;
-        float s[NT][2];
-        bool inside[2];
-        score_stage<T, DP, NT>(keys, q, s);
+        if (base < j.last) {
+            float s[NT][2];
+            bool inside[2];
+            score_stage<T, DP, NT>(at, q, s);
 #pragma unroll
-        for (int nt = 0; nt < NT; nt++) {
-            s[nt][0] *= a.shape.scale;
-            s[nt][1] *= a.shape.scale;
-            take_scores<(HM > 0)>(j, base, rows[nt], s[nt], &x->mid[nt], &x->out[nt], inside);
-        }
-        if constexpr (HM > 0) {
-            weigh<DP, NT, HM>(x, s[0], inside, w);
+            for (int nt = 0; nt < NT; nt++) {
+                s[nt][0] *= a.shape.scale;
+                s[nt][1] *= a.shape.scale;
+                take_scores<(HM > 0)>(j, base, rows[nt], s[nt], &x->mid[nt], &x->out[nt], inside);
+            }
+            if constexpr (HM > 0) {
+                weigh<DP, NT, HM>(x, s[0], inside, w);
+                __syncwarp();
+                add_moments<T, DP, NT, HM>(x, at, w, max(0, j.set.mid_begin - base), min(ROWS, min(j.last, j.set.mid_end) - base));
+            }
             __syncwarp();
-            add_moments<T, DP, NT, HM>(x, keys, w, max(0, j.set.mid_begin - base), min(ROWS, min(j.last, j.set.mid_end) - base));
         }
-        __syncwarp();
+        if (second < j.last)
+            send_tile<DP, false>(at, starts, (i & 1) * 16, j.last - second, a.shape.dim);
+        else if (next)
+            send_early<DP>(at, *next, next_rows, early++, a.shape.dim);
+        copy_commit();
         *stage ^= 1;
+        base = after;
+        after = second;
     }
 }
 
 /* Heads [h0, h0 + 4 NT) of the order's unit over its chunk; with moments HM of them. */
 template <int T, int DP, int NT, int HM>
-DEV void score_order(const prhs_cu_score &p, const order &now, const place &second, const order *next, const place &next_first, byte *mine,
-                     int *stage)
+DEV void score_order(const prhs_cu_score &p, const order &now, const order *next, const row_start &next_rows, byte *mine, int *stage)
 {
     __shared__ logsum mids[WARPS][NT * 4], outs[WARPS][NT * 4];
     __shared__ float weights[WARPS][ROWS * (HM > 0 ? HM : 1)];
@@ -317,7 +310,7 @@ DEV void score_order(const prhs_cu_score &p, const order &now, const place &seco
             for (int i = 0; i < DP / 32; i++)
                 x.m1[h][i] = x.m2[h][i] = 0.0f;
     }
-    score_tiles<T, DP, NT, HM>(a, now, second, next, next_first, q, rows, weights[warp], mine, stage, &x);
+    score_tiles<T, DP, NT, HM>(a, now, next, next_rows, q, rows, weights[warp], mine, stage, &x);
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         x.mid[nt] = gathered(x.mid[nt]);
@@ -349,19 +342,25 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
     grid_begin();
     grid_release();
     turns t = turns_begin(counts ? TURNS_EACH : 1);
-    starts now, next;
-    int stage = 0, o = 0;
-    bool more = next_order<HB>(p, &t, counts, prefix, nullptr, &orders[0], &now);
-    if (more)
-        send_first<DP>(mine, orders[0], now.first, a.shape.dim);
-    copy_commit();
-    while (more) {
-        const order &it = orders[o], &after = orders[o ^ 1];
-        more = next_order<HB>(p, &t, counts, prefix, &it, &orders[o ^ 1], &next);
-        score_order<T, DP, NT, HM>(p, it, now.second, more ? &after : nullptr, next.first, mine, &stage);
-        __syncthreads(); /* the order's place is free for the one after the next */
+    row_start rows = { nullptr, nullptr };
+    int stage = 0, o = 1;
+    const order *now = nullptr;
+    for (bool more = true; more; o ^= 1) {
+        more = next_order<HB>(p, &t, counts, prefix, now, &orders[o ^ 1]);
+        const order *next = more ? &orders[o ^ 1] : nullptr;
+        if (more)
+            rows = find_keys(a.kv, *next, early_tile(next->j, 0));
+        if (now) {
+            score_order<T, DP, NT, HM>(p, *now, next, rows, mine, &stage);
+            __syncthreads(); /* the order's place is free for the one after the next */
+        } else if (more) {
+#pragma unroll 1
+            for (int i = 0; i < 2; i++) {
+                send_early<DP>(mine + i * r::STAGE, *next, rows, i, a.shape.dim);
+                copy_commit();
+            }
+        }
         now = next;
-        o ^= 1;
     }
     copy_wait<0>();
 }

@@ -44,7 +44,7 @@ static bool tensor(const prhs_nv_device *dev, const prhs_op_key *key, const char
 }
 
 /* From how many heads that share their rows the tensor cores are worth it: below, float32 arithmetic keeps up with the memory. */
-enum { SERVE_SHARERS = 5, SCORE_SHARERS = 2 };
+enum { SERVE_SHARERS = 2, SCORE_SHARERS = 2 };
 
 /*
  * score and serve, whose blocks let h heads of a unit share each K/V row; _m: with moments. On tensor cores: _<K/V dtype>_d<head size,
