@@ -36,30 +36,43 @@ DEV const byte *start_of(const byte *x, int lane)
     return (const byte *)((unsigned long long)high << 32 | low);
 }
 
+/* Copies of row I * 4 + a lane's own; J counts 128 bytes. */
+template <int DP, bool VALUES, int I, int J>
+DEV void send_pieces(shared_at keys, shared_at values, const byte *k, const byte *v, bool real, int left)
+{
+    if constexpr (J < DP / 64) {
+        if (J * 64 < left) {
+            copy_async_or_zero<I * 4 * DP * 2 + J * 128, J * 128>(keys, k, real);
+            if (VALUES)
+                copy_async_or_zero<I * 4 * DP * 2 + J * 128, J * 128>(values, v, real);
+        }
+        send_pieces<DP, VALUES, I, J + 1>(keys, values, k, v, real, left);
+    }
+}
+
+template <int DP, bool VALUES, int I>
+DEV void send_rows(shared_at keys, const shared_at (&values)[2], const row_start &at, int from, int n, int left)
+{
+    if constexpr (I < ROWS / 4) {
+        const int at_once = (lane_id() & 7) * 16;
+        const byte *k = start_of(at.k, from + I * 4) + at_once, *v = VALUES ? start_of(at.v, from + I * 4) + at_once : nullptr;
+        send_pieces<DP, VALUES, I, 0>(keys, values[I & 1], k, v, I * 4 < n, left);
+        send_rows<DP, VALUES, I + 1>(keys, values, at, from, n, left);
+    }
+}
+
 /*
  * Sends for a tile of n rows (fewer than 1: for nothing); lane from + r says in `at` where row r lies. Rows past n become zeros and are not
  * read. Eight lanes copy 128 bytes of a row at a time, so that all that differs between a lane's copies of a row is a constant.
  */
-template <int DP, bool VALUES> DEV void send_tile(byte *stage, const row_start &at, int from, int n, int dim)
+template <int DP, bool VALUES> DEV void send_tile(shared_at stage, const row_start &at, int from, int n, int dim)
 {
     const int group = lane_id() >> 3, piece = lane_id() & 7;
     if (n <= 0)
         return;
-    byte *keys = stage + group * DP * 2 + key_piece(group, piece) * 16;
-    byte *values = stage + ring<DP, VALUES>::SIDE + group * DP * 2;
-#pragma unroll
-    for (int i = 0; i < ROWS / 4; i++) {
-        const int row = i * 4 + group;
-        const byte *k = start_of(at.k, from + row) + piece * 16, *v = VALUES ? start_of(at.v, from + row) + piece * 16 : nullptr;
-#pragma unroll
-        for (int j = 0; j < DP / 64; j++) {
-            if (j * 64 + piece * 8 < dim) {
-                copy_async_or_zero(keys + i * 4 * DP * 2 + j * 128, k + j * 128, row < n);
-                if (VALUES)
-                    copy_async_or_zero(values + i * 4 * DP * 2 + j * 128 + value_piece(group + 4 * (i & 1), piece) * 16, v + j * 128, row < n);
-            }
-        }
-    }
+    const shared_at row = stage + group * DP * 2, other = row + ring<DP, VALUES>::SIDE;
+    const shared_at values[2] = { other + value_piece(group, piece) * 16, other + value_piece(group + 4, piece) * 16 };
+    send_rows<DP, VALUES, 0>(row + key_piece(group, piece) * 16, values, at, from + group, n - group, dim - piece * 8);
 }
 
 /* Zeros where no copy ever writes: channels between D and DP. */
@@ -79,9 +92,9 @@ template <int T, int DP, int NT> DEV void score_stage(const byte *keys, const qu
     float sums[NT][4] = {}; /* of each row's two columns */
 #pragma unroll
     for (int j = 0; j < DP / 32; j++) {
-        const int piece = key_piece(g, j * 4 + c);
-        const uint4 x = *(const uint4 *)(keys + g * DP * 2 + piece * 16);
-        const uint4 y = *(const uint4 *)(keys + (g + 8) * DP * 2 + piece * 16);
+        const byte *row = keys + g * DP * 2 + key_piece(g, (j & 1) * 4 + c) * 16;
+        const uint4 x = *(const uint4 *)(row + (j >> 1) * 128);
+        const uint4 y = *(const uint4 *)(row + (j >> 1) * 128 + 8 * DP * 2);
         const unsigned a[2][4] = { { x.x, y.x, x.y, y.y }, { x.z, y.z, x.w, y.w } };
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
@@ -111,16 +124,12 @@ template <int DP, int NT> struct value_sums {
     float o[NT][DP / 8][2];
 };
 
-/* Adds a stage's weighted values. */
-template <int T, int DP, int NT>
-DEV void add_stage(const byte *values, const weight_terms<T> (&w)[NT], value_sums<DP, NT> *sums)
+template <int T, int DP, int NT, int M>
+DEV void add_pieces(const shared_at (&values)[4], const weight_terms<T> (&w)[NT], value_sums<DP, NT> *sums)
 {
-    /* Matrices of 8 rows and 8 channels: rows 0 to 7 of pieces 2 m and 2 m + 1, then rows 8 to 15. */
-    const int row = (lane_id() & 7) + (lane_id() >> 4) * 8, odd = lane_id() >> 3 & 1;
-#pragma unroll
-    for (int m = 0; m < DP / 16; m++) {
+    if constexpr (M < DP / 16) {
         unsigned a[4];
-        load_matrices_transposed(a, values + row * DP * 2 + value_piece(row, 2 * m + odd) * 16);
+        load_matrices_transposed<M / 4 * 128>(a, values[M & 3]);
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
             float acc[4] = {};
@@ -129,9 +138,22 @@ DEV void add_stage(const byte *values, const weight_terms<T> (&w)[NT], value_sum
                 multiply<T == PRHS_K_BF16>(acc, a, w[nt].b[pair][0], w[nt].b[pair][1]);
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                sums->o[nt][2 * m + (i >> 1)][i & 1] += acc[i];
+                sums->o[nt][2 * M + (i >> 1)][i & 1] += acc[i];
         }
+        add_pieces<T, DP, NT, M + 1>(values, w, sums);
     }
+}
+
+/* Adds a stage's weighted values. Matrices have 8 rows and 8 channels: rows 0 to 7 of pieces 2 m and 2 m + 1, then rows 8 to 15. */
+template <int T, int DP, int NT>
+DEV void add_stage(shared_at values, const weight_terms<T> (&w)[NT], value_sums<DP, NT> *sums)
+{
+    const int row = (lane_id() & 7) + (lane_id() >> 4) * 8, odd = lane_id() >> 3 & 1;
+    shared_at at[4];
+#pragma unroll
+    for (int m = 0; m < 4; m++)
+        at[m] = values + row * DP * 2 + value_piece(row, 2 * m + odd) * 16;
+    add_pieces<T, DP, NT, 0>(at, w, sums);
 }
 
 #endif

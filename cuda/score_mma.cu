@@ -69,11 +69,8 @@ DEV int early_tile(const job &j, int tile)
     return tile ? tile_from(j, first + WARPS * ROWS) : first;
 }
 
-/* Sends that tile, if there is one. */
-template <int DP> DEV void send_early(byte *stage, const order &o, const row_start &rows, int tile, int dim)
-{
-    send_tile<DP, false>(stage, rows, tile * 16, o.j.last - early_tile(o.j, tile), dim);
-}
+/* Keys from that tile to the order's end. */
+DEV int early_keys(const order &o, int tile) { return o.j.last - early_tile(o.j, tile); }
 
 /* --- sums --- */
 
@@ -237,17 +234,19 @@ DEV void put_moments(const prhs_k_score &a, const running<DP, NT, HM> &x, const 
 /* The warp's tiles of an order, as in serve_mma.cu. */
 template <int T, int DP, int NT, int HM>
 DEV void score_tiles(const prhs_k_score &a, const order &now, const order *next, const row_start &next_rows, const query_terms<T, DP> (&q)[NT],
-                     float *const (&rows)[NT], float *w, byte *mine, int *stage, running<DP, NT, HM> *x)
+                     float *const (&rows)[NT], float *w, const byte *mine, int *stage, running<DP, NT, HM> *x)
 {
     typedef ring<DP, false> r;
     const job &j = now.j;
     const int step = WARPS * ROWS;
+    const shared_at ring_at = shared_at_of(mine);
     row_start starts = next_rows;
     int base = early_tile(j, 0), after = early_tile(j, 1);
     for (int i = 0, early = 0; i < 2 || base < j.last; i++) {
-        byte *at = mine + *stage * r::STAGE;
+        const byte *at = mine + *stage * r::STAGE;
         const int second = tile_from(j, after + step);
-        if (!(i & 1) && second < j.last)
+        const bool more = second < j.last;
+        if (more && !(i & 1))
             starts = find_keys(a.kv, now, second);
         copy_wait<1>();
         __syncwarp();
@@ -268,10 +267,11 @@ DEV void score_tiles(const prhs_k_score &a, const order &now, const order *next,
             }
             __syncwarp();
         }
-        if (second < j.last)
-            send_tile<DP, false>(at, starts, (i & 1) * 16, j.last - second, a.shape.dim);
-        else if (next)
-            send_early<DP>(at, *next, next_rows, early++, a.shape.dim);
+        if (!more)
+            starts = next_rows;
+        const int tile = more ? i & 1 : early++;
+        send_tile<DP, false>(ring_at + *stage * r::STAGE, starts, tile * 16, more ? j.last - second : next ? early_keys(*next, tile) : 0,
+                             a.shape.dim);
         copy_commit();
         *stage ^= 1;
         base = after;
@@ -356,7 +356,7 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
         } else if (more) {
 #pragma unroll 1
             for (int i = 0; i < 2; i++) {
-                send_early<DP>(mine + i * r::STAGE, *next, rows, i, a.shape.dim);
+                send_tile<DP, false>(shared_at_of(mine) + i * r::STAGE, rows, i * 16, early_keys(*next, i), a.shape.dim);
                 copy_commit();
             }
         }

@@ -87,11 +87,8 @@ DEV bool next_order(const prhs_cu_serve &p, turns *t, const int *counts, int *pr
     return true;
 }
 
-/* Sends this warp's first (tile 0) or second (1) tile of an order, if it has one. */
-template <int DP> DEV void send_early(byte *stage, const order &o, const row_start &rows, int tile, int dim)
-{
-    send_tile<DP, true>(stage, rows, tile * 16, o.j.last - o.j.first - (warp_id() + tile * WARPS) * ROWS, dim);
-}
+/* Rows from this warp's first (tile 0) or second (1) tile of an order to its end. */
+DEV int early_rows(const order &o, int tile) { return o.j.last - o.j.first - (warp_id() + tile * WARPS) * ROWS; }
 
 /*
  * The warp's tiles of an order whose first two have been sent, to *stage and the other one. Sends the later ones, and the first two of the
@@ -99,23 +96,25 @@ template <int DP> DEV void send_early(byte *stage, const order &o, const row_sta
  */
 template <int T, int DP, int NT>
 DEV void attend_tiles(const prhs_k_attend &a, const order &now, const order *next, const row_start &next_rows,
-                      const query_terms<T, DP> (&q)[NT], byte *mine, int *stage, running<DP, NT> *x)
+                      const query_terms<T, DP> (&q)[NT], const byte *mine, int *stage, running<DP, NT> *x)
 {
     typedef ring<DP, true> r;
     const int step = WARPS * ROWS, last = now.j.last;
+    const shared_at ring_at = shared_at_of(mine);
     row_start rows = next_rows;
     int base = now.j.first + warp_id() * ROWS;
     for (int i = 0, early = 0; i < 2 || base < last; i++, base += step) {
-        byte *at = mine + *stage * r::STAGE;
         const int second = base + 2 * step;
-        if (!(i & 1) && second < last)
+        const bool inside = second < last;
+        const shared_at at = ring_at + *stage * r::STAGE;
+        if (inside && !(i & 1))
             rows = find_rows(a.kv, now, second);
         copy_wait<1>();
         __syncwarp();
         if (base < last) {
             float s[NT][2];
             weight_terms<T> w[NT];
-            score_stage<T, DP, NT>(at, q, s);
+            score_stage<T, DP, NT>(mine + *stage * r::STAGE, q, s);
 #pragma unroll
             for (int nt = 0; nt < NT; nt++) {
                 s[nt][0] *= a.shape.scale;
@@ -126,10 +125,10 @@ DEV void attend_tiles(const prhs_k_attend &a, const order &now, const order *nex
             add_stage<T, DP, NT>(at + r::SIDE, w, &x->values);
             __syncwarp();
         }
-        if (second < last)
-            send_tile<DP, true>(at, rows, (i & 1) * 16, last - second, a.shape.dim);
-        else if (next)
-            send_early<DP>(at, *next, next_rows, early++, a.shape.dim);
+        if (!inside)
+            rows = next_rows;
+        const int tile = inside ? i & 1 : early++;
+        send_tile<DP, true>(at, rows, tile * 16, inside ? last - second : next ? early_rows(*next, tile) : 0, a.shape.dim);
         copy_commit();
         *stage ^= 1;
     }
@@ -216,7 +215,7 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
         } else if (more) {
 #pragma unroll 1
             for (int i = 0; i < 2; i++) {
-                send_early<DP>(mine + i * r::STAGE, *next, rows, i, a.shape.dim);
+                send_tile<DP, true>(shared_at_of(mine) + i * r::STAGE, rows, i * 16, early_rows(*next, i), a.shape.dim);
                 copy_commit();
             }
         }
