@@ -130,11 +130,10 @@ DEV bool seq_ok(const prhs_k_batch &k, const prhs_seq *s)
            s->row_begin >= 0 && s->row_begin <= k.max_rows - s->row_count;
 }
 
-DEV entry entry_of(const prhs_k_batch &k, const byte *seqs, i64 b)
+DEV entry entry_from(const prhs_k_batch &k, const prhs_seq &s)
 {
-    const prhs_seq *s = seq_at(k, seqs, b);
-    entry e = { s->slot, s->flags, s->kv_len, s->row_count, s->prompt_len, s->row_begin, IDLE, 0, 0, 0 };
-    if (!seq_ok(k, s))
+    entry e = { s.slot, s.flags, s.kv_len, s.row_count, s.prompt_len, s.row_begin, IDLE, 0, 0, 0 };
+    if (!seq_ok(k, &s))
         return e;
     if (e.flags & PRHS_SEQ_SEED) {
         e.kind = SEED;
@@ -149,6 +148,8 @@ DEV entry entry_of(const prhs_k_batch &k, const byte *seqs, i64 b)
     }
     return e;
 }
+
+DEV entry entry_of(const prhs_k_batch &k, const byte *seqs, i64 b) { return entry_from(k, *seq_at(k, seqs, b)); }
 
 DEV const int *pages_of(const prhs_k_batch &k, const byte *pages, i64 b)
 {
@@ -342,11 +343,14 @@ DEV int block_prefix(int x, int *before)
 
 #define TURNS_EACH 4 /* counts that a thread looks at together, where they lie in memory */
 
-/* Where a block stands among items of which count(i) belong to index i of [0, n): it takes items b, b + gridDim.x, ... of them all. */
+/*
+ * Where a block stands among items of which count(look(i)) belong to index i of [0, n): it takes items b, b + gridDim.x, ... of them all.
+ * look() reads, for all of a thread's indices at once; count() may be work.
+ */
 struct turns {
     i64 next, base;   /* base: items before the indices from `first` on */
     int first, total;
-    int each;         /* counts a thread: TURNS_EACH at most; 1 where counting is work */
+    int each;         /* counts a thread: TURNS_EACH at most */
 };
 
 DEV turns turns_begin(int each) { return turns{ blockIdx.x, 0, -each * (int)blockDim.x, 0, each }; }
@@ -355,7 +359,7 @@ DEV turns turns_begin(int each) { return turns{ blockIdx.x, 0, -each * (int)bloc
  * The block's next item: index *i, the index's item *item. All threads of the block call it together; it has barriers. prefix: shared,
  * `each` ints a thread.
  */
-template <class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item)
+template <class Look, class Count> DEV bool turns_next(turns *t, int n, int *prefix, Look look, Count count, int *i, int *item)
 {
     const int each = t->each;
     while (t->next >= t->base + t->total) {
@@ -366,9 +370,13 @@ template <class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count c
             return false;
         const int mine = t->first + each * threadIdx.x;
         int sums[TURNS_EACH], sum = 0, before;
+        decltype(look(0)) seen[TURNS_EACH];
 #pragma unroll
         for (int k = 0; k < TURNS_EACH; k++)
-            sums[k] = k < each && mine + k < n ? count(mine + k) : 0;
+            seen[k] = look(min(mine + (k < each ? k : 0), n - 1));
+#pragma unroll
+        for (int k = 0; k < TURNS_EACH; k++)
+            sums[k] = k < each && mine + k < n ? count(seen[k]) : 0;
 #pragma unroll
         for (int k = 0; k < TURNS_EACH; k++)
             sums[k] = sum += sums[k];
@@ -401,7 +409,8 @@ template <class Count, class Work> DEV void take_turns(int n, int each, int *pre
 {
     turns t = turns_begin(each);
     int i, item;
-    while (turns_next(&t, n, prefix, count, &i, &item))
+    while (turns_next(
+        &t, n, prefix, [](int k) { return k; }, count, &i, &item))
         work(i, item);
 }
 

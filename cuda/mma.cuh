@@ -52,23 +52,45 @@ template <int T, int DP> struct query_terms {
     float scale;                             /* of head c: a power of two, so that halves neither overflow nor vanish */
 };
 
-template <int T, int DP>
-DEV void load_query_terms(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, query_terms<T, DP> *t)
+/* A lane's part of queries as they lie in memory: asked for early. */
+template <int DP> struct query_words {
+    uint4 w[DP / 32][2]; /* the second ones where they are float32 */
+};
+
+template <int DP>
+DEV void load_query_words(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, query_words<DP> *words)
+{
+    const int g = lane_id() >> 2, c = lane_id() & 3, size = element(rows.dtype);
+    const byte *base = row_at(rows, q, row, head + min(g >> 1, heads - 1));
+#pragma unroll
+    for (int j = 0; j < DP / 32; j++) {
+        const int d = (j * 4 + c) * 8;
+        words->w[j][0] = load_stream_or_zero(base + d * size, d < dim);
+        words->w[j][1] = load_stream_or_zero(base + d * size + 16, d < dim && size == 4);
+    }
+}
+
+DEV void query_floats(int dtype, const uint4 (&w)[2], float x[8])
+{
+    if (dtype == PRHS_K_F32)
+        floats_of(raw8<PRHS_K_F32>{ { w[0], w[1] } }, x);
+    else if (dtype == PRHS_K_F16)
+        floats_of(raw8<PRHS_K_F16>{ { w[0] } }, x);
+    else
+        floats_of(raw8<PRHS_K_BF16>{ { w[0] } }, x);
+}
+
+template <int T, int DP> DEV void make_query_terms(int dtype, const query_words<DP> &words, query_terms<T, DP> *t)
 {
     const int g = lane_id() >> 2, c = lane_id() & 3;
-    const byte *base = row_at(rows, q, row, head + min(g >> 1, heads - 1));
     float top = 0.0f, up = 1.0f;
     float x[DP / 32][8];
 #pragma unroll
     for (int j = 0; j < DP / 32; j++) {
-        const int d = (j * 4 + c) * 8;
-        if (d < dim)
-            load_eight(rows.dtype, base + d * element(rows.dtype), x[j]);
+        query_floats(dtype, words.w[j], x[j]);
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            x[j][i] = d < dim ? x[j][i] : 0.0f;
+        for (int i = 0; i < 8; i++)
             top = fmaxf(top, fabsf(x[j][i]));
-        }
     }
     if (T == PRHS_K_F16) {
         top = fmaxf(top, __shfl_xor_sync(FULL, top, 1));

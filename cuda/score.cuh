@@ -32,14 +32,44 @@ struct job {
 DEV bool is_scored(const job &j, int pos) { return j.full || pos < j.set.sink_end || pos >= j.set.mid_begin; }
 DEV bool is_inside(const job &j, int pos) { return pos >= j.set.mid_begin && pos < j.set.mid_end; }
 
-/* Chunks of unit i, where no counts were kept. */
-DEV int count_unit(const prhs_k_score &a, const byte *seqs, byte *ws, int i)
+/* What tells how many chunks a unit has: their number, or where it was not kept what it follows from. */
+struct unit_view {
+    int kept, mode;
+    prhs_seq seq;
+};
+
+/* The kept numbers; nullptr: there are none. */
+DEV const int *kept_counts(const prhs_cu_score &p)
 {
-    const i64 b = i / a.shape.units;
-    const entry e = entry_of(a.batch, seqs, b);
-    if (e.kind == IDLE || !(a.modes >> set_at(ws, a.work, a.shape, b, i % a.shape.units)->mode & 1))
-        return 0;
-    return score_chunks(a.work, e.pos0 + 1);
+    return p.a.work.score_count_off != PRHS_NONE && !p.a.full ? INTS(p.mem[PRHS_R_WORK], p.a.work.score_count_off) : nullptr;
+}
+
+DEV unit_view look_at_unit(const prhs_cu_score &p, const int *counts, int i)
+{
+    unit_view v = {};
+    if (counts) {
+        v.kept = counts[i];
+    } else {
+        v.seq = *seq_at(p.a.batch, p.mem[PRHS_R_SEQS], i / p.a.shape.units);
+        v.mode = ((const prhs_set *)(p.mem[PRHS_R_WORK] + p.a.work.set_off))[i].mode;
+    }
+    return v;
+}
+
+DEV int count_unit(const prhs_cu_score &p, const int *counts, const unit_view &v)
+{
+    if (counts)
+        return v.kept;
+    const entry e = entry_from(p.a.batch, v.seq);
+    return e.kind == IDLE || !(p.a.modes >> v.mode & 1) ? 0 : score_chunks(p.a.work, e.pos0 + 1);
+}
+
+/* The block's next item: of unit *i, *item. */
+DEV bool next_item(const prhs_cu_score &p, turns *t, const int *counts, int *prefix, int *i, int *item)
+{
+    return turns_next(
+        t, p.a.batch.max_seqs * p.a.shape.units, prefix, [&](int k) { return look_at_unit(p, counts, k); },
+        [&](const unit_view &v) { return count_unit(p, counts, v); }, i, item);
 }
 
 DEV logsum joined(const logsum *z, int count, int step)
@@ -85,19 +115,16 @@ DEV job job_of(const prhs_cu_score &p, int i, int item)
 template <int HB, class Heads> DEV void score(const prhs_cu_score &p, Heads heads)
 {
     __shared__ int prefix[TURNS_EACH * THREADS];
+    const int *counts = kept_counts(p);
+    int i, item;
     grid_begin();
     grid_release();
-    const prhs_k_score &a = p.a;
-    byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];
-    const bool kept = a.work.score_count_off != PRHS_NONE && !a.full;
-    const int *counts = kept ? INTS(ws, a.work.score_count_off) : nullptr;
-    take_turns(
-        a.batch.max_seqs * a.shape.units, counts ? TURNS_EACH : 1, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, seqs, ws, i); },
-        [&](int i, int item) {
-            const job j = job_of(p, i, item);
-            for (int h0 = 0; h0 < a.shape.unit_heads; h0 += HB)
-                heads(j, h0);
-        });
+    turns t = turns_begin(TURNS_EACH);
+    while (next_item(p, &t, counts, prefix, &i, &item)) {
+        const job j = job_of(p, i, item);
+        for (int h0 = 0; h0 < p.a.shape.unit_heads; h0 += HB)
+            heads(j, h0);
+    }
 }
 
 #endif

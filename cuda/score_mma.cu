@@ -41,12 +41,9 @@ template <int HB>
 DEV bool next_order(const prhs_cu_score &p, turns *t, const int *counts, int *prefix, const order *now, order *o)
 {
     const prhs_k_score &a = p.a;
-    byte *ws = p.mem[PRHS_R_WORK], *seqs = p.mem[PRHS_R_SEQS];
     const bool again = now && now->h0 + HB < a.shape.unit_heads;
     int i = 0, item = 0;
-    if (!again && !turns_next(
-                      t, a.batch.max_seqs * a.shape.units, prefix,
-                      [&](int k) { return counts ? counts[k] : count_unit(a, seqs, ws, k); }, &i, &item))
+    if (!again && !next_item(p, t, counts, prefix, &i, &item))
         return false;
     if (threadIdx.x == 0) {
         if (again) {
@@ -279,9 +276,21 @@ DEV void score_tiles(const prhs_k_score &a, const order &now, const order *next,
     }
 }
 
+/* The queries of an order; with moments HM of them. */
+template <int DP, int NT, int HM> DEV void load_queries(const prhs_cu_score &p, const order &o, query_words<DP> (&words)[NT])
+{
+    const prhs_k_score &a = p.a;
+    const int heads = min(HM > 0 ? HM : NT * 4, a.shape.unit_heads - o.h0), head = o.j.u * a.shape.unit_heads + o.h0;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        const int first = min(nt * 4, heads - 1);
+        load_query_words<DP>(a.q, p.mem[PRHS_R_Q], o.j.e.row0, head + first, heads - first, a.shape.dim, &words[nt]);
+    }
+}
+
 /* Heads [h0, h0 + 4 NT) of the order's unit over its chunk; with moments HM of them. */
 template <int T, int DP, int NT, int HM>
-DEV void score_order(const prhs_cu_score &p, const order &now, const order *next, const row_start &next_rows, byte *mine, int *stage)
+DEV void score_order(const prhs_cu_score &p, const order &now, const query_words<DP> (&words)[NT], const order *next, const row_start &next_rows, byte *mine, int *stage)
 {
     __shared__ logsum mids[WARPS][NT * 4], outs[WARPS][NT * 4];
     __shared__ float weights[WARPS][ROWS * (HM > 0 ? HM : 1)];
@@ -295,8 +304,7 @@ DEV void score_order(const prhs_cu_score &p, const order &now, const order *next
     float *rows[NT];
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
-        const int first = min(nt * 4, heads - 1);
-        load_query_terms<T, DP>(a.q, p.mem[PRHS_R_Q], j.e.row0, head + first, heads - first, a.shape.dim, &q[nt]);
+        make_query_terms<T, DP>(a.q.dtype, words[nt], &q[nt]);
         x.mid[nt] = x.out[nt] = logsum{ LOWEST, 0.0f };
         rows[nt] = nt * 4 + c < heads
                        ? FLOATS(ws, a.work.score_off) + (j.b * a.shape.heads + head + nt * 4 + c) * a.work.score_stride
@@ -336,22 +344,24 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
     const prhs_k_score &a = p.a;
     const int HB = HM > 0 ? HM : NT * 4;
     byte *mine = rings + warp_id() * r::STAGES * r::STAGE;
-    const bool kept = a.work.score_count_off != PRHS_NONE && !a.full;
-    const int *counts = kept ? INTS(p.mem[PRHS_R_WORK], a.work.score_count_off) : nullptr;
+    const int *counts = kept_counts(p);
     clear_ring<DP, false>(rings, a.shape.dim);
     grid_begin();
     grid_release();
-    turns t = turns_begin(counts ? TURNS_EACH : 1);
+    turns t = turns_begin(TURNS_EACH);
     row_start rows = { nullptr, nullptr };
     int stage = 0, o = 1;
     const order *now = nullptr;
     for (bool more = true; more; o ^= 1) {
+        query_words<DP> words[NT];
+        if (now)
+            load_queries<DP, NT, HM>(p, *now, words);
         more = next_order<HB>(p, &t, counts, prefix, now, &orders[o ^ 1]);
         const order *next = more ? &orders[o ^ 1] : nullptr;
         if (more)
             rows = find_keys(a.kv, *next, early_tile(next->j, 0));
         if (now) {
-            score_order<T, DP, NT, HM>(p, *now, next, rows, mine, &stage);
+            score_order<T, DP, NT, HM>(p, *now, words, next, rows, mine, &stage);
             __syncthreads(); /* the order's place is free for the one after the next */
         } else if (more) {
 #pragma unroll 1

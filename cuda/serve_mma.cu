@@ -66,10 +66,7 @@ DEV bool next_order(const prhs_cu_serve &p, turns *t, const int *counts, int *pr
     const bool again = now && now->h0 + HB < a.shape.unit_heads;
     do {
         int i = 0, item = 0;
-        if (!again &&
-            !turns_next(
-                t, a.batch.max_seqs * a.shape.units, prefix,
-                [&](int k) { return counts ? counts[k] : count_unit(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], k); }, &i, &item))
+        if (!again && !next_item(p, t, counts, prefix, &i, &item))
             return false;
         if (threadIdx.x == 0) {
             if (again) {
@@ -156,9 +153,22 @@ template <int T, int DP, int NT> DEV void put_running(running<DP, NT> *x, int he
     }
 }
 
+/* The queries of an order. */
+template <int DP, int NT> DEV void load_queries(const prhs_cu_serve &p, const order &o, query_words<DP> (&words)[NT])
+{
+    const prhs_k_attend &a = p.attend;
+    const int heads = min(NT * 4, a.shape.unit_heads - o.h0), head = o.j.u * a.shape.unit_heads + o.h0;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        /* Fours of heads past the unit repeat its last head. */
+        const int first = min(nt * 4, heads - 1);
+        load_query_words<DP>(a.q, p.mem[PRHS_R_Q], o.j.e.row0 + o.j.r, head + first, heads - first, a.shape.dim, &words[nt]);
+    }
+}
+
 /* Heads [h0, h0 + 4 NT) of the order's unit over its chunk. */
 template <int T, int DP, int NT>
-DEV void attend_order(const prhs_cu_serve &p, const order &now, const order *next, const row_start &next_rows, byte *mine, int *stage)
+DEV void attend_order(const prhs_cu_serve &p, const order &now, const query_words<DP> (&words)[NT], const order *next, const row_start &next_rows, byte *mine, int *stage)
 {
     __shared__ meeting<NT * 4> m;
     __shared__ __align__(16) float acc[WARPS * NT * 4 * DP];
@@ -169,9 +179,7 @@ DEV void attend_order(const prhs_cu_serve &p, const order &now, const order *nex
     running<DP, NT> x;
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
-        /* Fours of heads past the unit repeat its last head. */
-        const int first = min(nt * 4, heads - 1);
-        load_query_terms<T, DP>(a.q, p.mem[PRHS_R_Q], j.e.row0 + j.r, head + first, heads - first, a.shape.dim, &q[nt]);
+        make_query_terms<T, DP>(a.q.dtype, words[nt], &q[nt]);
         x.top[nt] = LOWEST;
         x.sum[nt] = 0.0f;
         x.bad[nt] = false;
@@ -193,24 +201,25 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
     __shared__ order orders[2];
     typedef ring<DP, true> r;
     const prhs_k_attend &a = p.attend;
-    byte *ws = p.mem[PRHS_R_WORK], *mine = rings + warp_id() * r::STAGES * r::STAGE;
-    const int *counts = a.work.attend_count_off == PRHS_NONE
-                            ? nullptr
-                            : INTS(ws, a.work.attend_count_off) + (i64)p.pass * a.batch.max_seqs * a.shape.units;
+    byte *mine = rings + warp_id() * r::STAGES * r::STAGE;
+    const int *counts = kept_counts(p);
     clear_ring<DP, true>(rings, a.shape.dim);
     grid_begin();
-    turns t = turns_begin(counts ? TURNS_EACH : 1);
+    turns t = turns_begin(TURNS_EACH);
     row_start rows = { nullptr, nullptr };
     int stage = 0, o = 1;
     const order *now = nullptr;
     /* What is looked up for the order after this one comes while this one's first tiles are on their way. */
     for (bool more = true; more; o ^= 1) {
+        query_words<DP> words[NT];
+        if (now)
+            load_queries<DP, NT>(p, *now, words);
         more = next_order<NT * 4>(p, &t, counts, prefix, now, &orders[o ^ 1]);
         const order *next = more ? &orders[o ^ 1] : nullptr;
         if (more)
             rows = find_rows(a.kv, *next, next->j.first + warp_id() * ROWS);
         if (now) {
-            attend_order<T, DP, NT>(p, *now, next, rows, mine, &stage);
+            attend_order<T, DP, NT>(p, *now, words, next, rows, mine, &stage);
             __syncthreads(); /* the order's place is free for the one after the next */
         } else if (more) {
 #pragma unroll 1
