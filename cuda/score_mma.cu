@@ -89,9 +89,20 @@ DEV logsum gathered(logsum z)
 }
 
 /* Writes out the scores of rows base + g and base + g + 8 for head c and takes them into the sums; s keeps the middle's, else NOTHING. */
-template <bool M> DEV void take_scores(const job &j, int base, float *out, float s[2], logsum *mid, logsum *rest, bool inside[2])
+template <bool M>
+DEV void take_scores(const job &j, int base, bool whole, float *out, float s[2], logsum *mid, logsum *rest, bool inside[2])
 {
     float other[2];
+    if (whole) { /* the tile is of the middle */
+        inside[0] = inside[1] = true;
+        if (out) {
+            out[base + (lane_id() >> 2)] = s[0];
+            out[base + (lane_id() >> 2) + 8] = s[1];
+        }
+        if (!M)
+            take(mid, bad_score(s[0]) ? NOTHING : s[0], bad_score(s[1]) ? NOTHING : s[1]);
+        return;
+    }
     bool any_other = false;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -159,27 +170,37 @@ template <int DP, int NT, int HM> DEV void weigh(running<DP, NT, HM> *x, const f
     }
 }
 
+template <int T, int DP, int NT, int HM> DEV void add_moment(running<DP, NT, HM> *x, const byte *keys, const float *w, int r)
+{
+    float y[DP / 32], yy[DP / 32];
+    key_channels<T, DP>(keys + r * DP * 2, r, y);
+#pragma unroll
+    for (int i = 0; i < DP / 32; i++) {
+        y[i] -= x->pivot[i];
+        yy[i] = y[i] * y[i];
+    }
+#pragma unroll
+    for (int h = 0; h < HM; h++) {
+        const float wh = w[r * HM + h];
+#pragma unroll
+        for (int i = 0; i < DP / 32; i++) {
+            x->m1[h][i] += wh * y[i];
+            x->m2[h][i] += wh * yy[i];
+        }
+    }
+}
+
 /* Rows [first, last) of a stage. */
 template <int T, int DP, int NT, int HM> DEV void add_moments(running<DP, NT, HM> *x, const byte *keys, const float *w, int first, int last)
 {
-#pragma unroll 4
-    for (int r = first; r < last; r++) {
-        float y[DP / 32], yy[DP / 32];
-        key_channels<T, DP>(keys + r * DP * 2, r, y);
+    if (first == 0 && last == ROWS) {
 #pragma unroll
-        for (int i = 0; i < DP / 32; i++) {
-            y[i] -= x->pivot[i];
-            yy[i] = y[i] * y[i];
-        }
-#pragma unroll
-        for (int h = 0; h < HM; h++) {
-            const float wh = w[r * HM + h];
-#pragma unroll
-            for (int i = 0; i < DP / 32; i++) {
-                x->m1[h][i] += wh * y[i];
-                x->m2[h][i] += wh * yy[i];
-            }
-        }
+        for (int r = 0; r < ROWS; r++)
+            add_moment<T, DP, NT, HM>(x, keys, w, r);
+    } else {
+#pragma unroll 1
+        for (int r = first; r < last; r++)
+            add_moment<T, DP, NT, HM>(x, keys, w, r);
     }
 }
 
@@ -250,12 +271,13 @@ DEV void score_tiles(const prhs_k_score &a, const order &now, const order *next,
         if (base < j.last) {
             float s[NT][2];
             bool inside[2];
+            const bool whole = base >= j.set.mid_begin && base + ROWS <= min(j.set.mid_end, j.last);
             score_stage<T, DP, NT>(at, q, s);
 #pragma unroll
             for (int nt = 0; nt < NT; nt++) {
                 s[nt][0] *= a.shape.scale;
                 s[nt][1] *= a.shape.scale;
-                take_scores<(HM > 0)>(j, base, rows[nt], s[nt], &x->mid[nt], &x->out[nt], inside);
+                take_scores<(HM > 0)>(j, base, whole, rows[nt], s[nt], &x->mid[nt], &x->out[nt], inside);
             }
             if constexpr (HM > 0) {
                 weigh<DP, NT, HM>(x, s[0], inside, w);
@@ -293,7 +315,7 @@ template <int T, int DP, int NT, int HM>
 DEV void score_order(const prhs_cu_score &p, const order &now, const query_words<DP> (&words)[NT], const order *next, const row_start &next_rows, byte *mine, int *stage)
 {
     __shared__ logsum mids[WARPS][NT * 4], outs[WARPS][NT * 4];
-    __shared__ float weights[WARPS][ROWS * (HM > 0 ? HM : 1)];
+    __shared__ __align__(16) float weights[WARPS][ROWS * (HM > 0 ? HM : 1)];
     const prhs_k_score &a = p.a;
     const job &j = now.j;
     const int heads = min(HM > 0 ? HM : NT * 4, a.shape.unit_heads - now.h0), head = j.u * a.shape.unit_heads + now.h0;
@@ -354,13 +376,15 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
     const order *now = nullptr;
     for (bool more = true; more; o ^= 1) {
         query_words<DP> words[NT];
-        if (now)
+        if (now && NT == 1)
             load_queries<DP, NT, HM>(p, *now, words);
         more = next_order<HB>(p, &t, counts, prefix, now, &orders[o ^ 1]);
         const order *next = more ? &orders[o ^ 1] : nullptr;
         if (more)
             rows = find_keys(a.kv, *next, early_tile(next->j, 0));
         if (now) {
+            if (NT > 1) /* later: they take too many registers */
+                load_queries<DP, NT, HM>(p, *now, words);
             score_order<T, DP, NT, HM>(p, *now, words, next, rows, mine, &stage);
             __syncthreads(); /* the order's place is free for the one after the next */
         } else if (more) {
@@ -380,12 +404,15 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
 #define SCORE_MOMENTS(t, T, dp, hb, blocks) \
     KERNEL(prhs_score_##t##_d##dp##_h##hb##_m, prhs_cu_score, THREADS, blocks) { score_rings<T, dp, 1, hb>(p); }
 #define SCORE_DIMS(t, T)                 \
-    SCORE(t, T, 64, 1, 4, 6)             \
-    SCORE(t, T, 64, 2, 8, 5)             \
+    SCORE(t, T, 64, 1, 4, 5)             \
+    SCORE(t, T, 64, 2, 8, 4)             \
     SCORE(t, T, 128, 1, 4, 4)            \
     SCORE(t, T, 128, 2, 8, 3)            \
     SCORE(t, T, 256, 1, 4, 2)            \
-    SCORE_MOMENTS(t, T, 64, 4, 5)        \
+    SCORE_MOMENTS(t, T, 64, 1, 5)        \
+    SCORE_MOMENTS(t, T, 128, 1, 4)       \
+    SCORE_MOMENTS(t, T, 256, 1, 2)       \
+    SCORE_MOMENTS(t, T, 64, 4, 4)        \
     SCORE_MOMENTS(t, T, 128, 4, 3)       \
     SCORE_MOMENTS(t, T, 256, 4, 2)
 SCORE_DIMS(f16, PRHS_K_F16)

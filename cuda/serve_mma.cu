@@ -212,13 +212,15 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
     /* What is looked up for the order after this one comes while this one's first tiles are on their way. */
     for (bool more = true; more; o ^= 1) {
         query_words<DP> words[NT];
-        if (now)
+        if (now && NT == 1)
             load_queries<DP, NT>(p, *now, words);
         more = next_order<NT * 4>(p, &t, counts, prefix, now, &orders[o ^ 1]);
         const order *next = more ? &orders[o ^ 1] : nullptr;
         if (more)
             rows = find_rows(a.kv, *next, next->j.first + warp_id() * ROWS);
         if (now) {
+            if (NT > 1) /* later: they take too many registers */
+                load_queries<DP, NT>(p, *now, words);
             attend_order<T, DP, NT>(p, *now, words, next, rows, mine, &stage);
             __syncthreads(); /* the order's place is free for the one after the next */
         } else if (more) {
