@@ -17,27 +17,22 @@ template <int T> struct terms {
     static const int PAIRS = T == PRHS_K_BF16 ? 2 : 1; /* pairs of columns a head needs, one after another */
 };
 
-DEV float half_back(unsigned short x) { return half_float(x); }
-DEV float bf16_back(unsigned short x) { return __uint_as_float((unsigned)x << 16); }
-
-/* Term `odd` (0, 1) of pair `pair` of x. */
-template <int T> DEV unsigned short term_of(float x, int pair, bool odd)
-{
-    if (T == PRHS_K_F16) {
-        const unsigned short high = float_half(x);
-        return odd ? float_half((x - half_back(high)) * 2048.0f) : high;
-    }
-    const unsigned short high = bfloat_of(x);
-    const float rest = x - bf16_back(high);
-    const unsigned short mid = bfloat_of(rest);
-    if (pair == 0)
-        return odd ? mid : high;
-    return odd ? (unsigned short)0 : bfloat_of(rest - bf16_back(mid));
-}
-
+/* Term `odd` (0, 1) of pair `pair` of x, and of y in the upper half. */
 template <int T> DEV unsigned pack_terms(float x, float y, int pair, bool odd)
 {
-    return term_of<T>(x, pair, odd) | (unsigned)term_of<T>(y, pair, odd) << 16;
+    if (T == PRHS_K_F16) {
+        const unsigned high = floats_half2(x, y);
+        const float2 f = half2_floats(high);
+        const unsigned low = floats_half2((x - f.x) * 2048.0f, (y - f.y) * 2048.0f);
+        return odd ? low : high;
+    }
+    const unsigned high = floats_bf162(x, y);
+    const float2 f = bf162_floats(high);
+    const unsigned mid = floats_bf162(x - f.x, y - f.y);
+    if (pair == 0)
+        return odd ? mid : high;
+    const float2 m = bf162_floats(mid);
+    return odd ? 0 : floats_bf162(x - f.x - m.x, y - f.y - m.y);
 }
 
 /* What a pair of neighbouring columns stands for. The second one says nothing where the first is not finite: 0 times inf. */

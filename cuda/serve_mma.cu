@@ -216,6 +216,8 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
             load_queries<DP, NT>(p, *now, words);
         more = next_order<NT * 4>(p, &t, counts, prefix, now, &orders[o ^ 1]);
         const order *next = more ? &orders[o ^ 1] : nullptr;
+        if (!more)
+            grid_release(); /* the next kernel is on its way while the last chunks are worked on */
         if (more)
             rows = find_rows(a.kv, *next, next->j.first + warp_id() * ROWS);
         if (now) {
