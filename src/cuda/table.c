@@ -71,8 +71,8 @@ static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, pr
         *why = "16-bit K/V";
         return;
     }
-    /* Without tensor cores keys are scored head by head. */
-    const int h = key->unit_heads > 1 && !score;
+    /* Without tensor cores heads are scored one by one, and attend one by one to 16-bit rows. */
+    const int h = key->unit_heads > 1 && !score && key->kv_dtype == PRHS_K_F32;
     snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_l%d_h%d%s", stem, dtype, 8 << d, h ? 4 : 1, moments);
     choice->path = simt_paths[d][h];
     if (key->kv_dtype != PRHS_K_F32 && dev->head.info.caps & PRHS_CAP_TENSOR)
