@@ -136,6 +136,12 @@ DEV void load_matrices_transposed(unsigned r[4], const void *row)
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((unsigned)__cvta_generic_to_shared(row)));
 }
+template <int OFFSET> DEV void load_matrices(unsigned r[4], shared_at row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(row), "n"(OFFSET));
+}
 template <int OFFSET> DEV void load_matrices_transposed(unsigned r[4], shared_at row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"

@@ -43,49 +43,45 @@ template <int T> DEV float joined_terms(float first, float second)
 
 /* Queries of 4 heads as the right-hand fragments of DP / 16 products; lane's column g: term g % 2 of head g / 2. */
 template <int T, int DP> struct query_terms {
-    unsigned b[terms<T>::PAIRS][DP / 32][4]; /* [pair][16-byte piece][2 words of each of 2 products] */
+    unsigned b[terms<T>::PAIRS][DP / 16][2];
     float scale;                             /* of head c: a power of two, so that halves neither overflow nor vanish */
 };
 
-/* A lane's part of queries as they lie in memory: asked for early. */
+/* A lane's part of queries as they lie in memory, two channels of each 8: asked for early. */
 template <int DP> struct query_words {
-    uint4 w[DP / 32][2]; /* the second ones where they are float32 */
+    unsigned w[DP / 8][2]; /* the second ones where they are float32 */
 };
 
 template <int DP>
 DEV void load_query_words(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, query_words<DP> *words)
 {
     const int g = lane_id() >> 2, c = lane_id() & 3, size = element(rows.dtype);
-    const byte *base = row_at(rows, q, row, head + min(g >> 1, heads - 1));
+    const byte *base = row_at(rows, q, row, head + min(g >> 1, heads - 1)) + 2 * c * size;
 #pragma unroll
-    for (int j = 0; j < DP / 32; j++) {
-        const int d = (j * 4 + c) * 8;
-        words->w[j][0] = load_stream_or_zero(base + d * size, d < dim);
-        words->w[j][1] = load_stream_or_zero(base + d * size + 16, d < dim && size == 4);
+    for (int j = 0; j < DP / 8; j++) {
+        words->w[j][0] = words->w[j][1] = 0;
+        if (j * 8 < dim && size == 2)
+            words->w[j][0] = *(const unsigned *)(base + j * 16);
+        if (j * 8 < dim && size == 4) {
+            const uint2 x = *(const uint2 *)(base + j * 32);
+            words->w[j][0] = x.x;
+            words->w[j][1] = x.y;
+        }
     }
-}
-
-DEV void query_floats(int dtype, const uint4 (&w)[2], float x[8])
-{
-    if (dtype == PRHS_K_F32)
-        floats_of(raw8<PRHS_K_F32>{ { w[0], w[1] } }, x);
-    else if (dtype == PRHS_K_F16)
-        floats_of(raw8<PRHS_K_F16>{ { w[0] } }, x);
-    else
-        floats_of(raw8<PRHS_K_BF16>{ { w[0] } }, x);
 }
 
 template <int T, int DP> DEV void make_query_terms(int dtype, const query_words<DP> &words, query_terms<T, DP> *t)
 {
     const int g = lane_id() >> 2, c = lane_id() & 3;
     float top = 0.0f, up = 1.0f;
-    float x[DP / 32][8];
+    float2 x[DP / 8];
 #pragma unroll
-    for (int j = 0; j < DP / 32; j++) {
-        query_floats(dtype, words.w[j], x[j]);
-#pragma unroll
-        for (int i = 0; i < 8; i++)
-            top = fmaxf(top, fabsf(x[j][i]));
+    for (int j = 0; j < DP / 8; j++) {
+        const unsigned *w = words.w[j];
+        x[j] = dtype == PRHS_K_F32   ? make_float2(__uint_as_float(w[0]), __uint_as_float(w[1]))
+               : dtype == PRHS_K_F16 ? half2_floats(w[0])
+                                     : bf162_floats(w[0]);
+        top = fmaxf(top, fmaxf(fabsf(x[j].x), fabsf(x[j].y)));
     }
     if (T == PRHS_K_F16) {
         top = fmaxf(top, __shfl_xor_sync(FULL, top, 1));
@@ -95,19 +91,15 @@ template <int T, int DP> DEV void make_query_terms(int dtype, const query_words<
         up = __int_as_float((127 + shift) << 23);
         const float down = __int_as_float((127 - shift) << 23);
 #pragma unroll
-        for (int j = 0; j < DP / 32; j++)
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                x[j][i] *= down;
+        for (int j = 0; j < DP / 8; j++)
+            x[j] = make_float2(x[j].x * down, x[j].y * down);
     }
     t->scale = __shfl_sync(FULL, up, c * 8);
 #pragma unroll
     for (int pair = 0; pair < terms<T>::PAIRS; pair++)
 #pragma unroll
-        for (int j = 0; j < DP / 32; j++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                t->b[pair][j][i] = pack_terms<T>(x[j][2 * i], x[j][2 * i + 1], pair, g & 1);
+        for (int j = 0; j < DP / 8; j++)
+            t->b[pair][j / 2][j % 2] = pack_terms<T>(x[j].x, x[j].y, pair, g & 1);
 }
 
 /* Weights of 4 heads (those of rows g and g + 8 for head c are w[0], w[1]) as right-hand fragments. */

@@ -20,9 +20,8 @@ template <int DP, bool VALUES> struct ring {
     static const int BYTES = WARPS * STAGES * STAGE;         /* of a block */
 };
 
-/* Where a piece lies in its row; both change the piece's last three bits alone. */
-DEV int key_piece(int row, int piece) { return piece ^ (row & 1) << 2; }
-DEV int value_piece(int row, int piece) { return piece ^ (row & 7); }
+/* Where a piece lies in its row: only the piece's last three bits change. */
+DEV int piece_in(int row, int piece) { return piece ^ (row & 7); }
 
 /* The first bytes of a row of K and of the same row of V. */
 struct row_start {
@@ -37,27 +36,26 @@ DEV const byte *start_of(const byte *x, int lane)
 }
 
 /* Copies of row I * 4 + a lane's own; J counts 128 bytes. */
-template <int DP, bool VALUES, int I, int J>
-DEV void send_pieces(shared_at keys, shared_at values, const byte *k, const byte *v, bool real, int left)
+template <int DP, bool VALUES, int I, int J> DEV void send_pieces(shared_at to, const byte *k, const byte *v, bool real, int left)
 {
     if constexpr (J < DP / 64) {
         if (J * 64 < left) {
-            copy_async_or_zero<I * 4 * DP * 2 + J * 128, J * 128>(keys, k, real);
+            copy_async_or_zero<I * 4 * DP * 2 + J * 128, J * 128>(to, k, real);
             if (VALUES)
-                copy_async_or_zero<I * 4 * DP * 2 + J * 128, J * 128>(values, v, real);
+                copy_async_or_zero<ring<DP, VALUES>::SIDE + I * 4 * DP * 2 + J * 128, J * 128>(to, v, real);
         }
-        send_pieces<DP, VALUES, I, J + 1>(keys, values, k, v, real, left);
+        send_pieces<DP, VALUES, I, J + 1>(to, k, v, real, left);
     }
 }
 
 template <int DP, bool VALUES, int I>
-DEV void send_rows(shared_at keys, const shared_at (&values)[2], const row_start &at, int from, int n, int left)
+DEV void send_rows(const shared_at (&to)[2], const row_start &at, int from, int n, int left)
 {
     if constexpr (I < ROWS / 4) {
-        const int at_once = (lane_id() & 7) * 16;
-        const byte *k = start_of(at.k, from + I * 4) + at_once, *v = VALUES ? start_of(at.v, from + I * 4) + at_once : nullptr;
-        send_pieces<DP, VALUES, I, 0>(keys, values[I & 1], k, v, I * 4 < n, left);
-        send_rows<DP, VALUES, I + 1>(keys, values, at, from, n, left);
+        const int piece = (lane_id() & 7) * 16;
+        const byte *k = start_of(at.k, from + I * 4) + piece, *v = VALUES ? start_of(at.v, from + I * 4) + piece : nullptr;
+        send_pieces<DP, VALUES, I, 0>(to[I & 1], k, v, I * 4 < n, left);
+        send_rows<DP, VALUES, I + 1>(to, at, from, n, left);
     }
 }
 
@@ -70,9 +68,8 @@ template <int DP, bool VALUES> DEV void send_tile(shared_at stage, const row_sta
     const int group = lane_id() >> 3, piece = lane_id() & 7;
     if (n <= 0)
         return;
-    const shared_at row = stage + group * DP * 2, other = row + ring<DP, VALUES>::SIDE;
-    const shared_at values[2] = { other + value_piece(group, piece) * 16, other + value_piece(group + 4, piece) * 16 };
-    send_rows<DP, VALUES, 0>(row + key_piece(group, piece) * 16, values, at, from + group, n - group, dim - piece * 8);
+    const shared_at row = stage + group * DP * 2, to[2] = { row + piece_in(group, piece) * 16, row + piece_in(group + 4, piece) * 16 };
+    send_rows<DP, VALUES, 0>(to, at, from + group, n - group, dim - piece * 8);
 }
 
 /* Zeros where no copy ever writes: channels between D and DP. */
@@ -85,31 +82,45 @@ template <int DP, bool VALUES> DEV void clear_ring(byte *ring_of_block, int dim)
     __syncthreads();
 }
 
-/* Scores of rows g and g + 8 of a stage for head c of each four. */
-template <int T, int DP, int NT> DEV void score_stage(const byte *keys, const query_terms<T, DP> (&q)[NT], float (&s)[NT][2])
+/* Where a lane reads of a row, in pieces 2 m + odd for m = 0 to 3; the later ones lie 128 bytes apart. */
+template <int DP> DEV void piece_addresses(shared_at side, int row, int odd, shared_at (&at)[4])
 {
-    const int g = lane_id() >> 2, c = lane_id() & 3;
-    float sums[NT][4] = {}; /* of each row's two columns */
 #pragma unroll
-    for (int j = 0; j < DP / 32; j++) {
-        const byte *row = keys + g * DP * 2 + key_piece(g, (j & 1) * 4 + c) * 16;
-        const uint4 x = *(const uint4 *)(row + (j >> 1) * 128);
-        const uint4 y = *(const uint4 *)(row + (j >> 1) * 128 + 8 * DP * 2);
-        const unsigned a[2][4] = { { x.x, y.x, x.y, y.y }, { x.z, y.z, x.w, y.w } };
+    for (int m = 0; m < 4; m++)
+        at[m] = side + row * DP * 2 + piece_in(row, 2 * m + odd) * 16;
+}
+
+template <int T, int DP, int NT, int M>
+DEV void score_pieces(const shared_at (&keys)[4], const query_terms<T, DP> (&q)[NT], float (&sums)[NT][4])
+{
+    if constexpr (M < DP / 16) {
+        unsigned a[4];
+        load_matrices<M / 4 * 128>(a, keys[M & 3]);
 #pragma unroll
-        for (int nt = 0; nt < NT; nt++)
+        for (int nt = 0; nt < NT; nt++) {
+            /* Tensor cores round sums towards zero: what is summed over products is summed in float32. */
+            float acc[4] = {};
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                /* Tensor cores round sums towards zero: what is summed over products is summed in float32. */
-                float acc[4] = {};
+            for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
+                multiply<T == PRHS_K_BF16>(acc, a, q[nt].b[pair][M][0], q[nt].b[pair][M][1]);
 #pragma unroll
-                for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
-                    multiply<T == PRHS_K_BF16>(acc, a[half], q[nt].b[pair][j][2 * half], q[nt].b[pair][j][2 * half + 1]);
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    sums[nt][i] += acc[i];
-            }
+            for (int i = 0; i < 4; i++)
+                sums[nt][i] += acc[i];
+        }
+        score_pieces<T, DP, NT, M + 1>(keys, q, sums);
     }
+}
+
+/*
+ * Scores of rows g and g + 8 of a stage for head c of each four. Matrices have 8 rows and 8 channels: rows 0 to 7 and 8 to 15 of piece 2 m,
+ * then of piece 2 m + 1.
+ */
+template <int T, int DP, int NT> DEV void score_stage(shared_at keys, const query_terms<T, DP> (&q)[NT], float (&s)[NT][2])
+{
+    shared_at at[4];
+    float sums[NT][4] = {}; /* of each row's two columns */
+    piece_addresses<DP>(keys, lane_id() & 15, lane_id() >> 4, at);
+    score_pieces<T, DP, NT, 0>(at, q, sums);
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         s[nt][0] = joined_terms<T>(sums[nt][0], sums[nt][1]) * q[nt].scale;
@@ -144,15 +155,12 @@ DEV void add_pieces(const shared_at (&values)[4], const weight_terms<T> (&w)[NT]
     }
 }
 
-/* Adds a stage's weighted values. Matrices have 8 rows and 8 channels: rows 0 to 7 of pieces 2 m and 2 m + 1, then rows 8 to 15. */
+/* Adds a stage's weighted values. Matrices: rows 0 to 7 of pieces 2 m and 2 m + 1, then rows 8 to 15. */
 template <int T, int DP, int NT>
 DEV void add_stage(shared_at values, const weight_terms<T> (&w)[NT], value_sums<DP, NT> *sums)
 {
-    const int row = (lane_id() & 7) + (lane_id() >> 4) * 8, odd = lane_id() >> 3 & 1;
     shared_at at[4];
-#pragma unroll
-    for (int m = 0; m < 4; m++)
-        at[m] = values + row * DP * 2 + value_piece(row, 2 * m + odd) * 16;
+    piece_addresses<DP>(values, (lane_id() & 7) + (lane_id() >> 4) * 8, lane_id() >> 3 & 1, at);
     add_pieces<T, DP, NT, 0>(at, w, sums);
 }
 

@@ -127,7 +127,7 @@ DEV void take_scores(const job &j, int base, bool whole, float *out, float s[2],
 template <int T, int DP> DEV void key_channels(const byte *row, int r, float x[DP / 32])
 {
     const int lane = lane_id(), piece = lane * (DP / 32) / 8;
-    const byte *at = row + key_piece(r, piece) * 16 + lane * (DP / 32) % 8 * 2;
+    const byte *at = row + piece_in(r, piece) * 16 + lane * (DP / 32) % 8 * 2;
 #pragma unroll
     for (int i = 0; i < DP / 64; i++) {
         const unsigned w = ((const unsigned *)at)[i];
@@ -251,8 +251,9 @@ DEV void put_moments(const prhs_k_score &a, const running<DP, NT, HM> &x, const 
 
 /* The warp's tiles of an order, as in serve_mma.cu. */
 template <int T, int DP, int NT, int HM>
-DEV void score_tiles(const prhs_k_score &a, const order &now, const order *next, const row_start &next_rows, const query_terms<T, DP> (&q)[NT],
-                     float *const (&rows)[NT], float *w, const byte *mine, int *stage, running<DP, NT, HM> *x)
+DEV void score_tiles(const prhs_k_score &a, const order &now, bool more, const order &next, const row_start &next_rows,
+                     const query_terms<T, DP> (&q)[NT], float *const (&rows)[NT], float *w, const byte *mine, int *stage,
+                     running<DP, NT, HM> *x)
 {
     typedef ring<DP, false> r;
     const job &j = now.j;
@@ -263,8 +264,8 @@ DEV void score_tiles(const prhs_k_score &a, const order &now, const order *next,
     for (int i = 0, early = 0; i < 2 || base < j.last; i++) {
         const byte *at = mine + *stage * r::STAGE;
         const int second = tile_from(j, after + step);
-        const bool more = second < j.last;
-        if (more && !(i & 1))
+        const bool follows = second < j.last;
+        if (follows && !(i & 1))
             starts = find_keys(a.kv, now, second);
         copy_wait<1>();
         __syncwarp();
@@ -272,7 +273,7 @@ DEV void score_tiles(const prhs_k_score &a, const order &now, const order *next,
             float s[NT][2];
             bool inside[2];
             const bool whole = base >= j.set.mid_begin && base + ROWS <= min(j.set.mid_end, j.last);
-            score_stage<T, DP, NT>(at, q, s);
+            score_stage<T, DP, NT>(ring_at + *stage * r::STAGE, q, s);
 #pragma unroll
             for (int nt = 0; nt < NT; nt++) {
                 s[nt][0] *= a.shape.scale;
@@ -286,11 +287,11 @@ DEV void score_tiles(const prhs_k_score &a, const order &now, const order *next,
             }
             __syncwarp();
         }
-        if (!more)
+        if (!follows)
             starts = next_rows;
-        const int tile = more ? i & 1 : early++;
-        send_tile<DP, false>(ring_at + *stage * r::STAGE, starts, tile * 16, more ? j.last - second : next ? early_keys(*next, tile) : 0,
-                             a.shape.dim);
+        const int tile = follows ? i & 1 : early++;
+        send_tile<DP, false>(ring_at + *stage * r::STAGE, starts, tile * 16,
+                             follows ? j.last - second : more ? early_keys(next, tile) : 0, a.shape.dim);
         copy_commit();
         *stage ^= 1;
         base = after;
@@ -312,7 +313,8 @@ template <int DP, int NT, int HM> DEV void load_queries(const prhs_cu_score &p, 
 
 /* Heads [h0, h0 + 4 NT) of the order's unit over its chunk; with moments HM of them. */
 template <int T, int DP, int NT, int HM>
-DEV void score_order(const prhs_cu_score &p, const order &now, const query_words<DP> (&words)[NT], const order *next, const row_start &next_rows, byte *mine, int *stage)
+DEV void score_order(const prhs_cu_score &p, const order &now, const query_words<DP> (&words)[NT], bool more, const order &next,
+                     const row_start &next_rows, const byte *mine, int *stage)
 {
     __shared__ logsum mids[WARPS][NT * 4], outs[WARPS][NT * 4];
     __shared__ __align__(16) float weights[WARPS][ROWS * (HM > 0 ? HM : 1)];
@@ -340,7 +342,7 @@ DEV void score_order(const prhs_cu_score &p, const order &now, const query_words
             for (int i = 0; i < DP / 32; i++)
                 x.m1[h][i] = x.m2[h][i] = 0.0f;
     }
-    score_tiles<T, DP, NT, HM>(a, now, next, next_rows, q, rows, weights[warp], mine, stage, &x);
+    score_tiles<T, DP, NT, HM>(a, now, more, next, next_rows, q, rows, weights[warp], mine, stage, &x);
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         x.mid[nt] = gathered(x.mid[nt]);
@@ -372,29 +374,29 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
     grid_release();
     turns t = turns_begin(TURNS_EACH);
     row_start rows = { nullptr, nullptr };
-    int stage = 0, o = 1;
-    const order *now = nullptr;
-    for (bool more = true; more; o ^= 1) {
+    int stage = 0;
+    bool any = false, more = true;
+    for (int o = 1; more; o ^= 1) {
+        const order &now = orders[o], &next = orders[o ^ 1];
         query_words<DP> words[NT];
-        if (now && NT == 1)
-            load_queries<DP, NT, HM>(p, *now, words);
-        more = next_order<HB>(p, &t, counts, prefix, now, &orders[o ^ 1]);
-        const order *next = more ? &orders[o ^ 1] : nullptr;
+        if (any && NT == 1)
+            load_queries<DP, NT, HM>(p, now, words);
+        more = next_order<HB>(p, &t, counts, prefix, any ? &now : nullptr, &orders[o ^ 1]);
         if (more)
-            rows = find_keys(a.kv, *next, early_tile(next->j, 0));
-        if (now) {
+            rows = find_keys(a.kv, next, early_tile(next.j, 0));
+        if (any) {
             if (NT > 1) /* later: they take too many registers */
-                load_queries<DP, NT, HM>(p, *now, words);
-            score_order<T, DP, NT, HM>(p, *now, words, next, rows, mine, &stage);
+                load_queries<DP, NT, HM>(p, now, words);
+            score_order<T, DP, NT, HM>(p, now, words, more, next, rows, mine, &stage);
             __syncthreads(); /* the order's place is free for the one after the next */
         } else if (more) {
 #pragma unroll 1
             for (int i = 0; i < 2; i++) {
-                send_tile<DP, false>(shared_at_of(mine) + i * r::STAGE, rows, i * 16, early_keys(*next, i), a.shape.dim);
+                send_tile<DP, false>(shared_at_of(mine) + i * r::STAGE, rows, i * 16, early_keys(next, i), a.shape.dim);
                 copy_commit();
             }
         }
-        now = next;
+        any = true;
     }
     copy_wait<0>();
 }

@@ -92,18 +92,17 @@ DEV int early_rows(const order &o, int tile) { return o.j.last - o.j.first - (wa
  * order after it, for which *stage is right afterwards.
  */
 template <int T, int DP, int NT>
-DEV void attend_tiles(const prhs_k_attend &a, const order &now, const order *next, const row_start &next_rows,
-                      const query_terms<T, DP> (&q)[NT], const byte *mine, int *stage, running<DP, NT> *x)
+DEV void attend_tiles(const prhs_k_attend &a, const order &now, bool more, const order &next, const row_start &next_rows,
+                      const query_terms<T, DP> (&q)[NT], shared_at mine, int *stage, running<DP, NT> *x)
 {
     typedef ring<DP, true> r;
     const int step = WARPS * ROWS, last = now.j.last;
-    const shared_at ring_at = shared_at_of(mine);
     row_start rows = next_rows;
     int base = now.j.first + warp_id() * ROWS;
     for (int i = 0, early = 0; i < 2 || base < last; i++, base += step) {
         const int second = base + 2 * step;
         const bool inside = second < last;
-        const shared_at at = ring_at + *stage * r::STAGE;
+        const shared_at at = mine + *stage * r::STAGE;
         if (inside && !(i & 1))
             rows = find_rows(a.kv, now, second);
         copy_wait<1>();
@@ -111,7 +110,7 @@ DEV void attend_tiles(const prhs_k_attend &a, const order &now, const order *nex
         if (base < last) {
             float s[NT][2];
             weight_terms<T> w[NT];
-            score_stage<T, DP, NT>(mine + *stage * r::STAGE, q, s);
+            score_stage<T, DP, NT>(at, q, s);
 #pragma unroll
             for (int nt = 0; nt < NT; nt++) {
                 s[nt][0] *= a.shape.scale;
@@ -125,7 +124,7 @@ DEV void attend_tiles(const prhs_k_attend &a, const order &now, const order *nex
         if (!inside)
             rows = next_rows;
         const int tile = inside ? i & 1 : early++;
-        send_tile<DP, true>(at, rows, tile * 16, inside ? last - second : next ? early_rows(*next, tile) : 0, a.shape.dim);
+        send_tile<DP, true>(at, rows, tile * 16, inside ? last - second : more ? early_rows(next, tile) : 0, a.shape.dim);
         copy_commit();
         *stage ^= 1;
     }
@@ -168,7 +167,8 @@ template <int DP, int NT> DEV void load_queries(const prhs_cu_serve &p, const or
 
 /* Heads [h0, h0 + 4 NT) of the order's unit over its chunk. */
 template <int T, int DP, int NT>
-DEV void attend_order(const prhs_cu_serve &p, const order &now, const query_words<DP> (&words)[NT], const order *next, const row_start &next_rows, byte *mine, int *stage)
+DEV void attend_order(const prhs_cu_serve &p, const order &now, const query_words<DP> (&words)[NT], bool more, const order &next,
+                      const row_start &next_rows, shared_at mine, int *stage)
 {
     __shared__ meeting<NT * 4> m;
     __shared__ __align__(16) float acc[WARPS * NT * 4 * DP];
@@ -187,7 +187,7 @@ DEV void attend_order(const prhs_cu_serve &p, const order &now, const query_word
         for (int i = 0; i < DP / 8; i++)
             x.values.o[nt][i][0] = x.values.o[nt][i][1] = 0.0f;
     }
-    attend_tiles<T, DP, NT>(a, now, next, next_rows, q, mine, stage, &x);
+    attend_tiles<T, DP, NT>(a, now, more, next, next_rows, q, mine, stage, &x);
     put_running<T, DP, NT>(&x, heads, &m, acc);
     __syncthreads();
     const i64 slot = ((j.b * a.batch.rows + j.r) * a.shape.heads + head) * a.work.chunks + j.chunk;
@@ -201,38 +201,38 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
     __shared__ order orders[2];
     typedef ring<DP, true> r;
     const prhs_k_attend &a = p.attend;
-    byte *mine = rings + warp_id() * r::STAGES * r::STAGE;
+    const shared_at mine = shared_at_of(rings + warp_id() * r::STAGES * r::STAGE);
     const int *counts = kept_counts(p);
     clear_ring<DP, true>(rings, a.shape.dim);
     grid_begin();
     turns t = turns_begin(TURNS_EACH);
     row_start rows = { nullptr, nullptr };
-    int stage = 0, o = 1;
-    const order *now = nullptr;
+    int stage = 0;
+    bool any = false, more = true;
     /* What is looked up for the order after this one comes while this one's first tiles are on their way. */
-    for (bool more = true; more; o ^= 1) {
+    for (int o = 1; more; o ^= 1) {
+        const order &now = orders[o], &next = orders[o ^ 1];
         query_words<DP> words[NT];
-        if (now && NT == 1)
-            load_queries<DP, NT>(p, *now, words);
-        more = next_order<NT * 4>(p, &t, counts, prefix, now, &orders[o ^ 1]);
-        const order *next = more ? &orders[o ^ 1] : nullptr;
-        if (!more)
-            grid_release(); /* the next kernel is on its way while the last chunks are worked on */
+        if (any && NT == 1)
+            load_queries<DP, NT>(p, now, words);
+        more = next_order<NT * 4>(p, &t, counts, prefix, any ? &now : nullptr, &orders[o ^ 1]);
         if (more)
-            rows = find_rows(a.kv, *next, next->j.first + warp_id() * ROWS);
-        if (now) {
+            rows = find_rows(a.kv, next, next.j.first + warp_id() * ROWS);
+        else
+            grid_release(); /* the next kernel is on its way while the last chunks are worked on */
+        if (any) {
             if (NT > 1) /* later: they take too many registers */
-                load_queries<DP, NT>(p, *now, words);
-            attend_order<T, DP, NT>(p, *now, words, next, rows, mine, &stage);
+                load_queries<DP, NT>(p, now, words);
+            attend_order<T, DP, NT>(p, now, words, more, next, rows, mine, &stage);
             __syncthreads(); /* the order's place is free for the one after the next */
         } else if (more) {
 #pragma unroll 1
             for (int i = 0; i < 2; i++) {
-                send_tile<DP, true>(shared_at_of(mine) + i * r::STAGE, rows, i * 16, early_rows(*next, i), a.shape.dim);
+                send_tile<DP, true>(mine + i * r::STAGE, rows, i * 16, early_rows(next, i), a.shape.dim);
                 copy_commit();
             }
         }
-        now = next;
+        any = true;
     }
     copy_wait<0>();
 }

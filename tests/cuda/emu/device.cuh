@@ -328,6 +328,10 @@ void emu_multiply(float c[4], const unsigned a[4], unsigned b0, unsigned b1, boo
 
 DEV void load_matrices(unsigned r[4], const void *row, EMU_HERE) { emu_load_matrices(r, row, false, file, line); }
 DEV void load_matrices_transposed(unsigned r[4], const void *row, EMU_HERE) { emu_load_matrices(r, row, true, file, line); }
+template <int OFFSET> DEV void load_matrices(unsigned r[4], shared_at row, EMU_HERE)
+{
+    emu_load_matrices(r, row + OFFSET, false, file, line);
+}
 template <int OFFSET> DEV void load_matrices_transposed(unsigned r[4], shared_at row, EMU_HERE)
 {
     emu_load_matrices(r, row + OFFSET, true, file, line);
