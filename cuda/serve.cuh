@@ -182,11 +182,15 @@ template <int HB, class Attend> DEV void serve(const prhs_cu_serve &p, Attend at
     int i, item;
     grid_begin();
     turns t = turns_begin(TURNS_EACH);
-    while (next_item(p, &t, counts, prefix, &i, &item)) {
-        job j;
-        if (find_job(p, i, item, &j))
-            for (int h0 = 0; h0 < p.attend.shape.unit_heads; h0 += HB)
-                attend(j, h0);
+    job j;
+    bool chunk = false;
+    for (bool more = true; more;) {
+        more = next_item(p, &t, counts, prefix, &i, &item);
+        if (!more)
+            grid_release(); /* the next kernel is on its way while the last chunks are worked on */
+        for (int h0 = 0; chunk && h0 < p.attend.shape.unit_heads; h0 += HB)
+            attend(j, h0);
+        chunk = more && find_job(p, i, item, &j);
     }
 }
 

@@ -43,8 +43,11 @@ static bool tensor(const prhs_nv_device *dev, const prhs_op_key *key, const char
     return key->kv_dtype != PRHS_K_F32 && dev->head.info.caps & PRHS_CAP_TENSOR;
 }
 
-/* From how many heads that share their rows the rings of rows for tensor cores are taken. */
-enum { SERVE_SHARERS = 1, SCORE_SHARERS = 1 };
+/*
+ * From how many heads that share their rows the tensor cores, with their rings of rows, are worth it. attend with one head does as much
+ * either way, and more blocks fit without rings.
+ */
+enum { SERVE_SHARERS = 2, SCORE_SHARERS = 1 };
 
 /*
  * score and serve, whose blocks let h heads of a unit share each K/V row; _m: with moments. On tensor cores: _<K/V dtype>_d<head size,
@@ -68,7 +71,7 @@ static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, pr
         choice->file = score ? "score_mma" : "serve_mma";
         choice->path = tensor_paths[d][h];
         choice->shared = (score ? 16384u : 32768u) << d;
-        *why = "16-bit K/V";
+        *why = score ? "16-bit keys" : "16-bit K/V, and heads that share their rows";
         return;
     }
     /* Without tensor cores heads are scored one by one, and attend one by one to 16-bit rows. */
@@ -76,7 +79,7 @@ static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, pr
     snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_l%d_h%d%s", stem, dtype, 8 << d, h ? 4 : 1, moments);
     choice->path = simt_paths[d][h];
     if (key->kv_dtype != PRHS_K_F32 && dev->head.info.caps & PRHS_CAP_TENSOR)
-        *why = "few heads share their rows: float32 arithmetic keeps up with the memory";
+        *why = "a head has its own rows: float32 arithmetic keeps up with the memory";
 }
 
 /*
