@@ -118,7 +118,7 @@ template <int T> DEV void append(const prhs_cu_append &p)
     const prhs_k_append &a = p.a;
     const int heads = a.shape.kv_heads;
     take_turns(
-        a.batch.max_seqs * heads, 1, prefix,
+        a.batch.max_seqs * heads, a.batch.max_seqs * heads, 1, prefix,
         [&](int i) {
             const arrival x = arrival_of(a, seq_at(a.batch, p.mem[PRHS_R_SEQS], i / heads));
             return x.rows == 0 ? a.validate : 1 + (x.writes ? (x.rows + TILE - 1) / TILE : 0);
@@ -129,7 +129,6 @@ template <int T> DEV void append(const prhs_cu_append &p)
 KERNEL(prhs_append, prhs_cu_append, THREADS, 4)
 {
     grid_begin();
-    grid_release();
     if (p.a.kv.dtype == PRHS_K_F32)
         append<PRHS_K_F32>(p);
     else if (p.a.kv.dtype == PRHS_K_F16)
@@ -168,7 +167,6 @@ template <int T> DEV void range_sum(const prhs_k_range_sum &a, byte *const mem[]
 KERNEL(prhs_range_sum, prhs_cu_range_sum, THREADS, 4)
 {
     grid_begin();
-    grid_release();
     const prhs_k_range_sum &a = p.a;
     const int items = a.batch.max_seqs * a.shape.kv_heads;
     for (int i = blockIdx.x; i < items; i += gridDim.x) {
@@ -185,7 +183,6 @@ KERNEL(prhs_range_sum, prhs_cu_range_sum, THREADS, 4)
 KERNEL(prhs_truncate, prhs_cu_truncate, THREADS, 4)
 {
     grid_begin();
-    grid_release();
     const prhs_k_truncate &a = p.a;
     const int items = a.batch.max_seqs * a.shape.units;
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < items; i += gridDim.x * THREADS) {

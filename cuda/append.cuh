@@ -125,17 +125,26 @@ DEV void gather_sums(const lanes &l, summed *s)
 
 DEV i64 two_words(unsigned low, unsigned high) { return (i64)((u64)high << 32 | low); }
 
-/* Adds the lane's channels to the sums in memory, which nobody else is changing. */
-DEV void add_to(i64 *sum, const summed &s, i64 sign)
-{
+/* The lane's channels of the sums in memory, which nobody else is changing. */
+struct kept_sums {
     uint4 w[4];
+};
+
+DEV kept_sums load_sums(const i64 *sum)
+{
+    kept_sums k;
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        w[i] = ((const uint4 *)sum)[i];
+        k.w[i] = ((const uint4 *)sum)[i];
+    return k;
+}
+
+DEV void store_sums(i64 *sum, const kept_sums &k, const summed &s)
+{
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const u64 a = (u64)(two_words(w[i].x, w[i].y) + sign * s.sum[2 * i]);
-        const u64 b = (u64)(two_words(w[i].z, w[i].w) + sign * s.sum[2 * i + 1]);
+        const u64 a = (u64)(two_words(k.w[i].x, k.w[i].y) + s.sum[2 * i]);
+        const u64 b = (u64)(two_words(k.w[i].z, k.w[i].w) + s.sum[2 * i + 1]);
         ((uint4 *)sum)[i] = make_uint4((unsigned)a, (unsigned)(a >> 32), (unsigned)b, (unsigned)(b >> 32));
     }
 }
@@ -230,7 +239,13 @@ template <int T> DEV void append_by_warp(const prhs_k_append &a, byte *const mem
         return;
     const lanes l = lanes_of(a.shape.dim);
     prhs_value_count *count = sums ? SLOT_AT(mem[PRHS_R_STATE], a.state, vcount_off, x.slot, prhs_value_count) + hk : nullptr;
+    i64 *sum = sums ? SLOT_AT(mem[PRHS_R_STATE], a.state, vsum_off, x.slot, i64) + (i64)hk * a.shape.dim + l.channel : nullptr;
+    const bool adds = sums && l.row == 0 && l.real;
+    /* What is there already comes together with the rows. */
     const int counted = sums ? count->rows : x.target;
+    kept_sums kept = {};
+    if (adds)
+        kept = load_sums(sum);
     summed s = nothing_summed();
     for (int base = 0; x.writes && base < x.rows; base += l.per) {
         const int i = base + l.row, j = x.first + i;
@@ -250,8 +265,8 @@ template <int T> DEV void append_by_warp(const prhs_k_append &a, byte *const mem
         l, counted, x.writes ? min(x.first, x.target) : x.target, 0, 1,
         [&](int j) { return load_raw<T>(mem[PRHS_R_V] + place_of(a.kv, pages, j, hk).v + c); }, &s);
     gather_sums(l, &s);
-    if (l.row == 0 && l.real)
-        add_to(SLOT_AT(mem[PRHS_R_STATE], a.state, vsum_off, x.slot, i64) + (i64)hk * a.shape.dim + l.channel, s, 1);
+    if (adds)
+        store_sums(sum, kept, s);
     if (lane_id() == 0) {
         count->nonfinite += s.nonfinite;
         count->rows = x.target;

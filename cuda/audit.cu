@@ -143,7 +143,7 @@ DEV void audit_unit(const prhs_k_audit &a, byte *const mem[], i64 b, int u)
 KERNEL(prhs_audit, prhs_cu_audit, THREADS, 4)
 {
     grid_begin();
-    const int units = p.a.shape.units, items = p.a.batch.max_seqs * units;
+    const int units = p.a.shape.units, items = seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * units;
     for (int i = blockIdx.x; i < items; i += gridDim.x)
         audit_unit(p.a, p.mem, i / units, i % units);
 }

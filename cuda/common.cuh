@@ -119,6 +119,7 @@ struct entry {
     int slot, flags, kv_len, row_count, prompt_len, row_begin;
     int kind;       /* of the decision row: IDLE (also for prompts that do not seed), DECODE or SEED */
     int rows;       /* work rows: decode rows, 1 for a seed */
+    int table;      /* index of its page table */
     int row0, pos0; /* index and position of work row 0 */
 };
 
@@ -130,9 +131,9 @@ DEV bool seq_ok(const prhs_k_batch &k, const prhs_seq *s)
            s->row_begin >= 0 && s->row_begin <= k.max_rows - s->row_count;
 }
 
-DEV entry entry_from(const prhs_k_batch &k, const prhs_seq &s)
+DEV entry entry_from(const prhs_k_batch &k, const prhs_seq &s, int table)
 {
-    entry e = { s.slot, s.flags, s.kv_len, s.row_count, s.prompt_len, s.row_begin, IDLE, 0, 0, 0 };
+    entry e = { s.slot, s.flags, s.kv_len, s.row_count, s.prompt_len, s.row_begin, IDLE, 0, table, 0, 0 };
     if (!seq_ok(k, &s))
         return e;
     if (e.flags & PRHS_SEQ_SEED) {
@@ -149,7 +150,17 @@ DEV entry entry_from(const prhs_k_batch &k, const prhs_seq &s)
     return e;
 }
 
-DEV entry entry_of(const prhs_k_batch &k, const byte *seqs, i64 b) { return entry_from(k, *seq_at(k, seqs, b)); }
+DEV entry entry_of(const prhs_k_batch &k, const byte *seqs, i64 b)
+{
+    const prhs_seq s = *seq_at(k, seqs, b);
+    return entry_from(k, s, k.active_off == PRHS_NONE ? (int)b : s.reserved[0]);
+}
+
+/* Sequences of the batch; of the caller's some may be idle. */
+DEV int seqs_of(const prhs_k_batch &k, const byte *seqs)
+{
+    return k.active_off == PRHS_NONE ? k.max_seqs : *(const int *)(seqs + k.active_off);
+}
 
 DEV const int *pages_of(const prhs_k_batch &k, const byte *pages, i64 b)
 {
@@ -341,42 +352,60 @@ DEV int block_prefix(int x, int *before)
     return total;
 }
 
+/* The first of 32 * n ascending numbers in shared memory that is above x, of which there is one; by a whole warp, n <= 32. */
+DEV int first_above(const int *ascending, int n, int x)
+{
+    const int lane = lane_id(), part = (__ffs((int)__ballot_sync(FULL, ascending[(lane + 1) * n - 1] > x)) - 1) * n;
+    return part + __ffs((int)__ballot_sync(FULL, lane < n && ascending[part + min(lane, n - 1)] > x)) - 1;
+}
+
 #define TURNS_EACH 4 /* counts that a thread looks at together, where they lie in memory */
 
 /*
- * Where a block stands among items of which count(look(i)) belong to index i of [0, n): it takes items b, b + gridDim.x, ... of them all.
- * look() reads, for all of a thread's indices at once; count() may be work.
+ * Where a block stands among items of which count(read(i)) belong to index i of [0, n): it takes items b, b + gridDim.x, ... of them all.
+ * A thread reads for all its indices at once; counting may be work.
  */
 struct turns {
     i64 next, base;   /* base: items before the indices from `first` on */
     int first, total;
     int each;         /* counts a thread: TURNS_EACH at most */
+    int real;         /* indices from here on have no items. Those that are counted first are not asked for it: it may be on its way yet */
 };
 
-DEV turns turns_begin(int each) { return turns{ blockIdx.x, 0, -each * (int)blockDim.x, 0, each }; }
+DEV turns turns_begin(int each, int real) { return turns{ blockIdx.x, 0, -each * (int)blockDim.x, 0, each, real }; }
+
+struct no_look {
+    __device__ __forceinline__ void operator()(int) const {}
+};
+struct read_index {
+    __device__ __forceinline__ int operator()(int i) const { return i; }
+};
 
 /*
  * The block's next item: index *i, the index's item *item. All threads of the block call it together; it has barriers. prefix: shared,
- * `each` ints a thread.
+ * `each` ints a thread. look(first): before the indices from `first` on are counted, as many as there is prefix.
  */
-template <class Look, class Count> DEV bool turns_next(turns *t, int n, int *prefix, Look look, Count count, int *i, int *item)
+template <class Count, class Read = read_index, class Look = no_look>
+DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item, Read read = Read(), Look look = Look())
 {
     const int each = t->each;
     while (t->next >= t->base + t->total) {
         t->base += t->total;
         t->first += each * blockDim.x;
         t->total = 0;
-        if (t->first >= n)
+        const int end = t->first ? min(t->real, n) : n;
+        if (t->first >= end)
             return false;
+        look(t->first);
         const int mine = t->first + each * threadIdx.x;
         int sums[TURNS_EACH], sum = 0, before;
-        decltype(look(0)) seen[TURNS_EACH];
+        decltype(read(0)) seen[TURNS_EACH];
 #pragma unroll
         for (int k = 0; k < TURNS_EACH; k++)
-            seen[k] = look(min(mine + (k < each ? k : 0), n - 1));
+            seen[k] = read(min(mine + (k < each ? k : 0), end - 1));
 #pragma unroll
         for (int k = 0; k < TURNS_EACH; k++)
-            sums[k] = k < each && mine + k < n ? count(seen[k]) : 0;
+            sums[k] = k < each && mine + k < end ? count(seen[k]) : 0;
 #pragma unroll
         for (int k = 0; k < TURNS_EACH; k++)
             sums[k] = sum += sums[k];
@@ -390,14 +419,7 @@ template <class Look, class Count> DEV bool turns_next(turns *t, int n, int *pre
         __syncthreads();
     }
     const int at = (int)(t->next - t->base);
-    int low = 0, high = each * blockDim.x - 1; /* the first index whose prefix is above `at` */
-    while (low < high) {
-        const int mid = (low + high) >> 1;
-        if (prefix[mid] > at)
-            high = mid;
-        else
-            low = mid + 1;
-    }
+    const int low = first_above(prefix, each * blockDim.x / 32, at);
     *i = t->first + low;
     *item = at - (low ? prefix[low - 1] : 0);
     t->next += gridDim.x;
@@ -405,12 +427,11 @@ template <class Look, class Count> DEV bool turns_next(turns *t, int n, int *pre
 }
 
 /* work(i, item of i) for each of the block's items. */
-template <class Count, class Work> DEV void take_turns(int n, int each, int *prefix, Count count, Work work)
+template <class Count, class Work> DEV void take_turns(int n, int real, int each, int *prefix, Count count, Work work)
 {
-    turns t = turns_begin(each);
+    turns t = turns_begin(each, real);
     int i, item;
-    while (turns_next(
-        &t, n, prefix, [](int k) { return k; }, count, &i, &item))
+    while (turns_next(&t, n, prefix, count, &i, &item))
         work(i, item);
 }
 

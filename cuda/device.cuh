@@ -20,17 +20,16 @@
 /* Dynamic shared memory, 16-byte aligned. */
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
-/* Waits for the kernels before this one in the stream; lets the next one start early. Both do nothing where launches do not overlap. */
+/*
+ * Lets the next kernel of the stream take its place as soon as all blocks of this one have theirs, then waits until those before are done
+ * and what they wrote is to be seen. A kernel ends only after it has waited, so that the end of the last one stands for all. Does nothing
+ * where launches do not overlap.
+ */
 DEV void grid_begin()
 {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-DEV void grid_release()
-{
-#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * finish: merges a unit's rows, judges shared lists (mass gate), applies the residual, writes outputs, counts, and what the next pass takes
- * turns over. By a block of 128 threads: warps share heads and parts, threads share channels. What is read first comes in together; the
- * partial results are of other multiprocessors.
+ * finish: merges a unit's rows, judges those after the first (mass gate), applies the residual, writes outputs, counts, and what the next
+ * pass takes turns over. By a block of 128 threads: warps share heads and parts, threads share channels. What is read comes in together as
+ * far as it can: first what tells how many parts there are, then the parts and all that the slot remembers.
  */
 #ifndef PRHS_FINISH_CUH
 #define PRHS_FINISH_CUH
@@ -28,14 +28,15 @@ struct unit_job {
     entry e;
     prhs_set set;
     i64 b;
-    int u, pass;
+    int u;
 };
 
 /* A row of the unit on its way to its end. */
 struct row_job {
     int r, work, parts;
-    bool judged;  /* by the mass gate */
-    i64 at;       /* of the first head's parts */
+    bool judged;   /* by the mass gate, here */
+    bool foreseen; /* has been judged by what plan foresaw */
+    i64 at;        /* of the first head's parts */
 };
 
 /* Work of row 0; rows are units apart. */
@@ -107,8 +108,23 @@ DEV void add_quad(const part_in_flight &f, float top, float acc[4])
     add_part(&acc[3], f.l, w, f.o.w);
 }
 
-/* The warp's parts of heads from h0 on, into shared memory; `f`: the first one of its first quad where h0 is 0. */
-DEV void merge_parts(const unit_job &x, const row_job &row, int h0, const part_in_flight &f)
+/* A thread's first parts of its first quad: asked for early. */
+struct first_parts {
+    part_in_flight f[2];
+};
+
+DEV first_parts load_first_parts(const unit_job &x, const row_job &row)
+{
+    const quad q = quad_of(x, row, 0, lane_id());
+    first_parts p;
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+        p.f[k] = load_part(q, x.a.shape.dim, warp_id() + 4 * k, row.parts);
+    return p;
+}
+
+/* The warp's parts of heads from h0 on, into shared memory; p: the first ones of its first quad where h0 is 0. */
+DEV void merge_parts(const unit_job &x, const row_job &row, int h0, const first_parts &p)
 {
     const int dim = x.a.shape.dim, quads = dim / 4, n = min(merge_heads(dim), x.a.shape.unit_heads - h0) * quads;
 #pragma unroll 1
@@ -118,8 +134,9 @@ DEV void merge_parts(const unit_job &x, const row_job &row, int h0, const part_i
         float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
         int first = warp_id();
         if (h0 == 0 && i < 32) {
-            add_quad(f, top, acc);
-            first += 4;
+            add_quad(p.f[0], top, acc);
+            add_quad(p.f[1], top, acc);
+            first += 8;
         }
 #pragma unroll 1
         for (; first < row.parts; first += 4 * MERGE_UNROLL) {
@@ -157,7 +174,15 @@ DEV bool judge_head(const unit_job &x, const row_job &row, int i)
     const int mode = x.set.mode;
     const bool sparse = mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE;
     const int h = x.u * a.shape.unit_heads + i;
-    const float dropped = sparse ? heads_at(x)[i].l_dropped : NOTHING, delta = sparse ? heads_at(x)[i].delta : 0.0f;
+    float dropped = NOTHING, delta = 0.0f, shift = 0.0f;
+    if (row.foreseen) {
+        const float4 record = ((const float4 *)(x.mem[PRHS_R_WORK] + a.work.judge_off))[x.b * a.shape.heads + h];
+        dropped = record.x;
+        shift = record.y;
+    } else if (sparse) {
+        dropped = heads_at(x)[i].l_dropped;
+        delta = heads_at(x)[i].delta;
+    }
     const float *lse = FLOATS(x.mem[PRHS_R_WORK], a.work.part_lse_off) + row.at + (i64)i * a.work.chunks;
     const lse_parts parts = load_lse(lse, 1, row.parts);
     finding f = { { 0.0f, 0.0f, 0.0f }, 0.0f, 0.0f };
@@ -170,9 +195,12 @@ DEV bool judge_head(const unit_job &x, const row_job &row, int i)
     float mass = 0.0f;
     bool holds = true;
     if (row.judged) {
-        const float cosine = whole_cosine(f.cosine), shift = dropped_shift(f, a.shape.scale);
+        const float cosine = whole_cosine(f.cosine);
+        shift = dropped_shift(f, a.shape.scale);
         mass = dropped == NOTHING ? 0.0f : mass_of(dropped + shift - w.lse);
         holds = mass - delta <= a.policy.eps && cosine > a.policy.tau;
+    } else if (row.foreseen) {
+        mass = dropped == NOTHING ? 0.0f : mass_of(dropped + shift - w.lse);
     } else if (row.r == 0 && mode == PRHS_MODE_RETRIEVE) {
         mass = dropped == NOTHING ? 0.0f : mass_of(dropped - w.lse);
     } else if (row.r == 0 && mode == PRHS_MODE_SHARE) {
@@ -247,8 +275,8 @@ DEV void put_heads(const unit_job &x, const row_job &row, int h0, float4 mean)
     store_four(a.out.dtype, row_at(a.out, x.mem[PRHS_R_OUT], x.e.row0 + row.r, x.u * a.shape.unit_heads + h), i % quads * 4, y);
 }
 
-/* Writes the row; its log-sum-exps are in shared memory, and the thread's first part is in `f`. */
-DEV void output(const unit_job &x, const row_job &row, const part_in_flight &f, float4 mean)
+/* Writes the row; its log-sum-exps are in shared memory, and the thread's first parts are in `p`. */
+DEV void output(const unit_job &x, const row_job &row, const first_parts &p, float4 mean)
 {
     const prhs_k_finish &a = x.a;
     const int heads = a.shape.unit_heads, batch = merge_heads(a.shape.dim);
@@ -258,13 +286,22 @@ DEV void output(const unit_job &x, const row_job &row, const part_in_flight &f, 
     for (int h0 = 0; h0 < heads; h0 += batch) {
         if (h0)
             __syncthreads();
-        merge_parts(x, row, h0, f);
+        merge_parts(x, row, h0, p);
         __syncthreads();
         put_heads(x, row, h0, mean);
     }
 }
 
 /* --- counts --- */
+
+/* Whether the unit retrieves because its shared list failed. */
+DEV bool list_failed(const unit_job &x)
+{
+    const prhs_k_work &w = x.a.work;
+    const i64 units = x.a.shape.units;
+    return x.set.mode == PRHS_MODE_RETRIEVE && w.judge_off != PRHS_NONE &&
+           INTS(x.mem[PRHS_R_WORK], w.score_count_off)[(x.a.batch.max_seqs + x.b) * units + x.u] < 0;
+}
 
 /* `reference`: the window at the reference. */
 DEV void count_modes(const unit_job &x, int tokens, int reference)
@@ -306,6 +343,8 @@ DEV void book(const unit_job &x, int tokens, int reference)
             add_count(&stat_at(x)->seed, 1);
         else
             count_modes(x, tokens, reference);
+        if (list_failed(x))
+            add_count(&stat_at(x)->mass_failed, 1);
         state_at(x)->set.mode = mode;
     }
     if (i >= x.a.shape.unit_heads)
@@ -319,98 +358,43 @@ DEV void book(const unit_job &x, int tokens, int reference)
         count_mass(x, i, mass);
 }
 
-/* --- rows that attend again --- */
-
-DEV void hand_on(const unit_job &x, int first)
-{
-#pragma unroll 1
-    for (int r = first + threadIdx.x; r < x.e.rows; r += FINISH_THREADS)
-        work_at(x)[(i64)r * x.a.shape.units] = PRHS_WORK_SET;
-}
+/* --- the unit --- */
 
 DEV int row_chunks(const unit_job &x, int r, int work) { return attend_chunks(x.a.work, work_tokens(x.set, work, x.e.pos0 + r)); }
-
-/* Chunks of the unit in the attend that follows; where nobody knows which pass this is, in all later ones. */
-DEV void put_next(const unit_job &x, int chunks)
-{
-    const prhs_k_work &w = x.a.work;
-    if (w.attend_count_off == PRHS_NONE || threadIdx.x)
-        return;
-    const i64 units = (i64)x.a.batch.max_seqs * x.a.shape.units;
-    int *count = INTS(x.mem[PRHS_R_WORK], w.attend_count_off) + x.b * x.a.shape.units + x.u;
-#pragma unroll 1
-    for (int pass = max(x.pass + 1, 1); pass < PRHS_PASSES && (x.pass < 0 || pass == x.pass + 1); pass++)
-        count[pass * units] = chunks;
-}
-
-/* The shared list fails: the unit retrieves, and its rows attend again. How many chunks that will be, select knows. */
-DEV void fail(const unit_job &x)
-{
-    const prhs_k_finish &a = x.a;
-    if (threadIdx.x == 0) {
-        byte *ws = x.mem[PRHS_R_WORK];
-        *set_at(ws, a.work, a.shape, x.b, x.u) = fresh_set(a.policy, x.e.pos0, x.e.kv_len);
-        if (a.work.score_count_off != PRHS_NONE)
-            INTS(ws, a.work.score_count_off)[x.b * a.shape.units + x.u] = score_chunks(a.work, x.e.pos0 + 1);
-        add_count(&stat_at(x)->mass_failed, 1);
-    }
-    hand_on(x, 0);
-}
-
-/* Work of rows that have just been handed on, as chunks. */
-DEV int later_chunks(const unit_job &x)
-{
-    int chunks = 0;
-#pragma unroll 1
-    for (int r = 1; r < x.e.rows; r++)
-        chunks += row_chunks(x, r, PRHS_WORK_SET);
-    return chunks;
-}
-
-/* --- the unit --- */
 
 DEV row_job row_of(const unit_job &x, int r, int work)
 {
     const prhs_k_finish &a = x.a;
     const int mode = x.set.mode;
-    const bool sparse = mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE;
-    return row_job{ r, work, row_chunks(x, r, work),
-                    a.policy.gate == PRHS_K_GATE_MASS && work == PRHS_WORK_SET && sparse && (r > 0 || mode == PRHS_MODE_SHARE),
+    const bool listed = work == PRHS_WORK_SET && (mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE), mass = a.policy.gate == PRHS_K_GATE_MASS;
+    return row_job{ r, work, row_chunks(x, r, work), mass && listed && r > 0, mass && mode == PRHS_MODE_SHARE && r == 0,
                     ((x.b * a.batch.rows + r) * a.shape.heads + x.u * a.shape.unit_heads) * a.work.chunks };
 }
 
-/* The end of a row that has been attended: its output, or another pass. False: the unit's other rows wait, too. */
-DEV bool end_row(const unit_job &x, int r, int work, float4 mean, int reference, int *next)
+/* The end of a row that has been attended: its output; or, of a row after the first, another pass. Returns the chunks of that. */
+DEV int end_row(const unit_job &x, const row_job &row, float4 mean, int reference)
 {
     const prhs_k_finish &a = x.a;
-    const row_job row = row_of(x, r, work);
-    const part_in_flight f = load_part(quad_of(x, row, 0, lane_id()), a.shape.dim, warp_id(), row.parts);
+    const first_parts p = load_first_parts(x, row);
+    int *work = work_at(x) + (i64)row.r * a.shape.units;
     if (!judge(x, row)) {
-        if (r == 0) {
-            fail(x);
-            return false;
-        }
-        *next += row_chunks(x, r, PRHS_WORK_ALL);
         if (threadIdx.x == 0) {
-            work_at(x)[(i64)r * a.shape.units] = PRHS_WORK_ALL;
+            *work = PRHS_WORK_ALL;
             add_count(&stat_at(x)->rows_dense, 1);
         }
-        return true;
+        return row_chunks(x, row.r, PRHS_WORK_ALL);
     }
-    if (r == 0 && !a.policy.dense)
-        book(x, work_tokens(x.set, work, x.e.pos0), reference);
+    if (row.r == 0 && !a.policy.dense)
+        book(x, work_tokens(x.set, row.work, x.e.pos0), reference);
     if (x.e.kind != SEED)
-        output(x, row, f, mean);
+        output(x, row, p, mean);
     if (threadIdx.x == 0)
-        work_at(x)[(i64)r * a.shape.units] = PRHS_WORK_NONE;
-    if (r > 0 || !row.judged)
-        return true;
-    hand_on(x, 1);
-    put_next(x, later_chunks(x));
-    return false;
+        *work = PRHS_WORK_NONE;
+    return 0;
 }
 
-DEV void end_rows(const unit_job &x)
+/* `work`: of row 0. */
+DEV void end_rows(const unit_job &x, int work)
 {
     const prhs_k_finish &a = x.a;
     const int mode = x.set.mode;
@@ -422,28 +406,27 @@ DEV void end_rows(const unit_job &x)
         mean = mean_of(x);
 #pragma unroll 1
     for (int r = 0; r < x.e.rows; r++) {
-        const int work = work_at(x)[(i64)r * a.shape.units];
-        if (work != PRHS_WORK_NONE) {
-            if (!end_row(x, r, work, mean, reference, &next))
-                return;
-            __syncthreads();
-        } else if (r == 0 && a.verify && mode == PRHS_MODE_RETRIEVE) {
-            __syncthreads(); /* all have seen that row 0 has no work */
-            hand_on(x, 0);
-            return;
-        }
+        if (r)
+            work = work_at(x)[(i64)r * a.shape.units];
+        if (work == PRHS_WORK_NONE)
+            continue;
+        next += end_row(x, row_of(x, r, work == PRHS_WORK_HELD ? PRHS_WORK_SET : work), mean, reference);
+        __syncthreads();
     }
-    put_next(x, next);
+    /* Only the last attend of a step comes after a finish. */
+    if (next && threadIdx.x == 0 && a.work.attend_count_off != PRHS_NONE)
+        INTS(x.mem[PRHS_R_WORK], a.work.attend_count_off)[((PRHS_PASSES - 1) * a.batch.max_seqs + x.b) * a.shape.units + x.u] = next;
 }
 
-/* Unit u of entry b, by all threads of the block together; pass: attends before this one, -1 where that is unknown. */
-DEV void finish_unit(const prhs_k_finish &a, byte *const mem[], i64 b, int u, int pass)
+/* Unit u of entry b, by all threads of the block together. */
+DEV void finish_unit(const prhs_k_finish &a, byte *const mem[], i64 b, int u)
 {
     __shared__ __align__(16) finish_shared shared;
     const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], b);
     const prhs_set set = *set_at(mem[PRHS_R_WORK], a.work, a.shape, b, u);
+    const int work = INTS(mem[PRHS_R_WORK], a.work.work_off)[b * a.batch.rows * a.shape.units + u];
     if (e.kind != IDLE && set.mode != PRHS_MODE_IDLE)
-        end_rows(unit_job{ a, mem, &shared, e, set, b, u, pass });
+        end_rows(unit_job{ a, mem, &shared, e, set, b, u }, work);
     __syncthreads();
 }
 

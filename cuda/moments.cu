@@ -6,7 +6,7 @@ KERNEL(prhs_moments, prhs_cu_moments, 128, 4)
 {
     __shared__ __align__(16) float scratch[MOMENT_FLOATS(256)];
     grid_begin();
-    const int heads = p.a.shape.heads, items = p.a.batch.max_seqs * heads;
+    const int heads = p.a.shape.heads, items = seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * heads;
     for (int i = blockIdx.x; i < items; i += gridDim.x) {
         const int b = i / heads, h = i % heads;
         const entry e = entry_of(p.a.batch, p.mem[PRHS_R_SEQS], b);

@@ -185,7 +185,7 @@ DEV void moments_of_head(const prhs_k_moments &a, byte *const mem[], i64 b, int 
         return;
     }
     moment_job j = { a, mem, set, SLOT_AT(state, a.state, list_off, e.slot, int) + (i64)u * a.state.list_cap,
-                     pages_of(a.batch, mem[PRHS_R_PAGES], b), FLOATS(mem[PRHS_R_WORK], a.work.score_off) + row * a.work.score_stride,
+                     pages_of(a.batch, mem[PRHS_R_PAGES], e.table), FLOATS(mem[PRHS_R_WORK], a.work.score_off) + row * a.work.score_stride,
                      row * a.work.score_chunks, h / a.shape.group, score_chunks(a.work, e.pos0 + 1),
                      set.edge_end - set.edge_begin + set.count * set.run + max(set.mid_end - set.win_begin, 0), 0.0f, 0.0f };
     merge_middle(FLOATS(mem[PRHS_R_WORK], a.work.norm_off) + j.slot * 4, j.chunks, &j.top, &j.total);

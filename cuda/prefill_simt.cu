@@ -10,7 +10,7 @@
 #include "prefill.cuh"
 
 #define KEYS 32
-#define FOLD 1 /* blocks of keys whose sums are gathered before they are added to the rest: errors do not grow with their number */
+#define FOLD 4 /* blocks of keys whose sums are gathered before they are added to the rest: errors do not grow with their number */
 
 template <int T, int DP> struct geometry {
     static constexpr int dtype = T;

@@ -194,10 +194,10 @@ template <int T, int L, int HB, bool M> DEV void score_heads(const prhs_cu_score
 
 #define SCORE(t, T, l, hb, blocks) \
     KERNEL(prhs_score_##t##_l##l##_h##hb, prhs_cu_score, THREADS, blocks)                                              \
-    { score<hb>(p, [&](const job &j, int h0) { score_heads<T, l, hb, false>(p, j, h0); }); }
+    { score<hb, false>(p, [&](const job &j, int h0) { score_heads<T, l, hb, false>(p, j, h0); }); }
 #define SCORE_MOMENTS(t, T, l, hb, blocks) \
     KERNEL(prhs_score_##t##_l##l##_h##hb##_m, prhs_cu_score, THREADS, blocks)                                              \
-    { score<hb>(p, [&](const job &j, int h0) { score_heads<T, l, hb, true>(p, j, h0); }); }
+    { score<hb, true>(p, [&](const job &j, int h0) { score_heads<T, l, hb, true>(p, j, h0); }); }
 /* Keys that heads share are for tensor cores; float32 ones are scored head by head. */
 #define SCORE_HEADS(t, T, l)        \
     SCORE(t, T, l, 1, 8)            \

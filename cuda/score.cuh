@@ -7,7 +7,7 @@
 #ifndef PRHS_SCORE_CUH
 #define PRHS_SCORE_CUH
 
-#include "common.cuh"
+#include "judge.cuh"
 
 #ifndef WARPS
 #define WARPS 4
@@ -32,23 +32,36 @@ struct job {
 DEV bool is_scored(const job &j, int pos) { return j.full || pos < j.set.sink_end || pos >= j.set.mid_begin; }
 DEV bool is_inside(const job &j, int pos) { return pos >= j.set.mid_begin && pos < j.set.mid_end; }
 
-/* What tells how many chunks a unit has: their number, or where it was not kept what it follows from. */
+#define WINDOW (TURNS_EACH * THREADS) /* units that are counted together */
+
+/* How many chunks each unit has. */
+struct tally {
+    const int *kept;  /* the counts of the kernels before; null: there are none */
+    unsigned *failed; /* shared, WINDOW bits: the units whose lists fail; null: there is no verdict to come to */
+};
+
+/* M: with moments, as only the mass gate asks for them. */
+template <bool M> DEV tally tally_of(const prhs_cu_score &p)
+{
+    __shared__ unsigned failed[WINDOW / 32];
+    const prhs_k_work &w = p.a.work;
+    const bool judged = M && w.judge_off != PRHS_NONE, kept = w.score_count_off != PRHS_NONE && !p.a.full;
+    const int *counts = kept ? INTS(p.mem[PRHS_R_WORK], w.score_count_off) : nullptr;
+    return tally{ judged ? counts + (i64)p.a.batch.max_seqs * p.a.shape.units : counts, judged ? failed : nullptr };
+}
+
+/* What tells how many chunks unit i has: their number, or where it was not kept what it follows from. */
 struct unit_view {
-    int kept, mode;
+    int i, kept, mode;
     prhs_seq seq;
 };
 
-/* The kept numbers; nullptr: there are none. */
-DEV const int *kept_counts(const prhs_cu_score &p)
-{
-    return p.a.work.score_count_off != PRHS_NONE && !p.a.full ? INTS(p.mem[PRHS_R_WORK], p.a.work.score_count_off) : nullptr;
-}
-
-DEV unit_view look_at_unit(const prhs_cu_score &p, const int *counts, int i)
+DEV unit_view view_of(const prhs_cu_score &p, const tally &c, int i)
 {
     unit_view v = {};
-    if (counts) {
-        v.kept = counts[i];
+    v.i = i;
+    if (c.kept) {
+        v.kept = c.kept[i];
     } else {
         v.seq = *seq_at(p.a.batch, p.mem[PRHS_R_SEQS], i / p.a.shape.units);
         v.mode = ((const prhs_set *)(p.mem[PRHS_R_WORK] + p.a.work.set_off))[i].mode;
@@ -56,20 +69,29 @@ DEV unit_view look_at_unit(const prhs_cu_score &p, const int *counts, int i)
     return v;
 }
 
-DEV int count_unit(const prhs_cu_score &p, const int *counts, const unit_view &v)
+/* begin: the first unit that c.failed has a bit of. */
+DEV int count_unit(const prhs_k_score &a, const tally &c, const unit_view &v, int begin)
 {
-    if (counts)
-        return v.kept;
-    const entry e = entry_from(p.a.batch, v.seq);
-    return e.kind == IDLE || !(p.a.modes >> v.mode & 1) ? 0 : score_chunks(p.a.work, e.pos0 + 1);
+    if (!c.kept) {
+        const entry e = entry_from(a.batch, v.seq, 0);
+        return e.kind == IDLE || !(a.modes >> v.mode & 1) ? 0 : score_chunks(a.work, e.pos0 + 1);
+    }
+    return v.kept >= 0 ? v.kept : c.failed[(v.i - begin) >> 5] >> ((v.i - begin) & 31) & 1 ? -v.kept : 0;
 }
 
-/* The block's next item: of unit *i, *item. */
-DEV bool next_item(const prhs_cu_score &p, turns *t, const int *counts, int *prefix, int *i, int *item)
+/* The block's next chunk, as turns_next(). */
+template <bool M> DEV bool next_chunk(const prhs_cu_score &p, const tally &c, turns *t, int *prefix, int *i, int *item)
 {
+    const prhs_k_score &a = p.a;
+    int begin = 0;
     return turns_next(
-        t, p.a.batch.max_seqs * p.a.shape.units, prefix, [&](int k) { return look_at_unit(p, counts, k); },
-        [&](const unit_view &v) { return count_unit(p, counts, v); }, i, item);
+        t, a.batch.max_seqs * a.shape.units, prefix, [&](const unit_view &v) { return count_unit(a, c, v, begin); }, i, item,
+        [&](int k) { return view_of(p, c, k); },
+        [&](int first) {
+            begin = first;
+            if (M && c.failed)
+                judge_units(a, p.mem[PRHS_R_WORK], first, WINDOW, c.failed);
+        });
 }
 
 DEV logsum joined(const logsum *z, int count, int step)
@@ -101,8 +123,10 @@ DEV job job_of(const prhs_cu_score &p, int i, int item)
     j.b = i / a.shape.units;
     j.u = i % a.shape.units;
     j.e = entry_of(a.batch, p.mem[PRHS_R_SEQS], j.b);
-    j.set = *set_at(p.mem[PRHS_R_WORK], a.work, a.shape, j.b, j.u);
-    j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j.b);
+    /* A unit whose list has just failed is still on its way to what it shares no more. */
+    j.set = a.moments && a.work.fresh_off != PRHS_NONE ? ((const prhs_set *)(p.mem[PRHS_R_WORK] + a.work.fresh_off))[i]
+                                                       : *set_at(p.mem[PRHS_R_WORK], a.work, a.shape, j.b, j.u);
+    j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j.e.table);
     j.full = a.full;
     j.chunk = item;
     const int n = j.e.pos0 + 1, size = chunk_tokens(n, a.work.score_chunk_min, a.work.score_chunks);
@@ -112,15 +136,14 @@ DEV job job_of(const prhs_cu_score &p, int i, int item)
 }
 
 /* Takes turns over chunks; heads(job, h0) scores for HB heads of the unit from h0 on. */
-template <int HB, class Heads> DEV void score(const prhs_cu_score &p, Heads heads)
+template <int HB, bool M, class Heads> DEV void score(const prhs_cu_score &p, Heads heads)
 {
-    __shared__ int prefix[TURNS_EACH * THREADS];
-    const int *counts = kept_counts(p);
-    int i, item;
+    __shared__ int prefix[WINDOW];
     grid_begin();
-    grid_release();
-    turns t = turns_begin(TURNS_EACH);
-    while (next_item(p, &t, counts, prefix, &i, &item)) {
+    const tally c = tally_of<M>(p);
+    turns t = turns_begin(TURNS_EACH, seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * p.a.shape.units);
+    int i, item;
+    while (next_chunk<M>(p, c, &t, prefix, &i, &item)) {
         const job j = job_of(p, i, item);
         for (int h0 = 0; h0 < p.a.shape.unit_heads; h0 += HB)
             heads(j, h0);

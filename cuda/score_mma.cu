@@ -37,13 +37,13 @@ DEV row_start find_keys(const prhs_k_kv &kv, const order &o, int base)
 }
 
 /* Fills *o with what the block does after *now (nullptr: first). False: nothing is left. */
-template <int HB>
-DEV bool next_order(const prhs_cu_score &p, turns *t, const int *counts, int *prefix, const order *now, order *o)
+template <int HB, bool M>
+DEV bool next_order(const prhs_cu_score &p, turns *t, const tally &counts, int *prefix, const order *now, order *o)
 {
     const prhs_k_score &a = p.a;
     const bool again = now && now->h0 + HB < a.shape.unit_heads;
     int i = 0, item = 0;
-    if (!again && !next_item(p, t, counts, prefix, &i, &item))
+    if (!again && !next_chunk<M>(p, counts, t, prefix, &i, &item))
         return false;
     if (threadIdx.x == 0) {
         if (again) {
@@ -362,17 +362,16 @@ DEV void score_order(const prhs_cu_score &p, const order &now, const query_words
 template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_score &p)
 {
     DYNAMIC_SHARED(rings);
-    __shared__ int prefix[TURNS_EACH * THREADS];
+    __shared__ int prefix[WINDOW];
     __shared__ order orders[2];
     typedef ring<DP, false> r;
     const prhs_k_score &a = p.a;
     const int HB = HM > 0 ? HM : NT * 4;
     byte *mine = rings + warp_id() * r::STAGES * r::STAGE;
-    const int *counts = kept_counts(p);
     clear_ring<DP, false>(rings, a.shape.dim);
     grid_begin();
-    grid_release();
-    turns t = turns_begin(TURNS_EACH);
+    const tally counts = tally_of<(HM > 0)>(p);
+    turns t = turns_begin(TURNS_EACH, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units);
     row_start rows = { nullptr, nullptr };
     int stage = 0;
     bool any = false, more = true;
@@ -381,7 +380,7 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
         query_words<DP> words[NT];
         if (any && NT == 1)
             load_queries<DP, NT, HM>(p, now, words);
-        more = next_order<HB>(p, &t, counts, prefix, any ? &now : nullptr, &orders[o ^ 1]);
+        more = next_order<HB, (HM > 0)>(p, &t, counts, prefix, any ? &now : nullptr, &orders[o ^ 1]);
         if (more)
             rows = find_keys(a.kv, next, early_tile(next.j, 0));
         if (any) {

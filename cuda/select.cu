@@ -450,10 +450,9 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     __shared__ topk_shared sh;
     DYNAMIC_SHARED(shared);
     grid_begin();
-    grid_release();
     const prhs_k_select &a = p.select;
     take_turns(
-        a.batch.max_seqs * a.shape.units, 1, prefix,
+        a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units, 1, prefix,
         [&](int i) { return retrieves(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], i); },
         [&](int i, int) { retrieve_unit(p, i / a.shape.units, i % a.shape.units, (unsigned *)shared, &sh); });
 }

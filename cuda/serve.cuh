@@ -59,7 +59,7 @@ DEV const int *kept_counts(const prhs_cu_serve &p)
                : INTS(p.mem[PRHS_R_WORK], a.work.attend_count_off) + (i64)p.pass * a.batch.max_seqs * a.shape.units;
 }
 
-DEV unit_view look_at_unit(const prhs_cu_serve &p, const int *counts, int i)
+DEV unit_view view_of(const prhs_cu_serve &p, const int *counts, int i)
 {
     const prhs_k_attend &a = p.attend;
     unit_view v = {};
@@ -79,7 +79,7 @@ DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v
     const prhs_k_attend &a = p.attend;
     if (counts)
         return v.kept;
-    const entry e = entry_from(a.batch, v.seq);
+    const entry e = entry_from(a.batch, v.seq, 0);
     int sum = 0, tokens;
 #pragma unroll 1
     for (int r = 0; r < e.rows; r++)
@@ -87,12 +87,18 @@ DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v
     return sum;
 }
 
+/* Turns over the chunks of all units. */
+DEV turns turns_of(const prhs_cu_serve &p)
+{
+    return turns_begin(TURNS_EACH, seqs_of(p.attend.batch, p.mem[PRHS_R_SEQS]) * p.attend.shape.units);
+}
+
 /* The block's next item: of unit *i, *item. */
 DEV bool next_item(const prhs_cu_serve &p, turns *t, const int *counts, int *prefix, int *i, int *item)
 {
     return turns_next(
-        t, p.attend.batch.max_seqs * p.attend.shape.units, prefix, [&](int k) { return look_at_unit(p, counts, k); },
-        [&](const unit_view &v) { return count_unit(p, counts, v); }, i, item);
+        t, p.attend.batch.max_seqs * p.attend.shape.units, prefix, [&](const unit_view &v) { return count_unit(p, counts, v); }, i, item,
+        [&](int k) { return view_of(p, counts, k); });
 }
 
 /* Item `item` of unit i. False: no chunk. */
@@ -104,16 +110,17 @@ DEV bool find_job(const prhs_cu_serve &p, int i, int item, job *j)
     j->u = i % a.shape.units;
     j->set = *set_at(ws, a.work, a.shape, j->b, j->u);
     j->e = entry_of(a.batch, p.mem[PRHS_R_SEQS], j->b);
+    const int first = work_of_row(a, ws, j->b, 0, j->u); /* comes with the set and the record */
     for (j->r = 0; j->r < j->e.rows; j->r++) {
         int tokens;
-        j->work = work_of_row(a, ws, j->b, j->r, j->u);
+        j->work = j->r ? work_of_row(a, ws, j->b, j->r, j->u) : first;
         const int chunks = chunks_of_row(a, j->e, j->set, j->work, j->r, &tokens);
         if (item < chunks) {
             const int size = chunk_tokens(tokens, a.work.chunk_min, a.work.chunks);
             j->chunk = item;
             j->first = item * size;
             j->last = min(j->first + size, tokens);
-            j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j->b);
+            j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j->e.table);
             j->list = a.state.list_off == PRHS_NONE
                           ? nullptr
                           : SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)j->u * a.state.list_cap;
@@ -181,16 +188,12 @@ template <int HB, class Attend> DEV void serve(const prhs_cu_serve &p, Attend at
     const int *counts = kept_counts(p);
     int i, item;
     grid_begin();
-    turns t = turns_begin(TURNS_EACH);
-    job j;
-    bool chunk = false;
-    for (bool more = true; more;) {
-        more = next_item(p, &t, counts, prefix, &i, &item);
-        if (!more)
-            grid_release(); /* the next kernel is on its way while the last chunks are worked on */
-        for (int h0 = 0; chunk && h0 < p.attend.shape.unit_heads; h0 += HB)
-            attend(j, h0);
-        chunk = more && find_job(p, i, item, &j);
+    turns t = turns_of(p);
+    while (next_item(p, &t, counts, prefix, &i, &item)) {
+        job j;
+        if (find_job(p, i, item, &j))
+            for (int h0 = 0; h0 < p.attend.shape.unit_heads; h0 += HB)
+                attend(j, h0);
     }
 }
 

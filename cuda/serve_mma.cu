@@ -205,7 +205,7 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
     const int *counts = kept_counts(p);
     clear_ring<DP, true>(rings, a.shape.dim);
     grid_begin();
-    turns t = turns_begin(TURNS_EACH);
+    turns t = turns_of(p);
     row_start rows = { nullptr, nullptr };
     int stage = 0;
     bool any = false, more = true;
@@ -218,8 +218,6 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
         more = next_order<NT * 4>(p, &t, counts, prefix, any ? &now : nullptr, &orders[o ^ 1]);
         if (more)
             rows = find_rows(a.kv, next, next.j.first + warp_id() * ROWS);
-        else
-            grid_release(); /* the next kernel is on its way while the last chunks are worked on */
         if (any) {
             if (NT > 1) /* later: they take too many registers */
                 load_queries<DP, NT>(p, now, words);

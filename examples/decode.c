@@ -46,7 +46,7 @@ int main(void) {
     params.layers = params.max_slots = params.max_seqs = 1;
     params.max_rows = PROMPT;
     params.max_kv_len = TOKENS;
-    prhs_session_sizes sizes;
+    prhs_session_sizes sizes = { .size = sizeof sizes };
     prhs_session *session;
     OK(prhs_session_get_sizes(dev, &params, &sizes));
     OK(prhs_session_create(dev, &params, queue, buffer(dev, sizes.state), buffer(dev, sizes.workspace), &session));

@@ -142,7 +142,7 @@ static void plug(plugged *p) {
     PRHS(prhs_cuda_queue_wrap(p->device, e.stream, &p->queue));
     PRHS(prhs_cuda_buffer_wrap(p->device, e.memory, BYTES, &p->memory));
     prhs_session_params s = PRHS_SESSION_PARAMS_INIT;
-    prhs_session_sizes sizes;
+    prhs_session_sizes sizes = { .size = sizeof sizes };
     PRHS(prhs_policy_preset("dense", 1, &s.policy));
     s.shape = (prhs_shape){ HEADS, KV_HEADS, DIM, 0.0f };
     s.layers = s.max_slots = s.max_seqs = s.max_rows = 1;

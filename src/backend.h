@@ -12,6 +12,7 @@
 #include <prhs/device.h>
 
 #include "kargs.h"
+#include "tuning.h"
 
 typedef enum prhs_op_kind {
 #define X(NAME, name, ...) PRHS_OP_##NAME,
@@ -58,6 +59,7 @@ struct prhs_device {
     prhs_device_info info;
     prhs_counters counters;  /* atomically incremented by prhs_count() */
     int refs;                /* buffers, queues, events and sessions that are alive (atomic) */
+    prhs_tuning tuning;      /* opened and closed by a backend that has work-groups to deal out */
 };
 struct prhs_buffer {
     prhs_device *dev;
@@ -149,6 +151,8 @@ void prhs_host_free(prhs_device *dev, void *host);
 #endif
 void prhs_logf(const prhs_log *log, prhs_log_level level, const char *format, ...) PRHS_PRINTF(3, 4);
 prhs_status prhs_fail(const prhs_log *log, prhs_status status, const char *format, ...) PRHS_PRINTF(3, 4);
+/* The size that a caller's struct says it has against the one that this library was built with. `name`: as in "params->size". */
+prhs_status prhs_check_size(const prhs_log *log, const char *call, const char *name, size_t size, size_t known);
 
 /* Adds one to a counter of the device, e.g. prhs_count(&dev->counters.launches). Thread-safe. */
 void prhs_count(uint64_t *counter);

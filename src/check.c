@@ -87,6 +87,7 @@ prhs_status prhs_check_batch(const prhs_limits *l, const prhs_batch *batch, bool
         .max_rows = (prhs_i32)batch->max_rows,
         .max_kv_len = l->max_kv_len,
         .max_slots = l->max_slots,
+        .active_off = PRHS_NONE,
     };
     return PRHS_OK;
 }

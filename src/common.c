@@ -72,4 +72,8 @@ prhs_status prhs_fail(const prhs_log *log, prhs_status status, const char *forma
     return status;
 }
 
+prhs_status prhs_check_size(const prhs_log *log, const char *call, const char *name, size_t size, size_t known) {
+    return size == known ? PRHS_OK : prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: %s is %zu, this library knows %zu", call, name, size, known);
+}
+
 void prhs_count(uint64_t *counter) { __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }

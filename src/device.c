@@ -23,21 +23,27 @@ void prhs_device_init(prhs_device *dev, const prhs_backend *backend, const prhs_
     dev->info = *info;
     memset(&dev->counters, 0, sizeof dev->counters);
     dev->refs = 0;
+    dev->tuning = (prhs_tuning){ 0 };
 }
 
 void prhs_device_retain(prhs_device *dev) { __atomic_fetch_add(&dev->refs, 1, __ATOMIC_RELAXED); }
 void prhs_device_release(prhs_device *dev) { __atomic_fetch_sub(&dev->refs, 1, __ATOMIC_RELEASE); }
 
 prhs_status prhs_enumerate(prhs_device_info *infos, size_t *count, const prhs_log *log) {
+    prhs_status status;
     if (!count)
         return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_enumerate: count is NULL");
     if (!infos && *count > 0)
         return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_enumerate: infos is NULL but *count is %zu", *count);
+    if (*count > 0 && (status = prhs_check_size(log, "prhs_enumerate", "infos->size", infos->size, sizeof *infos)) != PRHS_OK)
+        return status;
     size_t cap = *count, total = 0;
     for (size_t i = 0; prhs_backends[i]; i++) {
         size_t left = total < cap ? cap - total : 0;
         total += prhs_backends[i]->enumerate(left ? infos + total : NULL, left, log);
     }
+    for (size_t i = 0; i < total && i < cap; i++)
+        infos[i].size = sizeof *infos;
     *count = total;
     return PRHS_OK;
 }
@@ -53,9 +59,9 @@ prhs_status prhs_device_open(const prhs_device_params *params, const prhs_log *l
     if (!params || !device)
         return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_device_open: %s is NULL", params ? "device" : "params");
     *device = NULL;
-    if (params->size != sizeof *params)
-        return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_device_open: params->size is %zu, this library knows %zu", params->size,
-                         sizeof *params);
+    prhs_status status = prhs_check_size(log, "prhs_device_open", "params->size", params->size, sizeof *params);
+    if (status != PRHS_OK)
+        return status;
     if ((unsigned)params->backend > PRHS_BACKEND_CUDA)
         return prhs_fail(log, PRHS_ERR_ARGUMENT, "prhs_device_open: backend %d does not exist", (int)params->backend);
     prhs_device_params p = *params;
@@ -66,7 +72,7 @@ prhs_status prhs_device_open(const prhs_device_params *params, const prhs_log *l
                                                 : params->backend != backend->kind)
             continue;
         prhs_device *dev = NULL;
-        prhs_status status = backend->open(&p, log, &dev);
+        status = backend->open(&p, log, &dev);
         if (status == PRHS_OK)
             *device = dev;
         return status;
@@ -88,13 +94,21 @@ prhs_status prhs_device_close(prhs_device *device) {
 prhs_status prhs_device_get_info(const prhs_device *device, prhs_device_info *info) {
     if (!device || !info)
         return prhs_fail(device ? &device->log : NULL, PRHS_ERR_ARGUMENT, "prhs_device_get_info: NULL argument");
+    prhs_status status = prhs_check_size(&device->log, "prhs_device_get_info", "info->size", info->size, sizeof *info);
+    if (status != PRHS_OK)
+        return status;
     *info = device->info;
+    info->size = sizeof *info;
     return PRHS_OK;
 }
 
 prhs_status prhs_device_get_counters(const prhs_device *device, prhs_counters *counters) {
     if (!device || !counters)
         return prhs_fail(device ? &device->log : NULL, PRHS_ERR_ARGUMENT, "prhs_device_get_counters: NULL argument");
+    prhs_status status =
+        prhs_check_size(&device->log, "prhs_device_get_counters", "counters->size", counters->size, sizeof *counters);
+    if (status != PRHS_OK)
+        return status;
     counters->launches = __atomic_load_n(&device->counters.launches, __ATOMIC_RELAXED);
     counters->allocations = __atomic_load_n(&device->counters.allocations, __ATOMIC_RELAXED);
     counters->waits = __atomic_load_n(&device->counters.waits, __ATOMIC_RELAXED);

@@ -52,6 +52,8 @@ typedef struct prhs_k_batch {
     prhs_i32 rows;                        /* R: decode rows a sequence, at most; work rows are indexed b*R + r */
     prhs_i32 max_rows;                    /* rows of q / k / v / out in all, at most */
     prhs_i32 max_kv_len, max_slots;
+    prhs_i64 active_off;                  /* i32 in the buffer of seqs: how many sequences there are; they lie closed up, in the workspace,
+                                             each with its entry's index in reserved[0]. PRHS_NONE: the caller's batch */
 } prhs_k_batch;
 
 typedef struct prhs_k_shape {
@@ -128,12 +130,16 @@ typedef struct prhs_k_state {
 #define PRHS_WORK_NONE 0
 #define PRHS_WORK_SET 1                   /* attend over the unit's set */
 #define PRHS_WORK_ALL 2                   /* attend over all tokens up to the row's own */
+#define PRHS_WORK_HELD 3                  /* attended over the unit's set: only finish still has to see it (where verdicts come with score) */
 
 #define PRHS_PASSES 3                     /* attend + finish pairs of a layer step, at most */
 
 /* A bitmap of candidates, and the longest max_kv_len with which bitmaps are sure to fit into a GPU's shared memory. */
 #define PRHS_K_MARK_WORDS(n) (((n) / 32 + 5) / 4 * 4)
 #define PRHS_K_MARK_LONG 131072
+
+/* Units whose sets, work and counts may be read before it is known how many sequences are active. */
+#define PRHS_AHEAD 1024
 
 /* Workspace arrays that several kernels share; offsets into the workspace buffer. */
 typedef struct prhs_k_work {
@@ -151,9 +157,16 @@ typedef struct prhs_k_work {
     prhs_i64 attend_count_off;            /* i32[PRHS_PASSES][max_seqs][units]: chunks of the unit's rows in each attend of the step (1
                                              may stand for none); with its neighbours PRHS_NONE where a backend, or the ops tier, does
                                              not keep them */
-    prhs_i64 score_count_off;             /* i32[max_seqs][units]: chunks to score for retrieval; 0: the unit does not retrieve */
+    prhs_i64 score_count_off;             /* i32[max_seqs][units]: chunks to score for retrieval; 0: the unit does not retrieve. With
+                                             judge_off, another one after it: the same before the mass gate's verdicts, where < 0 is
+                                             what a unit will have to score whose shared list fails */
+    prhs_i64 judge_off;                   /* f32[max_seqs][heads][4], with the counts and moments: what verdicts rest on besides row 0's
+                                             log-sum-exp: l_dropped, its estimated shift, delta at the reference, epsilon */
+    prhs_i64 fresh_off;                   /* prhs_set[max_seqs][units], with judge_off: the sets of units that retrieve, or may */
     prhs_i64 mark_off;                    /* u32[max_seqs][units][3][PRHS_K_MARK_WORDS(max_kv_len)]: select's bitmaps, with the counts and
                                              where max_kv_len > PRHS_K_MARK_LONG; else PRHS_NONE */
+    prhs_i64 active_off;                  /* i32[4], then prhs_seq[max_seqs], with the counts: the sequences that decode or seed, closed
+                                             up by plan. All arrays above are by their places; up to PRHS_AHEAD units the rest is idle */
     prhs_i32 chunks, chunk_min;           /* attend: at most `chunks` chunks of at least chunk_min tokens */
     prhs_i32 score_chunks, score_chunk_min;
 } prhs_k_work;

@@ -18,9 +18,8 @@ struct prhs_ops {
 static prhs_status resolve(prhs_device *dev, const prhs_ops_params *p, const char *call, prhs_ops *o) {
     const prhs_log *log = &dev->log;
     prhs_status status;
-    if (p->size != sizeof *p)
-        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: params->size is %zu, this library knows %zu", call, p->size, sizeof *p);
-    if ((status = prhs_check_capacity(log, call, "max_slots", p->max_slots, 1 << 16)) != PRHS_OK ||
+    if ((status = prhs_check_size(log, call, "params->size", p->size, sizeof *p)) != PRHS_OK ||
+        (status = prhs_check_capacity(log, call, "max_slots", p->max_slots, 1 << 16)) != PRHS_OK ||
         (status = prhs_check_capacity(log, call, "max_seqs", p->max_seqs, 1 << 16)) != PRHS_OK ||
         (status = prhs_check_capacity(log, call, "max_rows", p->max_rows, 1 << 24)) != PRHS_OK ||
         (status = prhs_check_capacity(log, call, "decode_rows", p->decode_rows, 64)) != PRHS_OK ||
@@ -54,12 +53,15 @@ prhs_status prhs_ops_get_layout(prhs_device *device, const prhs_ops_params *para
     if (!device || !params || !layout)
         return prhs_fail(device ? &device->log : NULL, PRHS_ERR_ARGUMENT, "prhs_ops_get_layout: NULL argument");
     prhs_ops o;
-    prhs_status status = resolve(device, params, "prhs_ops_get_layout", &o);
+    prhs_status status = prhs_check_size(&device->log, "prhs_ops_get_layout", "layout->size", layout->size, sizeof *layout);
+    if (status == PRHS_OK)
+        status = resolve(device, params, "prhs_ops_get_layout", &o);
     if (status != PRHS_OK)
         return status;
     const prhs_k_state *k = &o.layout.state;
     const prhs_k_work *w = &o.layout.work;
     *layout = (prhs_ops_layout){
+        .size = sizeof *layout,
         .state_bytes = (uint64_t)o.layout.state_bytes, .slot_bytes = (uint64_t)k->slot_bytes, .lists = (uint64_t)k->list_off,
         .queries = (uint64_t)k->qref_off, .masses = (uint64_t)k->head_off, .moments = (uint64_t)k->moment_off,
         .sums = (uint64_t)k->vsum_off, .counts = (uint64_t)k->vcount_off, .workspace_bytes = (uint64_t)o.layout.work_bytes,
@@ -193,9 +195,8 @@ static prhs_k_rows check_rows(call *c, const char *name, const prhs_rows *rows, 
 }
 
 static void check_size(call *c, size_t size, size_t known) {
-    if (c->status == PRHS_OK && size != known)
-        c->status = prhs_fail(&c->limits.dev->log, PRHS_ERR_ARGUMENT, "%s: params->size is %zu, this library knows %zu", c->limits.call,
-                              size, known);
+    if (c->status == PRHS_OK)
+        c->status = prhs_check_size(&c->limits.dev->log, c->limits.call, "params->size", size, known);
 }
 
 /* float32 arrays; returns the offset or PRHS_NONE. */
@@ -220,7 +221,7 @@ static prhs_k_work check_work(const prhs_ops *ops, call *c, prhs_mem ws) {
     if (c->status == PRHS_OK)
         c->status = prhs_check_mem(&c->limits, "ws", ws, (uint64_t)ops->layout.work_bytes, PRHS_ALIGN, false);
     prhs_k_work w = prhs_layout_work(&ops->layout, ws.offset);
-    w.work_off = w.attend_count_off = w.score_count_off = PRHS_NONE;
+    w.work_off = w.attend_count_off = w.score_count_off = w.judge_off = w.fresh_off = w.active_off = PRHS_NONE;
     return w;
 }
 

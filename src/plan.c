@@ -14,6 +14,8 @@ typedef struct list {
     const prhs_step_args *a;
     prhs_op *ops;
     size_t n;
+    prhs_buffer *seqs;
+    prhs_k_batch batch;
     prhs_k_policy policy;
     prhs_k_state state;
     prhs_k_work work;
@@ -62,6 +64,8 @@ static list begin(const prhs_session *s, const prhs_step_args *a, prhs_op *ops) 
         .s = s,
         .a = a,
         .ops = ops,
+        .seqs = a->seqs,
+        .batch = a->batch,
         .policy = layer_policy(s, a->layer),
         .state = layer_state(s, a->layer),
         .work = prhs_layout_work(&s->layout, s->work.offset),
@@ -79,18 +83,18 @@ static prhs_op *add(list *l, prhs_op_kind kind, prhs_buffer *const mem[PRHS_OP_M
 
 static void add_append(list *l) {
     const prhs_step_args *a = l->a;
-    prhs_op *op = ADD(l, APPEND, a->seqs, a->pages, a->k_in, a->v_in, a->k_mem, a->v_mem, l->s->state.buffer);
+    prhs_op *op = ADD(l, APPEND, l->seqs, a->pages, a->k_in, a->v_in, a->k_mem, a->v_mem, l->s->state.buffer);
     op->args.append = (prhs_k_append){
-        .kv = a->kv, .batch = a->batch, .shape = l->s->limits.shape, .k = a->k, .v = a->v, .state = l->state,
+        .kv = a->kv, .batch = l->batch, .shape = l->s->limits.shape, .k = a->k, .v = a->v, .state = l->state,
         .write = a->append, .validate = l->s->params.validate != 0,
     };
 }
 
 static void add_prefill(list *l) {
     const prhs_step_args *a = l->a;
-    prhs_op *op = ADD(l, PREFILL, a->seqs, a->pages, a->q_mem, a->k_mem, a->v_mem, l->s->state.buffer, a->out_mem, a->lse_mem);
+    prhs_op *op = ADD(l, PREFILL, l->seqs, a->pages, a->q_mem, a->k_mem, a->v_mem, l->s->state.buffer, a->out_mem, a->lse_mem);
     op->args.prefill = (prhs_k_prefill){
-        .kv = a->kv, .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .out = a->out, .lse_off = a->lse_off,
+        .kv = a->kv, .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .out = a->out, .lse_off = a->lse_off,
         .fault_off = l->state.fault_off, .sinks = l->policy.sinks, .psaw = l->policy.psaw, .etf = l->policy.etf,
     };
     prhs_op_key key = prhs_op_key_of(op);
@@ -99,35 +103,35 @@ static void add_prefill(list *l) {
 
 static void add_plan(list *l) {
     const prhs_step_args *a = l->a;
-    prhs_op *op = ADD(l, PLAN, a->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer);
+    prhs_op *op = ADD(l, PLAN, l->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer);
     op->args.plan = (prhs_k_plan){
-        .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work, .policy = l->policy,
+        .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work, .policy = l->policy,
     };
 }
 
 static void add_attend(list *l) {
     const prhs_step_args *a = l->a;
     prhs_op *op =
-        ADD(l, ATTEND, a->seqs, a->pages, a->q_mem, a->k_mem, a->v_mem, l->s->state.buffer, l->s->work.buffer);
+        ADD(l, ATTEND, l->seqs, a->pages, a->q_mem, a->k_mem, a->v_mem, l->s->state.buffer, l->s->work.buffer);
     op->args.attend = (prhs_k_attend){
-        .kv = a->kv, .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work,
+        .kv = a->kv, .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work,
     };
 }
 
 static void add_finish(list *l, bool verify) {
     const prhs_step_args *a = l->a;
-    prhs_op *op = ADD(l, FINISH, a->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer, a->out_mem, a->lse_mem);
+    prhs_op *op = ADD(l, FINISH, l->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer, a->out_mem, a->lse_mem);
     op->args.finish = (prhs_k_finish){
-        .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .out = a->out, .lse_off = a->lse_off, .state = l->state,
+        .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .out = a->out, .lse_off = a->lse_off, .state = l->state,
         .work = l->work, .policy = l->policy, .verify = verify,
     };
 }
 
 static void add_score(list *l, prhs_i32 modes, bool full, bool moments) {
     const prhs_step_args *a = l->a;
-    prhs_op *op = ADD(l, SCORE, a->seqs, a->pages, a->q_mem, a->k_mem, l->s->work.buffer);
+    prhs_op *op = ADD(l, SCORE, l->seqs, a->pages, a->q_mem, a->k_mem, l->s->work.buffer);
     op->args.score = (prhs_k_score){
-        .kv = a->kv, .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .work = l->work, .modes = modes, .full = full,
+        .kv = a->kv, .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .work = l->work, .modes = modes, .full = full,
         .moments = moments,
     };
     if (!moments)
@@ -137,15 +141,15 @@ static void add_score(list *l, prhs_i32 modes, bool full, bool moments) {
 static void add_retrieval(list *l) {
     const prhs_step_args *a = l->a;
     add_score(l, 1 << PRHS_MODE_RETRIEVE, false, l->s->moments);
-    prhs_op *op = ADD(l, SELECT, a->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer);
+    prhs_op *op = ADD(l, SELECT, l->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer);
     op->args.select = (prhs_k_select){
-        .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work, .policy = l->policy,
+        .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work, .policy = l->policy,
     };
     if (!l->s->moments)
         return;
-    op = ADD(l, MOMENTS, a->seqs, a->pages, a->k_mem, l->s->state.buffer, l->s->work.buffer);
+    op = ADD(l, MOMENTS, l->seqs, a->pages, a->k_mem, l->s->state.buffer, l->s->work.buffer);
     op->args.moments = (prhs_k_moments){
-        .kv = a->kv, .batch = a->batch, .shape = l->s->limits.shape, .state = l->state, .work = l->work,
+        .kv = a->kv, .batch = l->batch, .shape = l->s->limits.shape, .state = l->state, .work = l->work,
     };
 }
 
@@ -154,11 +158,20 @@ static void add_audit(list *l) {
     const prhs_i32 modes =
         1 << PRHS_MODE_WINDOW | 1 << PRHS_MODE_STREAM | 1 << PRHS_MODE_SHARE | 1 << PRHS_MODE_RETRIEVE;
     add_score(l, modes, true, false);
-    prhs_op *op = ADD(l, AUDIT, a->seqs, l->s->state.buffer, l->s->work.buffer);
+    prhs_op *op = ADD(l, AUDIT, l->seqs, l->s->state.buffer, l->s->work.buffer);
     op->args.audit = (prhs_k_audit){
-        .batch = a->batch, .shape = l->s->limits.shape, .q = a->q, .out = a->out, .lse_off = PRHS_NONE, .state = l->state,
+        .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .out = a->out, .lse_off = PRHS_NONE, .state = l->state,
         .work = l->work, .policy = l->policy,
     };
+}
+
+/* Where plan leaves the active sequences closed up, the ops after it see no others: what a batch could hold costs them nothing. */
+static void close_up(list *l) {
+    if (l->work.active_off == PRHS_NONE)
+        return;
+    l->seqs = l->s->work.buffer;
+    l->batch.active_off = l->work.active_off;
+    l->batch.seqs_off = l->work.active_off + 16;
 }
 
 size_t prhs_plan_step(const prhs_session *s, const prhs_step_args *a, prhs_op *ops) {
@@ -171,6 +184,7 @@ size_t prhs_plan_step(const prhs_session *s, const prhs_step_args *a, prhs_op *o
     if (!(a->kinds & PRHS_HAS_DECODE) && !(retrieves && (a->kinds & PRHS_HAS_SEED)))
         return l.n;
     add_plan(&l);
+    close_up(&l);
     if (mass) {
         add_attend(&l);
         add_finish(&l, true);
@@ -193,14 +207,14 @@ size_t prhs_plan_truncate(const prhs_session *s, const prhs_step_args *a, bool r
     if (l.policy.dense)
         return 0;
     if (s->sums) {
-        prhs_op *op = ADD(&l, RANGE_SUM, a->seqs, a->pages, a->v_mem, s->state.buffer);
+        prhs_op *op = ADD(&l, RANGE_SUM, l.seqs, a->pages, a->v_mem, s->state.buffer);
         op->args.range_sum = (prhs_k_range_sum){
-            .kv = a->kv, .batch = a->batch, .shape = s->limits.shape, .state = l.state, .sign = rebuild ? 1 : -1,
+            .kv = a->kv, .batch = l.batch, .shape = s->limits.shape, .state = l.state, .sign = rebuild ? 1 : -1,
         };
     }
     if (s->retrieves) {
-        prhs_op *op = ADD(&l, TRUNCATE, a->seqs, s->state.buffer);
-        op->args.truncate = (prhs_k_truncate){ .batch = a->batch, .shape = s->limits.shape, .state = l.state, .all = rebuild };
+        prhs_op *op = ADD(&l, TRUNCATE, l.seqs, s->state.buffer);
+        op->args.truncate = (prhs_k_truncate){ .batch = l.batch, .shape = s->limits.shape, .state = l.state, .all = rebuild };
     }
     return l.n;
 }

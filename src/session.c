@@ -11,9 +11,8 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
     const prhs_log *log = &dev->log;
     prhs_status status;
     const char *why;
-    if (p->size != sizeof *p)
-        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: params->size is %zu, this library knows %zu", call, p->size, sizeof *p);
-    if ((status = prhs_check_capacity(log, call, "layers", p->layers, 1024)) != PRHS_OK ||
+    if ((status = prhs_check_size(log, call, "params->size", p->size, sizeof *p)) != PRHS_OK ||
+        (status = prhs_check_capacity(log, call, "layers", p->layers, 1024)) != PRHS_OK ||
         (status = prhs_check_capacity(log, call, "max_slots", p->max_slots, 1 << 16)) != PRHS_OK ||
         (status = prhs_check_capacity(log, call, "max_seqs", p->max_seqs, 1 << 16)) != PRHS_OK ||
         (status = prhs_check_capacity(log, call, "max_rows", p->max_rows, 1 << 24)) != PRHS_OK ||
@@ -54,7 +53,9 @@ prhs_status prhs_session_get_sizes(prhs_device *device, const prhs_session_param
     if (!device || !params || !sizes)
         return prhs_fail(device ? &device->log : NULL, PRHS_ERR_ARGUMENT, "prhs_session_get_sizes: NULL argument");
     prhs_session s;
-    prhs_status status = resolve(device, params, "prhs_session_get_sizes", &s);
+    prhs_status status = prhs_check_size(&device->log, "prhs_session_get_sizes", "sizes->size", sizes->size, sizeof *sizes);
+    if (status == PRHS_OK)
+        status = resolve(device, params, "prhs_session_get_sizes", &s);
     if (status != PRHS_OK)
         return status;
     sizes->state = (uint64_t)s.layout.state_bytes;
@@ -246,13 +247,12 @@ prhs_status prhs_session_step(prhs_session *session, prhs_queue *queue, const pr
     const char *call = "prhs_session_step";
     if (!session || !queue || !step)
         return prhs_fail(session ? &session->dev->log : NULL, PRHS_ERR_ARGUMENT, "%s: NULL argument", call);
-    if (step->size != sizeof *step)
-        return prhs_fail(&session->dev->log, PRHS_ERR_ARGUMENT, "%s: step->size is %zu, this library knows %zu", call, step->size,
-                         sizeof *step);
     prhs_limits limits = session->limits;
     limits.call = call;
     prhs_step_args a = { .layer = step->layer };
-    prhs_status status = check_layer(session, call, step->layer);
+    prhs_status status = prhs_check_size(&session->dev->log, call, "step->size", step->size, sizeof *step);
+    if (status == PRHS_OK)
+        status = check_layer(session, call, step->layer);
     if (status == PRHS_OK)
         status = check_common(&limits, queue, &step->batch, &step->kv, &a);
     if (status == PRHS_OK)

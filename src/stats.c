@@ -81,9 +81,29 @@ static prhs_mass mass(const mass_sum *m, prhs_grade grade) {
     return (prhs_mass){ m->count ? grade : PRHS_GRADE_UNKNOWN, m->count ? m->sum / (double)m->count : NAN, m->count };
 }
 
+typedef struct masses {
+    mass_sum exact, estimate, audit;
+    uint64_t nan_count;
+} masses;
+
+static void add_head(masses *m, const prhs_head_stat *h) {
+    add_mass(&m->exact, h->exact_sum, h->exact_count);
+    add_mass(&m->estimate, h->estimate_sum, h->estimate_count);
+    add_mass(&m->audit, h->audit_sum, h->audit_count);
+    m->nan_count += (uint64_t)h->nan_count;
+}
+
+/* PSAW leaves keys unscored, so that even a retrieval knows only an estimate of the whole dropped mass. */
+static void grade_masses(const prhs_session *s, const masses *m, prhs_mass *retrieved, prhs_mass *shared, prhs_mass *audited) {
+    const prhs_policy *p = &s->params.policy;
+    *retrieved = mass(&m->exact, p->psaw ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_EXACT);
+    *shared = mass(&m->estimate, p->gate == PRHS_GATE_MASS ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_STALE);
+    *audited = mass(&m->audit, PRHS_GRADE_EXACT);
+}
+
 typedef struct totals {
     double kept, attended;
-    mass_sum exact, estimate, audit;
+    masses masses;
 } totals;
 
 static void add_unit(prhs_stats *out, totals *t, const prhs_unit_stat *u) {
@@ -101,58 +121,103 @@ static void add_unit(prhs_stats *out, totals *t, const prhs_unit_stat *u) {
     t->attended += (double)u->attended;
 }
 
-static void add_layer(const prhs_stats_request *r, uint32_t slot, prhs_i32 layer, prhs_stats *out, totals *t) {
+/* The statistics of a slot and layer that lie at `offset` of the state for the first ones. */
+static const void *stats_at(const prhs_stats_request *r, uint32_t slot, prhs_i32 layer, prhs_i64 offset) {
     const prhs_layout *l = &r->session->layout;
-    const prhs_k_shape *shape = &r->session->limits.shape;
-    const char *base = (const char *)r->data + l->state.stat_slot_bytes * (prhs_i64)slot + l->unit_stat_layer * layer;
-    const prhs_unit_stat *units = (const prhs_unit_stat *)(const void *)(base + l->state.unit_stat_off - l->stats_off);
-    const prhs_head_stat *heads = (const prhs_head_stat *)(const void *)(base + l->state.head_stat_off - l->stats_off);
-    for (prhs_i32 i = 0; i < shape->units; i++)
-        add_unit(out, t, &units[i]);
-    for (prhs_i32 i = 0; i < shape->heads; i++) {
-        add_mass(&t->exact, heads[i].exact_sum, heads[i].exact_count);
-        add_mass(&t->estimate, heads[i].estimate_sum, heads[i].estimate_count);
-        add_mass(&t->audit, heads[i].audit_sum, heads[i].audit_count);
-        out->nan_masses += (uint64_t)heads[i].nan_count;
-    }
+    return (const char *)r->data + (l->state.stat_slot_bytes * (prhs_i64)slot + l->unit_stat_layer * layer + offset - l->stats_off);
 }
 
-/* PSAW leaves keys unscored, so that even a retrieval knows only an estimate of the whole dropped mass. */
+static const prhs_head_stat *heads_at(const prhs_stats_request *r, uint32_t slot, prhs_i32 layer) {
+    return stats_at(r, slot, layer, r->session->layout.state.head_stat_off);
+}
+
+static void add_layer(const prhs_stats_request *r, uint32_t slot, prhs_i32 layer, prhs_stats *out, totals *t) {
+    const prhs_k_shape *shape = &r->session->limits.shape;
+    const prhs_unit_stat *units = stats_at(r, slot, layer, r->session->layout.state.unit_stat_off);
+    for (prhs_i32 i = 0; i < shape->units; i++)
+        add_unit(out, t, &units[i]);
+    for (prhs_i32 i = 0; i < shape->heads; i++)
+        add_head(&t->masses, &heads_at(r, slot, layer)[i]);
+}
+
 static void grade(const prhs_session *s, const totals *t, prhs_stats *out) {
-    const prhs_policy *p = &s->params.policy;
     uint64_t shared = out->share + out->retrieve, sparse = shared + out->window + out->stream;
     out->rho = shared ? (double)out->retrieve / (double)shared : NAN;
     out->kept = sparse ? t->kept / (double)sparse : NAN;
     out->attended = out->steps ? t->attended / (double)out->steps : NAN;
-    out->retrieved = mass(&t->exact, p->psaw ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_EXACT);
-    out->shared = mass(&t->estimate, p->gate == PRHS_GATE_MASS ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_STALE);
-    out->audited = mass(&t->audit, PRHS_GRADE_EXACT);
+    out->nan_masses = t->masses.nan_count;
+    grade_masses(s, &t->masses, &out->retrieved, &out->shared, &out->audited);
+}
+
+/* PRHS_OK once the copy is there. */
+static prhs_status arrive(prhs_stats_request *request, const char *call, uint32_t slot, uint32_t layer) {
+    const prhs_session *s = request->session;
+    if ((slot != PRHS_ALL_SLOTS && slot >= s->params.max_slots) || (layer != PRHS_ALL_LAYERS && layer >= s->params.layers))
+        return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "%s: slot or layer is out of range", call);
+    if (!request->enqueued)
+        return prhs_fail(&s->dev->log, PRHS_ERR_STATE, "%s: nothing was enqueued", call);
+    prhs_status status = request->arrived ? PRHS_OK : prhs_event_query(request->event);
+    request->arrived = status == PRHS_OK;
+    return status;
+}
+
+/* What a slot and layer are looked for in: [*begin, *end) of `all`. */
+static void range(uint32_t wanted, uint32_t none, uint32_t first, uint32_t all, uint32_t *begin, uint32_t *end) {
+    *begin = wanted == none || wanted < first ? first : wanted;
+    *end = wanted == none ? all : wanted < first ? first : wanted + 1;
+}
+
+typedef struct span {
+    uint32_t slot, slots, layer, layers; /* the dense layers keep no books */
+} span;
+
+static span span_of(const prhs_session *s, uint32_t slot, uint32_t layer) {
+    span x;
+    range(slot, PRHS_ALL_SLOTS, 0, s->params.max_slots, &x.slot, &x.slots);
+    range(layer, PRHS_ALL_LAYERS, s->params.policy.dense_layers, s->params.layers, &x.layer, &x.layers);
+    return x;
 }
 
 prhs_status prhs_stats_request_get(prhs_stats_request *request, uint32_t slot, uint32_t layer, prhs_stats *stats) {
+    const char *call = "prhs_stats_request_get";
     if (!request || !stats)
-        return prhs_fail(request ? &request->session->dev->log : NULL, PRHS_ERR_ARGUMENT, "prhs_stats_request_get: NULL argument");
+        return prhs_fail(request ? &request->session->dev->log : NULL, PRHS_ERR_ARGUMENT, "%s: NULL argument", call);
     const prhs_session *s = request->session;
-    if (stats->size != sizeof *stats)
-        return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "prhs_stats_request_get: stats->size is %zu, this library knows %zu",
-                         stats->size, sizeof *stats);
-    if ((slot != PRHS_ALL_SLOTS && slot >= s->params.max_slots) || (layer != PRHS_ALL_LAYERS && layer >= s->params.layers))
-        return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "prhs_stats_request_get: slot or layer is out of range");
-    if (!request->enqueued)
-        return prhs_fail(&s->dev->log, PRHS_ERR_STATE, "prhs_stats_request_get: nothing was enqueued");
-    if (!request->arrived) {
-        prhs_status status = prhs_event_query(request->event);
-        if (status != PRHS_OK)
-            return status;
-        request->arrived = true;
-    }
+    prhs_status status = prhs_check_size(&s->dev->log, call, "stats->size", stats->size, sizeof *stats);
+    if (status == PRHS_OK)
+        status = arrive(request, call, slot, layer);
+    if (status != PRHS_OK)
+        return status;
     *stats = (prhs_stats){ .size = sizeof *stats };
     totals t = { 0 };
-    for (uint32_t i = 0; i < s->params.max_slots; i++)
-        for (uint32_t j = s->params.policy.dense_layers; j < s->params.layers; j++)
-            if ((slot == PRHS_ALL_SLOTS || slot == i) && (layer == PRHS_ALL_LAYERS || layer == j))
-                add_layer(request, i, prhs_sparse_index(s, j), stats, &t);
+    const span x = span_of(s, slot, layer);
+    for (uint32_t i = x.slot; i < x.slots; i++)
+        for (uint32_t j = x.layer; j < x.layers; j++)
+            add_layer(request, i, prhs_sparse_index(s, j), stats, &t);
     grade(s, &t, stats);
+    return PRHS_OK;
+}
+
+prhs_status prhs_stats_request_get_head(prhs_stats_request *request, uint32_t slot, uint32_t layer, uint32_t head,
+                                        prhs_head_stats *stats) {
+    const char *call = "prhs_stats_request_get_head";
+    if (!request || !stats)
+        return prhs_fail(request ? &request->session->dev->log : NULL, PRHS_ERR_ARGUMENT, "%s: NULL argument", call);
+    const prhs_session *s = request->session;
+    prhs_status status = prhs_check_size(&s->dev->log, call, "stats->size", stats->size, sizeof *stats);
+    if (status == PRHS_OK && head >= (uint32_t)s->limits.shape.heads)
+        status = prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "%s: head %u is out of range", call, head);
+    if (status == PRHS_OK)
+        status = arrive(request, call, slot, layer);
+    if (status != PRHS_OK)
+        return status;
+    masses m = { 0 };
+    const span x = span_of(s, slot, layer);
+    for (uint32_t i = x.slot; i < x.slots; i++)
+        for (uint32_t j = x.layer; j < x.layers; j++)
+            add_head(&m, &heads_at(request, i, prhs_sparse_index(s, j))[head]);
+    *stats = (prhs_head_stats){ .size = sizeof *stats, .nan_masses = m.nan_count };
+    grade_masses(s, &m, &stats->retrieved, &stats->shared, &stats->audited);
     return PRHS_OK;
 }
 

@@ -10,7 +10,7 @@
 
 static const char usage[] =
     "usage: prhs-tests [--backend cpu|opencl|cuda] [--index N] [--caps HEX] [--threads N] [--cache-dir DIR]\n"
-    "                  [--seed N] [--filter TEXT] [--quick] [--verbose] [--list]\n";
+    "                  [--seed N] [--filter TEXT] [--quick] [--verbose] [--kernels] [--list]\n";
 
 static void print_line(void *user, const char *line) {
     (void)user;
@@ -28,6 +28,8 @@ static int flag(const char *arg, prhs_suite_options *opt, int *list) {
         opt->quick = 1;
     else if (!strcmp(arg, "--verbose"))
         opt->verbose = 1;
+    else if (!strcmp(arg, "--kernels"))
+        opt->kernels = 1;
     else if (!strcmp(arg, "--list"))
         *list = 1;
     else

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Compiles one CUDA file for every device: compile_cuda.py NVCC SOURCE.cu OUT.fatbin OUT.ptx.lzma DEPFILE [NVCC-ARGUMENT...]
+Or for a driver that compiles it itself: compile_cuda.py --ptx NVCC SOURCE.cu OUT.ptx DEPFILE [NVCC-ARGUMENT...]
 
 OUT.fatbin: machine code for compute capability 8.0 (which 8.6 and 8.9 run too) and 9.0. OUT.ptx.lzma: the PTX for 8.0, for newer devices and
 for drivers that do not take this toolkit's machine code. Its version is lowered to PTX_VERSION, because a driver refuses PTX that is newer
@@ -54,18 +55,29 @@ def pack(text):
     return data[:5] + len(text.encode()).to_bytes(8, "little") + data[13:]  # with the size that Python leaves open
 
 
+def make_ptx(base, folder, source, depfile, target, ptx, sm80):
+    """The text at `ptx`, and its machine code for 8.0."""
+    run(*base, "-ptx", "-arch=compute_80", "-MD", "-MF", depfile, "-MT", target, "-o", ptx, source)
+    with open(ptx, encoding="utf-8") as f:
+        text = mark(lower(f.read()))
+    with open(ptx, "w", encoding="utf-8") as f:
+        f.write(text)
+    run(os.path.join(folder, "ptxas"), "-O3", "-arch=sm_80", ptx, "-o", sm80)
+    return text
+
+
 def main():
-    nvcc, source, out, out_ptx, depfile, *more = sys.argv[1:]
+    only_ptx = sys.argv[1] == "--ptx"
+    nvcc, source, out, *more = sys.argv[2 if only_ptx else 1:]
+    out_ptx = None if only_ptx else more.pop(0)
+    depfile, *more = more
     folder = os.path.dirname(os.path.realpath(nvcc))
     base = [nvcc, "-std=c++17", "-O3", *more]
     with tempfile.TemporaryDirectory() as work:
-        ptx, sm80, sm90 = work + "/80.ptx", work + "/80.cubin", work + "/90.cubin"
-        run(*base, "-ptx", "-arch=compute_80", "-MD", "-MF", depfile, "-MT", out, "-o", ptx, source)
-        with open(ptx, encoding="utf-8") as f:
-            text = mark(lower(f.read()))
-        with open(ptx, "w", encoding="utf-8") as f:
-            f.write(text)
-        run(os.path.join(folder, "ptxas"), "-O3", "-arch=sm_80", ptx, "-o", sm80)
+        sm80, sm90 = work + "/80.cubin", work + "/90.cubin"
+        text = make_ptx(base, folder, source, depfile, out, out if only_ptx else work + "/80.ptx", sm80)
+        if only_ptx:
+            return
         run(*base, "-cubin", "-arch=sm_90", "-o", sm90, source)
         run(os.path.join(folder, "fatbinary"), "-64", "--create=" + out, "--compress-all", "--compress-mode=size",
             f"--image3=kind=elf,sm=80,file={sm80}", f"--image3=kind=elf,sm=90,file={sm90}")

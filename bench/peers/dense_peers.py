@@ -6,16 +6,20 @@ Prints one JSON object a line. Decode: {"peer", "B", "N", "H", "HK", "D", "us_me
 sequence and B caches of N tokens in float16; the K/V that a call reads rotate over enough copies that none finds its cache in L2.
 Prompts: the same with "rows": N and "tflops" in place of "gbps": causal attention of all N rows. Times are CUDA events around a captured graph
 of REPS calls, over 20 replays that are enqueued without a wait. Peers: torch's FlashAttention-2 and cuDNN back ends of
-scaled_dot_product_attention (K and V as [B, HK, N, D]), and FlashInfer's paged decode where the package is importable (page sizes 1 and 16).
+scaled_dot_product_attention (K and V as [B, HK, N, D]), and FlashInfer's paged decode where the package is importable (page sizes 1 and 16);
+where it is not: {"peer": "flashinfer", "skipped": why}; the same for torch, without which nothing is measured. A peer that fails on a shape has an "error" there.
 
 usage: dense_peers.py [--shapes B,N,H,HK,D ...] [--prompts B,N,H,HK,D ...]
 """
 import argparse
 import json
 
-import torch
-import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+try:
+    import torch
+    import torch.nn.functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+except ImportError as absent:
+    torch, no_torch = None, str(absent)
 
 REPS, REPLAYS = 20, 20
 DECODE = [(8, 1024, 32, 32, 128), (8, 2048, 32, 32, 128), (8, 4096, 32, 32, 128), (16, 1024, 32, 32, 128), (16, 2048, 32, 32, 128),
@@ -91,6 +95,15 @@ def flashinfer_paged(shape, page, copies):
     return graph_us([lambda c=c: wrapper.run(q, c) for c in cache])
 
 
+def missing(package):
+    """Why a package cannot be imported; None: it can."""
+    try:
+        __import__(package)
+        return None
+    except Exception as error:  # noqa: BLE001 - an import may fail in any way
+        return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
 def attempt(peer, shape, measure, **fixed):
     """A peer that cannot run is a line, not a crash. `fixed`: members of the line, which may be functions of the median."""
     try:
@@ -103,14 +116,15 @@ def attempt(peer, shape, measure, **fixed):
     torch.cuda.empty_cache()
 
 
-def decode(shape):
+def decode(shape, flashinfer):
     batch, n, _, kv_heads, dim = shape
     size, copies = 2 * batch * n * kv_heads * dim * 2, copies_of(shape)
     rate = dict(gbps=lambda us: round(size / us / 1e3, 1))
     attempt("fa2", shape, lambda: sdpa(shape, SDPBackend.FLASH_ATTENTION, 1, False, copies), **rate)
     attempt("cudnn", shape, lambda: sdpa(shape, SDPBackend.CUDNN_ATTENTION, 1, False, copies), **rate)
-    attempt("flashinfer-p16", shape, lambda: flashinfer_paged(shape, 16, copies), **rate)
-    attempt("flashinfer-p1", shape, lambda: flashinfer_paged(shape, 1, copies), **rate)
+    if flashinfer:
+        attempt("flashinfer-p16", shape, lambda: flashinfer_paged(shape, 16, copies), **rate)
+        attempt("flashinfer-p1", shape, lambda: flashinfer_paged(shape, 1, copies), **rate)
 
 
 def prompt(shape):
@@ -130,14 +144,20 @@ def main():
     def shapes(words, default):
         return default if words is None else [tuple(int(x) for x in word.split(",")) for word in words]
 
+    if torch is None:
+        print(json.dumps(dict(peer="torch", skipped=no_torch)), flush=True)
+        return
     print(json.dumps(dict(device=torch.cuda.get_device_name(), torch=torch.__version__)), flush=True)
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     us = graph_us([lambda: target.copy_(source)])
     print(json.dumps(dict(peer="copy", gbps_read_plus_write=round(2 * (1 << 30) / us[0] / 1e3, 1))), flush=True)
     del source, target
+    why = missing("flashinfer")
+    if why:
+        print(json.dumps(dict(peer="flashinfer", skipped=why)), flush=True)
     for shape in shapes(args.shapes, DECODE):
-        decode(shape)
+        decode(shape, not why)
     for shape in shapes(args.prompts, PROMPTS):
         prompt(shape)
 

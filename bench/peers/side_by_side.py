@@ -9,6 +9,7 @@ Own steps are means over whole blocks (append, gate, retrieval, attention, merge
 """
 import argparse
 import json
+import re
 import sys
 
 SIX = [(b, n, 32, 32, 128) for b in (8, 16) for n in (1024, 2048, 4096)]
@@ -57,6 +58,7 @@ class Peers:
 
     def __init__(self, path):
         self.decode, self.prompt, self.rates, self.head, self.copy = {}, {}, [], {}, None
+        self.absent = {}  # by peer: why, and on how many shapes; 0: on none, it was not tried
         with open(path, encoding="utf-8") as f:
             for line in f:
                 r = json.loads(line) if line.lstrip().startswith("{") else {}
@@ -64,6 +66,9 @@ class Peers:
                     self.head = r
                 elif r.get("peer") == "copy":
                     self.copy = r["gbps_read_plus_write"]
+                elif "skipped" in r or "error" in r:
+                    why, count = self.absent.get(r["peer"], (r.get("skipped") or r.get("error"), 0))
+                    self.absent[r["peer"]] = (why, count + ("error" in r))
                 elif "us_median" in r:
                     shape = (r["B"], r["N"], r["H"], r["HK"], r["D"])
                     (self.prompt if "rows" in r else self.decode).setdefault(shape, {})[r["peer"]] = r["us_median"]
@@ -76,6 +81,11 @@ class Peers:
 
 def ratio(a, b):
     return a / b if a and b else None
+
+
+def print_absent(peers):
+    for name, (why, count) in sorted(peers.absent.items()):
+        print(f"\n{name} was not measured{f' on {count} shapes' if count else ''}: {why}.")
 
 
 def show(value, digits=1, unit=""):
@@ -247,6 +257,17 @@ def judge_other(v, number, what, own, path, names, bar, shapes):
     v.add(number, what, low[0], bar, unit="×", note=low[1])
 
 
+def judge_replay(v, path):
+    """Steps of a recorded run: what the gates do there, nobody scripts."""
+    rows = []
+    if path:
+        with open(path, encoding="utf-8") as f:
+            rows = [p for p in json.load(f)["policies"] if p["time"]["p99_of_median"] and p["policy"].split(",")[0] != "dense"]
+    at = max(rows, key=lambda p: p["time"]["p99_of_median"], default=None)
+    v.add("P8", "a replayed real trace, 99th percentile / median step, greatest of its sparse policies", at and at["time"]["p99_of_median"], 1.5,
+          False, 3, note="; ".join(f"{p['policy']}: median {p['time']['median_s'] * 1e6:.1f} µs, first {p['time']['first_s'] * 1e6:.1f}" for p in rows))
+
+
 OPS = [("ops", "attend all (own dense)", "median_s"), ("ops", "attend list, single tokens", "median_s"), ("ops", "score", "median_s")]
 
 
@@ -256,6 +277,7 @@ def main():
     parser.add_argument("peers")
     parser.add_argument("--sm80")
     parser.add_argument("--opencl")
+    parser.add_argument("--replay")
     args = parser.parse_args()
     own, peers = Own(args.prhs), Peers(args.peers)
     device = own.document["device"]
@@ -268,11 +290,15 @@ def main():
           f"torch {peers.head.get('torch', '–')}. Best dense read rate {show(read and read / 1e9)} GB/s "
           f"(own: {show(greatest(dense) and greatest(dense) / 1e9)}); copy, read + write: own {own.document['copy_bytes_per_second'] / 1e9:.1f}, "
           f"torch {show(peers.copy)} GB/s.")
+    print_absent(peers)
+    if not re.search(r"H[12]00", device):
+        print("\nThe bars below are those of an H100: this device has none of its own.")
     shape_table(own, peers)
     op_table(own, read)
     v = Verdicts()
     judge_ops(v, own, read)
     judge_steps(v, own, peers, "H200" in device)
+    judge_replay(v, args.replay)
     judge_host(v, own)
     judge_prefill(v, own, peers)
     judge_other(v, "P12", "code for 8.0 (through its PTX) against code for 9.0, least", own, args.sm80,

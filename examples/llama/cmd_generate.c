@@ -6,37 +6,50 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "forward.h"
 #include "options.h"
 
-#define CHUNK 256
+#define MAX_PROMPTS 64
 
 typedef struct generation {
     common_options common;
     prhs_policy policy;
-    const char *policy_text, *prompt;
+    const char *policy_text;
+    char **prompts;
+    uint32_t n_prompts, batch;         /* sequence s continues prompt s % n_prompts */
     uint32_t count, seed;
     float temperature;
-    bool ids, stats;
+    bool file, ids, stats, graphs;
+    record_options record;
     loaded l;
-    engine e;
-    engine_session s;
-    float *x, *q, *k, *v, *out, *tmp, *logits;
+    forward f;
+    int32_t *text[MAX_PROMPTS];        /* the prompts' tokens */
+    uint32_t length[MAX_PROMPTS];
+    float *logits;
     uint64_t random;
+    uint32_t made;                     /* tokens of every sequence that are on the host */
+    uint32_t *end;                     /* [batch]: how many of them count */
 } generation;
 
 static const char help[] =
-    "usage: prhs-llama generate --model FILE [options] PROMPT\n"
+    "usage: prhs-llama generate --model FILE [options] PROMPT...\n"
     "  --model FILE        GGUF model of the llama family\n"
     "  --device NAME       cpu, opencl, cuda, each also as NAME:INDEX, or any (default)\n"
     "  --policy NAME[,key=value...]  default cis-mass; keys: k s gate tau floor eps m rb rf g sinks local dense n join residual\n"
     "                      psaw psaw_layer phi alpha etf etf_layer psi gamma\n"
     "  --kv TYPE           f16 (default), f32 or bf16\n"
+    "  --linear WHERE      auto (default): on a cuda device cuBLAS, elsewhere and without it this machine's BLAS; host: this machine's\n"
+    "                      BLAS; or the file of a libcublas\n"
+    "  --weights TYPE      f32 (default); with cuBLAS also f16\n"
     "  -n, --tokens N      tokens to generate (128)\n"
+    "  --batch N           sequences side by side, prompt after prompt and from the first one again (one for each prompt)\n"
+    "  --no-graph          on a cuda device: enqueue every decode step by itself instead of replaying a graph\n"
     "  --temperature T     0 (default): greedy\n"
     "  --seed N            of the sampler (1)\n"
     "  --file              PROMPT is the name of a file\n"
     "  --ids               print token ids instead of text\n"
     "  --stats             what was read and dropped, to standard error\n"
+    RECORD_HELP
     "  --verbose           the library's own messages\n";
 
 /* xorshift64*: the sampler only needs to be repeatable. */
@@ -67,34 +80,6 @@ static int32_t sample(generation *g, const float *logits) {
     return (int32_t)best;
 }
 
-/* Rows of tokens at positions first ... through all layers; logits of the last row. */
-static bool forward(generation *g, const int32_t *ids, uint32_t rows, uint32_t first, bool prompt, bool last, uint32_t prompt_len) {
-    const model *m = &g->l.m;
-    int32_t positions[CHUNK];
-    for (uint32_t i = 0; i < rows; i++)
-        positions[i] = (int32_t)(first + i);
-    prhs_seq seq = { .slot = 0, .row_begin = 0, .row_count = (int32_t)rows, .kv_len = (int32_t)(first + rows),
-                     .flags = prompt ? PRHS_SEQ_PREFILL | (last ? PRHS_SEQ_SEED : 0) : 0, .prompt_len = (int32_t)prompt_len };
-    engine_call call = { .plan = 0, .seq = 0, .seqs = 1, .row = 0, .count = rows, .append = true,
-                         .kinds = prompt ? PRHS_HAS_PREFILL | PRHS_HAS_SEED : PRHS_HAS_DECODE };
-    model_embed(m, ids, rows, g->x);
-    if (!engine_plan(&g->e, 0, 1, &seq))
-        return false;
-    for (call.layer = 0; call.layer < m->layers && !interrupted; call.layer++) {
-        model_qkv(m, call.layer, g->x, rows, positions, g->q, g->k, g->v, g->tmp);
-        if (!engine_upload(&g->e, g->q, g->k, g->v, rows) || !engine_step(&g->e, &g->s, &call) || !engine_download(&g->e, g->out, rows))
-            return false;
-        /* Rows that ETF froze keep their hidden state. */
-        uint32_t frozen = prompt ? prhs_etf_frozen(&g->policy, m->layers, call.layer, prompt_len) : 0;
-        uint32_t skip = frozen > first ? (frozen - first < rows ? frozen - first : rows) : 0;
-        if (skip < rows)
-            model_rest(m, call.layer, g->x + (size_t)skip * m->dim, g->out + (size_t)skip * m->dim, rows - skip, g->tmp);
-    }
-    if (!prompt || last)
-        model_logits(m, g->x + (size_t)(rows - 1) * m->dim, 1, g->logits, g->tmp);
-    return true;
-}
-
 static void emit(const generation *g, int32_t id) {
     char text[256];
     if (g->ids)
@@ -107,7 +92,7 @@ static void emit(const generation *g, int32_t id) {
 /* What the sparse steps saved and dropped. */
 static bool report_saved(generation *g) {
     prhs_stats st;
-    if (!engine_stats(&g->e, &g->s, 0, &st))
+    if (!engine_stats(&g->f.e, &g->f.s, PRHS_ALL_SLOTS, &st))
         return false;
     if (isnan(st.kept)) {
         fprintf(stderr, "every step was dense: sparse ones begin beyond the tokens that the policy keeps\n");
@@ -121,62 +106,126 @@ static bool report_saved(generation *g) {
     return true;
 }
 
-static bool run(generation *g, const int32_t *prompt, uint32_t n) {
+/* Takes what arrived: a single sequence is printed at once. Its end, or that of the last sequence, is the end of all. */
+static bool take(void *user, const int32_t *tokens, uint32_t first, uint32_t count) {
+    generation *g = user;
+    uint32_t running = 0;
+    for (uint32_t s = 0; s < g->batch; s++) {
+        for (uint32_t i = first; g->end[s] == i && i < first + count; i++) {
+            const int32_t id = tokens[(size_t)i * g->batch + s];
+            if (id == bpe_eos(g->l.tokens))
+                break;
+            g->end[s]++;
+            if (g->batch == 1)
+                emit(g, id);
+        }
+        running += g->end[s] == first + count;
+    }
+    g->made = first + count;
+    return running > 0;
+}
+
+static bool prompts(generation *g) {
+    uint32_t lengths[MAX_PROMPTS];
+    int32_t id;
+    for (uint32_t s = 0; s < g->batch; s++)
+        lengths[s] = g->length[s % g->n_prompts];
+    bool ok = record_begin(&g->f.record, &g->record, &g->l.m, lengths, g->batch, g->count - 1) && forward_begin(&g->f, lengths);
+    for (uint32_t s = 0; ok && s < g->batch && !interrupted; s++) {
+        uint32_t last = 0;
+        compute *c = g->f.c;
+        ok = forward_prompt(&g->f, s, g->text[s % g->n_prompts], lengths[s], &last);
+        if (ok && g->temperature > 0.0f && (ok = c->ops->logits(c, last, g->logits)))
+            id = sample(g, g->logits);
+        ok = ok && c->ops->choose(c, last, s, 1, g->temperature > 0.0f ? &id : NULL);
+    }
+    return ok && prhs_queue_finish(g->f.e.queue) == PRHS_OK;
+}
+
+/* The host samples between the steps. */
+static bool sampled(generation *g) {
+    compute *c = g->f.c;
+    int32_t ids[MAX_PROMPTS];
+    bool ok = true, wanted = true;
+    for (uint32_t at = 0; ok && wanted && at < g->count && !interrupted; at++) {
+        if (at > 0) {
+            ok = forward_layers(&g->f);
+            for (uint32_t s = 0; ok && s < g->batch; s++) {
+                ok = c->ops->logits(c, s, g->logits);
+                ids[s] = sample(g, g->logits);
+            }
+            ok = ok && c->ops->choose(c, 0, 0, g->batch, ids);
+        }
+        ok = ok && c->ops->fetch(c, at, 1) && prhs_queue_finish(g->f.e.queue) == PRHS_OK;
+        wanted = ok && take(g, c->tokens, at, 1);
+    }
+    return ok;
+}
+
+static bool run(generation *g) {
     double start = now();
-    for (uint32_t at = 0; at < n && !interrupted; at += CHUNK) {
-        uint32_t rows = n - at < CHUNK ? n - at : CHUNK;
-        if (!forward(g, prompt + at, rows, at, true, at + rows == n, n))
-            return false;
-    }
+    if (!prompts(g))
+        return false;
     double prefilled = now();
-    uint32_t made = 0;
-    while (made < g->count && !interrupted) {
-        int32_t id = sample(g, g->logits);
-        if (id == bpe_eos(g->l.tokens))
-            break;
-        emit(g, id);
-        made++;
-        if (made < g->count && !forward(g, &id, 1, n + made - 1, false, false, 0))
-            return false;
+    if (!(g->temperature > 0.0f ? sampled(g) : forward_greedy(&g->f, g->count, take, g)))
+        return false;
+    double end = now();
+    for (uint32_t s = 0; g->batch > 1 && s < g->batch; s++) {
+        for (uint32_t i = 0; i < g->end[s]; i++)
+            emit(g, g->f.c->tokens[(size_t)i * g->batch + s]);
+        putchar('\n');
     }
-    putchar('\n');
+    if (g->batch == 1)
+        putchar('\n');
     fflush(stdout);
     if (g->stats)
-        fprintf(stderr, "prompt %u tokens in %.2f s; %u tokens, %.1f a second\n", n, prefilled - start, made, made / (now() - prefilled));
+        fprintf(stderr, "prompt %u tokens in %.2f s; %u tokens, %.1f a second (linear layers: %s)\n", g->length[0], prefilled - start,
+                g->made * g->batch, g->made * g->batch / (end - prefilled), g->f.c->ops->name);
     return !g->stats || report_saved(g);
 }
 
-static bool set_up(generation *g, uint32_t prompt) {
-    const model *m = &g->l.m;
-    prhs_log log = stderr_log(&g->common);
-    engine_params p = { g->common.backend, g->common.index, 1, prompt + g->count, 1, CHUNK, g->common.kv_dtype };
-    const size_t q = (size_t)m->heads * m->head_dim, kv = (size_t)m->kv_heads * m->head_dim;
-    g->x = malloc(sizeof(float) * CHUNK * m->dim);
-    g->q = malloc(sizeof(float) * CHUNK * q);
-    g->k = malloc(sizeof(float) * CHUNK * kv);
-    g->v = malloc(sizeof(float) * CHUNK * kv);
-    g->out = malloc(sizeof(float) * CHUNK * q);
-    g->tmp = malloc(sizeof(float) * CHUNK * (m->dim + 2 * (size_t)m->ffn));
-    g->logits = malloc(sizeof(float) * m->vocab);
-    return g->x && g->q && g->k && g->v && g->out && g->tmp && g->logits && engine_open(&g->e, m, &p, &log) &&
-           engine_session_open(&g->e, &g->policy, false, &g->s);
+/* The prompt's tokens, and whether they fit. */
+static bool read_prompt(generation *g, uint32_t i) {
+    size_t size = strlen(g->prompts[i]);
+    char *text = g->file ? read_file(g->prompts[i], &size) : NULL;
+    if (g->file && !text) {
+        fprintf(stderr, "prhs-llama: %s cannot be read\n", g->prompts[i]);
+        return false;
+    }
+    const size_t n = bpe_encode(g->l.tokens, text ? text : g->prompts[i], size, &g->text[i]);
+    free(text);
+    g->length[i] = (uint32_t)n;
+    if (n != SIZE_MAX && n > 0 && n + g->count <= g->l.m.context)
+        return true;
+    fprintf(stderr, "prhs-llama: the prompt has %zu tokens; it must have one at least, and %u with the continuation at most\n", n,
+            g->l.m.context);
+    return false;
 }
 
-static int generate(generation *g, const char *text, size_t size) {
-    int32_t *ids = NULL;
-    size_t n = bpe_encode(g->l.tokens, text, size, &ids);
-    bool ok = n != SIZE_MAX && n > 0 && n + g->count <= g->l.m.context;
-    if (!ok)
-        fprintf(stderr, "prhs-llama: the prompt has %zu tokens; it must have one at least, and %u with the continuation at most\n", n,
-                g->l.m.context);
-    ok = ok && set_up(g, (uint32_t)n) && run(g, ids, (uint32_t)n);
-    engine_session_close(&g->s);
-    if (g->e.m)
-        engine_close(&g->e);
-    float *blocks[] = { g->x, g->q, g->k, g->v, g->out, g->tmp, g->logits };
-    for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++)
-        free(blocks[i]);
-    free(ids);
+static bool set_up(generation *g) {
+    uint32_t longest = 0;
+    for (uint32_t i = 0; i < g->n_prompts; i++) {
+        if (!read_prompt(g, i))
+            return false;
+        longest = g->length[i] > longest ? g->length[i] : longest;
+    }
+    prhs_log log = stderr_log(&g->common);
+    const forward_params p = { { .backend = g->common.backend, .index = g->common.index, .seqs = g->batch, .tokens = longest + g->count,
+                                 .kv_dtype = g->common.kv_dtype },
+                               g->common.linear, g->common.half, g->graphs && !g->record.file };
+    g->logits = malloc(sizeof(float) * g->l.m.vocab);
+    g->end = calloc(g->batch, sizeof *g->end);
+    return g->logits && g->end && forward_open(&g->f, &g->l.m, &p, &log) && forward_session(&g->f, &g->policy);
+}
+
+static int generate(generation *g) {
+    bool ok = set_up(g) && run(g);
+    ok = record_end(&g->f.record, ok && !interrupted) && ok;
+    forward_close(&g->f);
+    for (uint32_t i = 0; i < g->n_prompts; i++)
+        free(g->text[i]);
+    free(g->logits);
+    free(g->end);
     return interrupted ? 130 : ok ? 0 : 1;
 }
 
@@ -186,26 +235,34 @@ static bool parse_temperature(const char *text, float *out) {
     return end != text && !*end && *out >= 0.0f;
 }
 
-static int parse(generation *g, int argc, char **argv, bool *file) {
-    enum { MODEL = 256, DEVICE, POLICY, KV, TEMPERATURE, SEED, FILE_, IDS, STATS, VERBOSE };
+static int parse(generation *g, int argc, char **argv) {
+    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, KV, BATCH, TEMPERATURE, SEED, FILE_, IDS, NO_GRAPH, STATS, VERBOSE };
     static const struct option options[] = {
-        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "policy", 1, 0, POLICY }, { "kv", 1, 0, KV }, { "tokens", 1, 0, 'n' },
-        { "temperature", 1, 0, TEMPERATURE }, { "seed", 1, 0, SEED }, { "file", 0, 0, FILE_ }, { "ids", 0, 0, IDS },
-        { "stats", 0, 0, STATS }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
+        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "kv", 1, 0, KV },
+        { "tokens", 1, 0, 'n' }, { "batch", 1, 0, BATCH }, { "temperature", 1, 0, TEMPERATURE }, { "seed", 1, 0, SEED },
+        { "file", 0, 0, FILE_ }, { "ids", 0, 0, IDS }, { "no-graph", 0, 0, NO_GRAPH }, { "stats", 0, 0, STATS }, RECORD_OPTIONS,
+        { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };
     bool ok = true;
     for (int c; ok && (c = getopt_long(argc, argv, "n:h", options, NULL)) != -1;) {
         switch (c) {
         case MODEL: g->common.model = optarg; break;
         case DEVICE: ok = parse_device(optarg, &g->common); break;
+        case LINEAR: g->common.linear = optarg; break;
+        case WEIGHTS: ok = parse_weights(optarg, &g->common); break;
         case POLICY: g->policy_text = optarg; break;
         case KV: ok = parse_kv(optarg, &g->common); break;
         case 'n': ok = parse_u32(optarg, &g->count) && g->count > 0; break;
+        case BATCH: ok = parse_u32(optarg, &g->batch) && g->batch > 0 && g->batch <= MAX_PROMPTS; break;
         case TEMPERATURE: ok = parse_temperature(optarg, &g->temperature); break;
         case SEED: ok = parse_u32(optarg, &g->seed); break;
-        case FILE_: *file = true; break;
+        case FILE_: g->file = true; break;
         case IDS: g->ids = true; break;
+        case NO_GRAPH: g->graphs = false; break;
         case STATS: g->stats = true; break;
+        case 'R':
+        case 'L':
+        case 'M': ok = record_option(c, optarg, &g->record); break;
         case VERBOSE: g->common.level = PRHS_LOG_DEBUG; break;
         case 'h': fputs(help, stdout); return 0;
         default: fputs(help, stderr); return 2;
@@ -213,36 +270,30 @@ static int parse(generation *g, int argc, char **argv, bool *file) {
         if (!ok)
             fprintf(stderr, "prhs-llama: '%s' is no value for this option (see --help)\n", optarg);
     }
-    if (!ok || optind + 1 != argc) {
-        if (ok)
-            fputs("prhs-llama: one prompt is needed\n", stderr);
-        return 2;
+    g->prompts = argv + optind;
+    g->n_prompts = (uint32_t)(argc - optind);
+    g->batch = g->batch ? g->batch : g->n_prompts;
+    if (ok && (g->n_prompts == 0 || g->n_prompts > MAX_PROMPTS || g->batch < g->n_prompts)) {
+        fprintf(stderr, "prhs-llama: one prompt is needed, and no more than --batch or %d\n", MAX_PROMPTS);
+        ok = false;
     }
-    g->prompt = argv[optind];
-    return -1;
+    return ok ? -1 : 2;
 }
 
 int cmd_generate(int argc, char **argv) {
-    generation g = { .policy_text = "cis-mass", .count = 128, .seed = 1, .common = { .kv_dtype = PRHS_F16, .level = PRHS_LOG_WARN } };
-    bool file = false;
-    int status = parse(&g, argc, argv, &file);
+    generation g = { .policy_text = "cis-mass", .count = 128, .seed = 1, .graphs = true, .record = RECORD_DEFAULTS,
+                     .common = { .kv_dtype = PRHS_F16, .level = PRHS_LOG_WARN } };
+    int status = parse(&g, argc, argv);
     if (status >= 0)
         return status;
     g.random = ((uint64_t)g.seed << 1 | 1) * UINT64_C(0x9e3779b97f4a7c15);
-    size_t size = strlen(g.prompt);
-    char *text = file ? read_file(g.prompt, &size) : NULL;
-    if (file && !text) {
-        fprintf(stderr, "prhs-llama: %s cannot be read\n", g.prompt);
-        return 1;
-    }
     status = 1;
     if (load_model(&g.common, &g.l)) {
         if (parse_policy(g.policy_text, g.l.m.layers, &g.policy))
-            status = generate(&g, text ? text : g.prompt, size);
+            status = generate(&g);
         else
             status = 2;
         unload_model(&g.l);
     }
-    free(text);
     return status;
 }

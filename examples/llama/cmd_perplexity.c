@@ -5,14 +5,15 @@
  * the other over all decode rows: linear layers as large products, attention step by step.
  */
 #include <getopt.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "compute.h"
+#include "record.h"
 #include "report.h"
 
-/* prhs_seq arrays on the device: prompts, what is cached, then one a decode step. */
+/* prhs_seq arrays on the device: prompts, what is cached, then one a decode step (all known before; PLAN_DECODE is not used). */
 enum { PLAN_PROMPT, PLAN_CACHED, PLAN_STEP };
 
 typedef struct job {
@@ -22,13 +23,16 @@ typedef struct job {
     const char *policy_text[MAX_POLICIES];
     size_t policies;
     bool timing;
+    record_options record_options;
+    record record;           /* of the dense run, while it lasts */
     loaded l;
     engine e;
+    compute *c;
     int32_t *ids;
     size_t n_ids;
-    float *x, *q, *k, *v, *out, *tmp, *logits;
-    float *last_q;           /* [layers][docs][H*D]: queries of the contexts' last rows */
-    int32_t *position;
+    prhs_buffer *last_q;     /* [layers][docs][H*D]: queries of the contexts' last rows */
+    int32_t *token, *position, *target; /* of rows */
+    double *nll;
     result *results;
 } job;
 
@@ -36,6 +40,9 @@ static const char help[] =
     "usage: prhs-llama perplexity --model FILE [options] TEXT-FILE\n"
     "  --model FILE        GGUF model of the llama family\n"
     "  --device NAME       cpu, opencl, cuda, each also as NAME:INDEX, or any (default)\n"
+    "  --linear WHERE      auto (default): on a cuda device cuBLAS, elsewhere and without it this machine's BLAS; host: this machine's\n"
+    "                      BLAS; or the file of a libcublas\n"
+    "  --weights TYPE      f32 (default); with cuBLAS also f16\n"
     "  --policy NAME[,key=value...]  may be repeated; dense is always run first, as the baseline\n"
     "                      keys: k s gate tau floor eps m rb rf g sinks local dense n join residual psaw psaw_layer phi alpha etf\n"
     "                      etf_layer psi gamma\n"
@@ -46,6 +53,7 @@ static const char help[] =
     "  --at-end            one document: the last tokens of the text\n"
     "  --timing            no audits: dropped mass is what the policy itself knows, times are those of normal use\n"
     "  --json FILE         one object a policy, with values by document ('-': standard output)\n"
+    RECORD_HELP
     "  --verbose           the library's own messages\n";
 
 static size_t doc_start(const job *j, uint32_t doc) {
@@ -79,28 +87,34 @@ static bool write_plans(job *j, bool seed) {
     return ok;
 }
 
+/* The last query of a document's context in a layer, rows being documents. */
+static prhs_rows last_queries(const job *j, uint32_t layer) {
+    prhs_rows q = j->e.out; /* as long as a row of the output */
+    q.mem = (prhs_mem){ j->last_q, (uint64_t)layer * j->shape.docs * (uint64_t)q.row * 4 };
+    return q;
+}
+
+static bool keep_query(job *j, uint32_t layer, uint32_t doc, uint32_t row) {
+    const prhs_rows to = last_queries(j, layer);
+    return prhs_queue_copy(j->e.queue, engine_row(&to, doc), engine_row(&j->e.q, row), (size_t)to.row * 4) == PRHS_OK;
+}
+
 /* One document's context through all layers, with the policy's window and frozen rows. */
 static bool prefill_doc(job *j, engine_session *s, uint32_t doc) {
-    const model *m = &j->l.m;
-    const uint32_t n = j->shape.context;
-    const size_t q = (size_t)m->heads * m->head_dim;
+    const uint32_t n = j->shape.context, layers = j->l.m.layers;
+    const compute_ops *ops = j->c->ops;
     for (uint32_t i = 0; i < n; i++)
         j->position[i] = (int32_t)i;
-    model_embed(m, doc_ids(j, doc), n, j->x);
+    bool ok = ops->embed(j->c, doc_ids(j, doc), j->position, n);
     engine_call call = { .plan = PLAN_PROMPT, .seq = doc, .seqs = 1, .row = 0, .count = n, .append = true,
                          .kinds = PRHS_HAS_PREFILL | PRHS_HAS_SEED };
-    for (call.layer = 0; call.layer < m->layers; call.layer++) {
-        if (interrupted)
-            return false;
-        progress("prefill", (size_t)doc * m->layers + call.layer + 1, (size_t)j->shape.docs * m->layers);
-        model_qkv(m, call.layer, j->x, n, j->position, j->q, j->k, j->v, j->tmp);
-        memcpy(j->last_q + ((size_t)call.layer * j->shape.docs + doc) * q, j->q + (n - 1) * q, q * sizeof(float));
-        if (!engine_upload(&j->e, j->q, j->k, j->v, n) || !engine_step(&j->e, s, &call) || !engine_download(&j->e, j->out, n))
-            return false;
-        uint32_t frozen = prhs_etf_frozen(&s->policy, m->layers, call.layer, n);
-        model_rest(m, call.layer, j->x + (size_t)frozen * m->dim, j->out + (size_t)frozen * m->dim, n - frozen, j->tmp);
+    for (; ok && call.layer < layers; call.layer++) {
+        const uint32_t frozen = prhs_etf_frozen(&s->policy, layers, call.layer, n);
+        progress("prefill", (size_t)doc * layers + call.layer + 1, (size_t)j->shape.docs * layers);
+        ok = !interrupted && ops->qkv(j->c, call.layer, n) && record_prompt(&j->record, &j->e, call.layer, doc, 0, n) &&
+             keep_query(j, call.layer, doc, n - 1) && engine_step(&j->e, s, &call) && ops->rest(j->c, call.layer, frozen, n);
     }
-    return true;
+    return ok && prhs_queue_finish(j->e.queue) == PRHS_OK;
 }
 
 static bool prefill(job *j, engine_session *s, bool seed) {
@@ -112,20 +126,18 @@ static bool prefill(job *j, engine_session *s, bool seed) {
 
 /* Takes the shared context of a layer into the policy's slots and seeds them with its last queries. */
 static bool adopt(job *j, engine_session *s, uint32_t layer) {
-    const size_t q = (size_t)j->l.m.heads * j->l.m.head_dim;
+    const prhs_rows q = last_queries(j, layer);
     engine_call call = { .layer = layer, .plan = PLAN_CACHED, .seq = 0, .seqs = j->shape.docs, .count = j->shape.docs,
-                         .kinds = PRHS_HAS_SEED };
-    return engine_attach(&j->e, s, layer, PLAN_CACHED) &&
-           engine_upload(&j->e, j->last_q + (size_t)layer * j->shape.docs * q, j->k, j->v, j->shape.docs) &&
-           engine_step(&j->e, s, &call);
+                         .kinds = PRHS_HAS_SEED, .q = &q };
+    return engine_attach(&j->e, s, layer, PLAN_CACHED) && engine_step(&j->e, s, &call);
 }
 
 /* All decode rows through one layer; row r * docs + d belongs to step r of document d. */
 static bool decode_layer(job *j, engine_session *s, uint32_t layer, bool shared, double *attention) {
     const uint32_t docs = j->shape.docs, steps = j->shape.decode;
     const size_t rows = (size_t)docs * steps;
-    model_qkv(&j->l.m, layer, j->x, rows, j->position, j->q, j->k, j->v, j->tmp);
-    if ((shared && !adopt(j, s, layer)) || !engine_upload(&j->e, j->q, j->k, j->v, rows))
+    if ((shared && !adopt(j, s, layer)) || !j->c->ops->qkv(j->c, layer, rows) || !record_decoded(&j->record, &j->e, layer, steps) ||
+        prhs_queue_finish(j->e.queue) != PRHS_OK)
         return false;
     double start = now();
     for (uint32_t r = 0; r < steps; r++) {
@@ -137,54 +149,41 @@ static bool decode_layer(job *j, engine_session *s, uint32_t layer, bool shared,
     if (prhs_queue_finish(j->e.queue) != PRHS_OK)
         return false;
     *attention += now() - start;
-    if (!engine_download(&j->e, j->out, rows))
-        return false;
-    model_rest(&j->l.m, layer, j->x, j->out, rows, j->tmp);
-    return true;
+    return j->c->ops->rest(j->c, layer, 0, rows);
 }
 
-static double nll_of(const float *logits, uint32_t vocab, int32_t target, int32_t *best) {
-    uint32_t top = 0;
-    for (uint32_t i = 1; i < vocab; i++)
-        if (logits[i] > logits[top])
-            top = i;
-    double sum = 0.0;
-    for (uint32_t i = 0; i < vocab; i++)
-        sum += exp((double)logits[i] - (double)logits[top]);
-    *best = (int32_t)top;
-    return log(sum) + (double)logits[top] - (double)logits[target];
-}
-
-static void score(job *j, result *res) {
-    const uint32_t docs = j->shape.docs, vocab = j->l.m.vocab;
+static bool score(job *j, result *res) {
+    const uint32_t docs = j->shape.docs;
     const size_t rows = (size_t)docs * j->shape.decode;
-    for (size_t at = 0; at < rows; at += LOGIT_ROWS) {
-        size_t n = rows - at < LOGIT_ROWS ? rows - at : LOGIT_ROWS;
-        model_logits(&j->l.m, j->x + at * j->l.m.dim, n, j->logits, j->tmp);
-        for (size_t i = 0; i < n; i++) {
-            uint32_t doc = (uint32_t)((at + i) % docs), step = (uint32_t)((at + i) / docs);
-            int32_t target = doc_ids(j, doc)[j->shape.context + step + 1];
-            res->nll[doc] += nll_of(j->logits + i * vocab, vocab, target, &res->best[at + i]) / j->shape.decode;
-        }
-    }
+    if (!j->c->ops->score(j->c, rows, j->target, j->nll, res->best))
+        return false;
+    for (size_t i = 0; i < rows; i++)
+        res->nll[i % docs] += j->nll[i] / j->shape.decode;
+    return true;
 }
 
 static bool decode(job *j, engine_session *s, bool shared, result *res) {
     const uint32_t docs = j->shape.docs, steps = j->shape.decode, layers = j->l.m.layers;
     for (uint32_t r = 0; r < steps; r++)
         for (uint32_t d = 0; d < docs; d++) {
-            j->position[r * docs + d] = (int32_t)(j->shape.context + r);
-            model_embed(&j->l.m, doc_ids(j, d) + j->shape.context + r, 1, j->x + ((size_t)r * docs + d) * j->l.m.dim);
+            const int32_t *ids = doc_ids(j, d) + j->shape.context + r;
+            const size_t row = (size_t)r * docs + d;
+            j->position[row] = (int32_t)(j->shape.context + r);
+            j->token[row] = ids[0];
+            j->target[row] = ids[1];
         }
     double start = now();
+    if (!j->c->ops->embed(j->c, j->token, j->position, (size_t)docs * steps))
+        return false;
     for (uint32_t i = 0; i < layers; i++) {
         if (!decode_layer(j, s, i, shared, &res->attention))
             return false;
         progress(res->name, i + 1, layers);
     }
-    score(j, res);
+    if (!score(j, res))
+        return false;
     res->seconds = now() - start;
-    return engine_stats(&j->e, s, PRHS_ALL_SLOTS, &res->stats);
+    return result_take(res, &j->e, s, &j->shape);
 }
 
 /* ETF changes the prompt's own rows, so such a policy prefills for itself, over the shared pages: it runs last. */
@@ -199,6 +198,15 @@ static bool run_policy(job *j, const prhs_policy *policy, result *res) {
     return ok;
 }
 
+static bool begin_record(job *j) {
+    uint32_t *contexts = malloc(sizeof *contexts * j->shape.docs);
+    for (uint32_t d = 0; contexts && d < j->shape.docs; d++)
+        contexts[d] = j->shape.context;
+    bool ok = contexts && record_begin(&j->record, &j->record_options, &j->l.m, contexts, j->shape.docs, j->shape.decode);
+    free(contexts);
+    return ok;
+}
+
 static bool run_all(job *j) {
     prhs_policy policy[MAX_POLICIES], dense;
     engine_session s;
@@ -206,43 +214,42 @@ static bool run_all(job *j) {
         if (!parse_policy(j->policy_text[i], j->l.m.layers, &policy[i]))
             return false;
     prhs_policy_preset("dense", j->l.m.layers, &dense);
-    bool ok = engine_session_open(&j->e, &dense, false, &s) && prefill(j, &s, false);
+    bool ok = engine_session_open(&j->e, &dense, false, &s) && begin_record(j) && prefill(j, &s, false);
     engine_session_close(&s);
     for (int own = 0; ok && own < 2; own++)
         for (size_t i = 0; ok && i < j->policies; i++)
-            if (own_prefill(&policy[i]) == (own == 1))
+            if (own_prefill(&policy[i]) == (own == 1)) {
                 ok = run_policy(j, &policy[i], &j->results[i]);
-    return ok;
+                ok = record_end(&j->record, ok) && ok; /* dense comes first: its rows are recorded */
+            }
+    return record_end(&j->record, false) && ok;
 }
 
 static bool allocate(job *j) {
-    const model *m = &j->l.m;
-    const run_shape *s = &j->shape;
-    const size_t rows = j->e.rows, q = (size_t)m->heads * m->head_dim, kv = (size_t)m->kv_heads * m->head_dim;
-    const size_t wide = rows * (m->dim + 2 * (size_t)m->ffn);
-    j->x = malloc(sizeof(float) * rows * m->dim);
-    j->q = malloc(sizeof(float) * rows * q);
-    j->k = calloc(rows * kv, sizeof(float));
-    j->v = calloc(rows * kv, sizeof(float));
-    j->out = calloc(rows * q, sizeof(float));
-    j->tmp = malloc(sizeof(float) * wide);
-    j->logits = malloc(sizeof(float) * LOGIT_ROWS * m->vocab);
-    j->last_q = malloc(sizeof(float) * m->layers * s->docs * q);
+    const size_t rows = j->e.rows, queries = (size_t)j->l.m.layers * j->shape.docs * (size_t)j->e.out.row;
+    j->token = malloc(sizeof(int32_t) * rows);
     j->position = malloc(sizeof(int32_t) * rows);
+    j->target = malloc(sizeof(int32_t) * rows);
+    j->nll = malloc(sizeof(double) * rows);
     j->results = calloc(j->policies, sizeof *j->results);
-    bool ok = j->x && j->q && j->k && j->v && j->out && j->tmp && j->logits && j->last_q && j->position && j->results;
+    bool ok = j->token && j->position && j->target && j->nll && j->results &&
+              prhs_buffer_create(j->e.dev, queries * 4, &j->last_q) == PRHS_OK;
     for (size_t i = 0; ok && i < j->policies; i++)
-        ok = result_make(&j->results[i], j->policy_text[i], s);
+        ok = result_make(&j->results[i], j->policy_text[i], &j->shape);
     return ok;
 }
 
 static void release(job *j) {
-    void *blocks[] = { j->x, j->q, j->k, j->v, j->out, j->tmp, j->logits, j->last_q, j->position, j->ids };
+    void *blocks[] = { j->token, j->position, j->target, j->nll, j->ids };
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++)
         free(blocks[i]);
     for (size_t i = 0; j->results && i < j->policies; i++)
         result_free(&j->results[i]);
     free(j->results);
+    if (j->e.queue)
+        prhs_queue_finish(j->e.queue);
+    compute_close(j->c);
+    prhs_buffer_destroy(j->last_q);
     if (j->e.m)
         engine_close(&j->e);
     unload_model(&j->l);
@@ -274,28 +281,31 @@ static int perplexity(job *j) {
     const size_t steps = (size_t)j->shape.docs * j->shape.decode;
     engine_params p = { j->common.backend, j->common.index, j->shape.docs, j->shape.context + j->shape.decode,
                         PLAN_STEP + j->shape.decode, steps > j->shape.context ? steps : j->shape.context, j->common.kv_dtype };
-    if (read_text(j) && engine_open(&j->e, &j->l.m, &p, &log) && allocate(j) && run_all(j)) {
-        prhs_device_info info;
+    if (read_text(j) && engine_open(&j->e, &j->l.m, &p, &log) && (j->c = compute_open(&j->e, j->common.linear, j->common.half)) && allocate(j) &&
+        run_all(j)) {
+        prhs_device_info info = { .size = sizeof info };
         prhs_device_get_info(j->e.dev, &info);
         report_table(stdout, &j->shape, &info, j->results, j->policies);
-        status = !j->json_file || report_json(j->json_file, &j->shape, &info, j->common.kv_dtype, j->results, j->policies) ? 0 : 1;
+        status = !j->json_file || report_json(j->json_file, &j->shape, &info, j->c, j->results, j->policies) ? 0 : 1;
     }
     release(j);
     return interrupted ? 130 : status;
 }
 
 static int parse(job *j, int argc, char **argv) {
-    enum { MODEL = 256, DEVICE, POLICY, DOCS, CONTEXT, DECODE, KV, AT_END, TIMING, JSON, VERBOSE };
+    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, DOCS, CONTEXT, DECODE, KV, AT_END, TIMING, JSON, VERBOSE };
     static const struct option options[] = {
-        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "policy", 1, 0, POLICY }, { "docs", 1, 0, DOCS },
+        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "docs", 1, 0, DOCS },
         { "context", 1, 0, CONTEXT }, { "decode", 1, 0, DECODE }, { "kv", 1, 0, KV }, { "at-end", 0, 0, AT_END },
-        { "timing", 0, 0, TIMING }, { "json", 1, 0, JSON }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
+        RECORD_OPTIONS, { "timing", 0, 0, TIMING }, { "json", 1, 0, JSON }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };
     bool ok = true;
     for (int c; ok && (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
         switch (c) {
         case MODEL: j->common.model = optarg; break;
         case DEVICE: ok = parse_device(optarg, &j->common); break;
+        case LINEAR: j->common.linear = optarg; break;
+        case WEIGHTS: ok = parse_weights(optarg, &j->common); break;
         case POLICY:
             ok = j->policies < MAX_POLICIES;
             if (ok && strcmp(optarg, "dense") != 0)
@@ -308,6 +318,9 @@ static int parse(job *j, int argc, char **argv) {
         case AT_END: j->shape.at_end = true; break;
         case TIMING: j->timing = true; break;
         case JSON: j->json_file = optarg; break;
+        case 'R':
+        case 'L':
+        case 'M': ok = record_option(c, optarg, &j->record_options); break;
         case VERBOSE: j->common.level = PRHS_LOG_DEBUG; break;
         case 'h': fputs(help, stdout); return 0;
         default: fputs(help, stderr); return 2;
@@ -328,7 +341,7 @@ static int parse(job *j, int argc, char **argv) {
 
 int cmd_perplexity(int argc, char **argv) {
     job j = { .shape = { .docs = 8, .context = 3584, .decode = 512 }, .common = { .kv_dtype = PRHS_F16, .level = PRHS_LOG_WARN },
-              .policy_text = { "dense" }, .policies = 1 };
+              .policy_text = { "dense" }, .policies = 1, .record_options = RECORD_DEFAULTS };
     int status = parse(&j, argc, argv);
     return status >= 0 ? status : perplexity(&j);
 }

@@ -40,15 +40,31 @@ bool engine_open(engine *e, const model *m, const engine_params *p, const prhs_l
     dp.backend = p->backend;
     dp.index = p->index;
     return prhs_device_open(&dp, log, &e->dev) == PRHS_OK && prhs_queue_create(e->dev, &e->queue) == PRHS_OK && make_cache(e) &&
-           prhs_buffer_create(e->dev, (size_t)p->plans * p->seqs * sizeof(prhs_seq), &e->seq) == PRHS_OK &&
-           prhs_buffer_create(e->dev, p->rows * q_floats(e) * 4, &e->q) == PRHS_OK &&
-           prhs_buffer_create(e->dev, p->rows * q_floats(e) * 4, &e->out) == PRHS_OK &&
-           prhs_buffer_create(e->dev, p->rows * kv_floats(e) * 4, &e->k) == PRHS_OK &&
-           prhs_buffer_create(e->dev, p->rows * kv_floats(e) * 4, &e->v) == PRHS_OK;
+           prhs_buffer_create(e->dev, (size_t)p->plans * p->seqs * sizeof(prhs_seq), &e->seq) == PRHS_OK;
+}
+
+bool engine_make_rows(engine *e, bool joined) {
+    const size_t q = q_floats(e), kv = kv_floats(e), row = q + 2 * kv;
+    prhs_buffer_destroy(e->heads);
+    prhs_buffer_destroy(e->result);
+    e->heads = e->result = NULL;
+    if (prhs_buffer_create(e->dev, e->rows * row * 4, &e->heads) != PRHS_OK ||
+        prhs_buffer_create(e->dev, e->rows * q * 4, &e->result) != PRHS_OK)
+        return false;
+    const size_t k_at = joined ? q : e->rows * q, v_at = joined ? q + kv : e->rows * (q + kv);
+    e->q = (prhs_rows){ at(e->heads, 0), PRHS_F32, (int64_t)(joined ? row : q), e->m->head_dim };
+    e->k = (prhs_rows){ at(e->heads, k_at * 4), PRHS_F32, (int64_t)(joined ? row : kv), e->m->head_dim };
+    e->v = (prhs_rows){ at(e->heads, v_at * 4), PRHS_F32, (int64_t)(joined ? row : kv), e->m->head_dim };
+    e->out = (prhs_rows){ at(e->result, 0), PRHS_F32, (int64_t)q, e->m->head_dim };
+    return true;
+}
+
+prhs_mem engine_row(const prhs_rows *rows, size_t row) {
+    return at(rows->mem.buffer, rows->mem.offset + (uint64_t)row * (uint64_t)rows->row * 4);
 }
 
 void engine_close(engine *e) {
-    prhs_buffer *buffers[] = { e->cache, e->pages, e->seq, e->q, e->k, e->v, e->out };
+    prhs_buffer *buffers[] = { e->cache, e->pages, e->seq, e->heads, e->result };
     prhs_queue_destroy(e->queue);
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         prhs_buffer_destroy(buffers[i]);
@@ -69,7 +85,7 @@ bool engine_session_open(engine *e, const prhs_policy *policy, bool audit, engin
     p.max_kv_len = e->tokens;
     p.kv_dtype = e->kv_dtype;
     p.audit = audit;
-    prhs_session_sizes sizes;
+    prhs_session_sizes sizes = { .size = sizeof sizes };
     return prhs_session_get_sizes(e->dev, &p, &sizes) == PRHS_OK && prhs_buffer_create(e->dev, sizes.state, &s->state) == PRHS_OK &&
            prhs_buffer_create(e->dev, sizes.workspace, &s->work) == PRHS_OK &&
            prhs_session_create(e->dev, &p, e->queue, at(s->state, 0), at(s->work, 0), &s->s) == PRHS_OK;
@@ -87,16 +103,6 @@ bool engine_plan(engine *e, uint32_t first, uint32_t count, const prhs_seq *seqs
     return prhs_queue_write(e->queue, at(e->seq, first * one), seqs, count * one) == PRHS_OK && prhs_queue_finish(e->queue) == PRHS_OK;
 }
 
-bool engine_upload(engine *e, const float *q, const float *k, const float *v, size_t rows) {
-    return prhs_queue_write(e->queue, at(e->q, 0), q, rows * q_floats(e) * 4) == PRHS_OK &&
-           prhs_queue_write(e->queue, at(e->k, 0), k, rows * kv_floats(e) * 4) == PRHS_OK &&
-           prhs_queue_write(e->queue, at(e->v, 0), v, rows * kv_floats(e) * 4) == PRHS_OK && prhs_queue_finish(e->queue) == PRHS_OK;
-}
-
-bool engine_download(engine *e, float *out, size_t rows) {
-    return prhs_queue_read(e->queue, out, at(e->out, 0), rows * q_floats(e) * 4) == PRHS_OK && prhs_queue_finish(e->queue) == PRHS_OK;
-}
-
 static prhs_batch batch_of(const engine *e, uint32_t plan, uint32_t seq, uint32_t seqs, size_t rows, uint32_t kinds) {
     return (prhs_batch){
         .seqs = at(e->seq, ((uint64_t)plan * e->seqs + seq) * sizeof(prhs_seq)),
@@ -110,11 +116,15 @@ bool engine_step(engine *e, engine_session *s, const engine_call *c) {
     step.layer = c->layer;
     step.batch = batch_of(e, c->plan, c->seq, c->seqs, c->count, c->kinds);
     step.kv = e->kv[c->layer];
-    step.q.mem = at(e->q, c->row * q_floats(e) * 4);
-    step.out.mem = at(e->out, c->row * q_floats(e) * 4);
+    step.q = c->q ? *c->q : e->q;
+    step.q.mem = engine_row(&step.q, c->row);
+    step.out = e->out;
+    step.out.mem = engine_row(&e->out, c->row);
     if (c->append) {
-        step.k.mem = at(e->k, c->row * kv_floats(e) * 4);
-        step.v.mem = at(e->v, c->row * kv_floats(e) * 4);
+        step.k = e->k;
+        step.v = e->v;
+        step.k.mem = engine_row(&e->k, c->row);
+        step.v.mem = engine_row(&e->v, c->row);
     }
     return prhs_session_step(s->s, e->queue, &step) == PRHS_OK;
 }

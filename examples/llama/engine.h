@@ -9,7 +9,7 @@
 
 #define ENGINE_PAGE 16
 
-/* A device with the paged K/V of `seqs` sequences of `tokens` tokens, and staging buffers for rows. */
+/* A device with the paged K/V of `seqs` sequences of `tokens` tokens, and the rows of a step. */
 typedef struct engine {
     const model *m;
     prhs_device *dev;
@@ -17,8 +17,9 @@ typedef struct engine {
     prhs_dtype kv_dtype;
     uint32_t seqs, tokens, pages_per_seq;
     prhs_kv *kv;                                     /* [layers] */
-    prhs_buffer *cache, *pages, *seq, *q, *k, *v, *out;
-    size_t rows;                                     /* that the staging buffers hold */
+    prhs_buffer *cache, *pages, *seq, *heads, *result;
+    prhs_rows q, k, v, out;                          /* float32, in `heads` and `result` */
+    size_t rows;                                     /* that they hold */
     uint32_t plans;                                  /* prhs_seq arrays that `seq` holds */
 } engine;
 
@@ -43,15 +44,18 @@ void engine_session_close(engine_session *s);
 /* Writes `count` prhs_seq arrays of e->seqs entries at plan index `first`. */
 bool engine_plan(engine *e, uint32_t first, uint32_t count, const prhs_seq *seqs);
 
-/* Rows to the device, back from it; waits. q and out [rows][H*D], k and v [rows][H_kv*D]. */
-bool engine_upload(engine *e, const float *q, const float *k, const float *v, size_t rows);
-bool engine_download(engine *e, float *out, size_t rows);
+/* The rows' buffers. `joined`: a row's q, k and v lie one after the other, as one product gives them; else each is an array of its own. */
+bool engine_make_rows(engine *e, bool joined);
 
-/* One layer of one step: rows [row, row + count) of the staging buffers, sequences [seq, seq + seqs) of plan `plan`. */
+/* Where row `row` begins. */
+prhs_mem engine_row(const prhs_rows *rows, size_t row);
+
+/* One layer of one step: rows [row, row + count) of the engine's, sequences [seq, seq + seqs) of plan `plan`. */
 typedef struct engine_call {
     uint32_t layer, plan, seq, seqs, kinds;
     size_t row, count;
     bool append;
+    const prhs_rows *q;                              /* NULL: the engine's */
 } engine_call;
 bool engine_step(engine *e, engine_session *s, const engine_call *call);
 /* All sequences of a plan are cached already: value sums, no references. */

@@ -13,6 +13,7 @@ static void on_interrupt(int sig) {
 static void usage(FILE *to) {
     fputs("usage: prhs-llama generate   --model FILE [options] PROMPT\n"
           "       prhs-llama perplexity --model FILE [options] TEXT-FILE\n"
+          "       prhs-llama speed      --model FILE [options] TEXT-FILE\n"
           "       prhs-llama tokenize   --model FILE TEXT-FILE\n"
           "Each command has --help.\n",
           to);
@@ -29,6 +30,8 @@ int main(int argc, char **argv) {
         return cmd_generate(argc - 1, argv + 1);
     if (strcmp(argv[1], "perplexity") == 0)
         return cmd_perplexity(argc - 1, argv + 1);
+    if (strcmp(argv[1], "speed") == 0)
+        return cmd_speed(argc - 1, argv + 1);
     if (strcmp(argv[1], "tokenize") == 0)
         return cmd_tokenize(argc - 1, argv + 1);
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {

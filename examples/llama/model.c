@@ -103,6 +103,7 @@ bool model_load(const gguf *g, model *m, char *error, size_t cap) {
         model_free(m);
         return false;
     }
+    m->floats = a.used;
     m->block = a.block = malloc(a.used * sizeof(float));
     a.used = 0;
     if (!m->block) {

@@ -7,8 +7,8 @@
 
 typedef struct layer_weights {
     float *attn_norm, *ffn_norm;          /* [dim] */
-    float *wq, *wk, *wv, *wo;             /* [out][in] */
-    float *gate, *up, *down;
+    float *wq, *wk, *wv, *wo;             /* [out][in]; q, k and v one after the other */
+    float *gate, *up, *down;              /* gate and up one after the other */
 } layer_weights;
 
 typedef struct model {
@@ -16,7 +16,8 @@ typedef struct model {
     float rope_base, eps;
     float *embedding, *output, *norm;     /* output is the embedding where the file has none of its own */
     layer_weights *layer;
-    float *block;                         /* all weights, one allocation */
+    float *block;                         /* all weights, one allocation of `floats` */
+    size_t floats;
 } model;
 
 /* false on failure, with one sentence in `error`. */

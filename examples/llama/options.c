@@ -8,6 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "policy_text.h"
+
 volatile sig_atomic_t interrupted;
 
 bool parse_u32(const char *text, uint32_t *out) {
@@ -49,85 +51,12 @@ bool parse_kv(const char *text, common_options *o) {
     return false;
 }
 
-/* Names of values that are not numbers. */
-static bool parse_word(const char *key, const char *value, prhs_policy *p) {
-    static const struct {
-        const char *key, *value;
-        int number;
-    } words[] = {
-        { "gate", "none", PRHS_GATE_NONE }, { "gate", "cosine", PRHS_GATE_COSINE }, { "gate", "mass", PRHS_GATE_MASS },
-        { "residual", "none", PRHS_RESIDUAL_NONE }, { "residual", "mean", PRHS_RESIDUAL_MEAN },
-        { "join", "sum", PRHS_JOIN_SUM }, { "join", "max", PRHS_JOIN_MAX }, { "join", "head", PRHS_JOIN_PER_HEAD },
-    };
-    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
-        if (strcmp(key, words[i].key) == 0 && strcmp(value, words[i].value) == 0) {
-            if (key[0] == 'g')
-                p->gate = (prhs_gate)words[i].number;
-            else if (key[0] == 'r')
-                p->residual = (prhs_residual)words[i].number;
-            else
-                p->join = (prhs_join)words[i].number;
-            return true;
-        }
-    return false;
+bool parse_weights(const char *text, common_options *o) {
+    o->half = strcmp(text, "f16") == 0;
+    return o->half || strcmp(text, "f32") == 0;
 }
 
-static bool parse_number(const char *key, const char *value, prhs_policy *p) {
-    const struct {
-        const char *key;
-        uint32_t *to;
-    } integers[] = {
-        { "k", &p->k },           { "sinks", &p->sinks },       { "local", &p->local },        { "dense", &p->dense_layers },
-        { "n", &p->min_sparse_n }, { "s", &p->block },          { "m", &p->dilate_m },         { "rb", &p->dilate_back },
-        { "rf", &p->dilate_ahead }, { "g", &p->granularity },   { "psaw", &p->psaw },          { "psaw_layer", &p->psaw_layer },
-        { "etf", &p->etf },       { "etf_layer", &p->etf_layer },
-    };
-    const struct {
-        const char *key;
-        float *to;
-    } reals[] = {
-        { "tau", &p->tau }, { "floor", &p->tau }, { "eps", &p->eps }, { "phi", &p->psaw_phi }, { "alpha", &p->psaw_alpha },
-        { "psi", &p->etf_psi }, { "gamma", &p->etf_gamma },
-    };
-    for (size_t i = 0; i < sizeof integers / sizeof integers[0]; i++)
-        if (strcmp(key, integers[i].key) == 0)
-            return parse_u32(value, integers[i].to);
-    for (size_t i = 0; i < sizeof reals / sizeof reals[0]; i++)
-        if (strcmp(key, reals[i].key) == 0) {
-            char *end;
-            *reals[i].to = strtof(value, &end);
-            return end != value && !*end;
-        }
-    return false;
-}
-
-bool parse_policy(const char *text, uint32_t layers, prhs_policy *policy) {
-    char copy[256], *save = NULL;
-    snprintf(copy, sizeof copy, "%s", text);
-    char *name = strtok_r(copy, ",", &save);
-    if (!name || prhs_policy_preset(name, layers, policy) != PRHS_OK) {
-        fprintf(stderr, "prhs-llama: there is no policy '%s'; there are:", name ? name : "");
-        for (size_t i = 0; prhs_policy_name(i, NULL); i++)
-            fprintf(stderr, " %s", prhs_policy_name(i, NULL));
-        fputc('\n', stderr);
-        return false;
-    }
-    for (char *item; (item = strtok_r(NULL, ",", &save));) {
-        char *equals = strchr(item, '=');
-        if (equals)
-            *equals++ = 0;
-        if (!equals || (!parse_word(item, equals, policy) && !parse_number(item, equals, policy))) {
-            fprintf(stderr, "prhs-llama: '%s' in --policy %s is not understood (see --help)\n", item, text);
-            return false;
-        }
-    }
-    const char *why;
-    if (prhs_policy_check(policy, layers, &why) != PRHS_OK) {
-        fprintf(stderr, "prhs-llama: --policy %s: %s\n", text, why);
-        return false;
-    }
-    return true;
-}
+bool parse_policy(const char *text, uint32_t layers, prhs_policy *policy) { return policy_parse("prhs-llama", text, layers, policy); }
 
 bool load_model(const common_options *o, loaded *l) {
     char error[512];

@@ -10,6 +10,8 @@
 
 typedef struct common_options {
     const char *model;          /* GGUF file */
+    const char *linear;         /* of compute_open; NULL: auto */
+    bool half;                  /* float16 weights */
     prhs_backend_kind backend;
     uint32_t index;
     prhs_dtype kv_dtype;
@@ -27,6 +29,7 @@ extern volatile sig_atomic_t interrupted;
 /* "cpu", "opencl", "opencl:1", "any"; false: no such device name. */
 bool parse_device(const char *text, common_options *o);
 bool parse_kv(const char *text, common_options *o);
+bool parse_weights(const char *text, common_options *o);
 /* NAME[,key=value...], e.g. cis-mass,k=476,eps=0.1; false with a sentence on standard error. */
 bool parse_policy(const char *text, uint32_t layers, prhs_policy *policy);
 bool parse_u32(const char *text, uint32_t *out);
@@ -43,6 +46,7 @@ double now(void);
 
 int cmd_generate(int argc, char **argv);
 int cmd_perplexity(int argc, char **argv);
+int cmd_speed(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 
 #endif

@@ -16,6 +16,17 @@ bool result_make(result *r, const char *name, const run_shape *shape) {
 void result_free(result *r) {
     free(r->nll);
     free(r->best);
+    layer_stats_free(r->layers);
+}
+
+bool result_take(result *r, engine *e, engine_session *s, const run_shape *shape) {
+    r->layers = layer_stats_take(e, s, &r->stats);
+    if (!r->layers)
+        return false;
+    r->layer_count = e->m->layers;
+    r->heads = e->m->heads;
+    r->bytes = bytes_per_step(e, s, r->layers, shape->context + (shape->decode + 1) / 2.0, &r->dense_bytes);
+    return true;
 }
 
 static double mean(const double *x, uint32_t n) {
@@ -40,8 +51,7 @@ static double top1(const result *a, const result *b, const run_shape *s) {
 }
 
 /* The best-graded mass there is: audits; else retrievals and shared steps together, as the policy knows them. */
-static prhs_mass mass_of(const result *r) {
-    const prhs_stats *s = &r->stats;
+static prhs_mass mass_of(const prhs_stats *s) {
     if (s->audited.count || s->retrieved.count + s->shared.count == 0)
         return s->audited;
     uint64_t n = s->retrieved.count + s->shared.count;
@@ -69,7 +79,7 @@ void report_table(FILE *to, const run_shape *s, const prhs_device_info *device, 
             "attend s", "tokens/s");
     for (size_t i = 0; i < n; i++) {
         const result *r = &results[i];
-        prhs_mass m = mass_of(r);
+        prhs_mass m = mass_of(&r->stats);
         fprintf(to, "%-44s", r->name);
         cell(to, 6, "%.0f", r->stats.kept);
         cell(to, 6, "%.3f", r->stats.rho);
@@ -92,9 +102,56 @@ static void number(cJSON *object, const char *key, double x) {
         cJSON_AddNumberToObject(object, key, x);
 }
 
+/* Six digits: no mass is known better, and there are many. */
+static cJSON *short_number(double x) {
+    char text[32];
+    if (isnan(x))
+        return cJSON_CreateNull();
+    snprintf(text, sizeof text, "%.6g", x);
+    return cJSON_CreateNumber(strtod(text, NULL));
+}
+
+static void add_estimator(cJSON *to, const prhs_stats *s) {
+    cJSON *o = cJSON_AddObjectToObject(to, "estimator");
+    estimate_check e = check_estimate(&s->retrieved, &s->shared, &s->audited);
+    cJSON_AddStringToObject(o, "grade", grade_name(s->shared.grade));
+    number(o, "n", (double)e.n);
+    cJSON_AddItemToObject(o, "mean", short_number(e.mean));
+    cJSON_AddItemToObject(o, "exact_mean", short_number(e.exact_mean));
+}
+
+/* Arrays by query head: the exact mass where steps are audited; the estimate of shared steps, the exact mass of the same. */
+static void add_heads(cJSON *to, const layer_stats *layer, uint32_t heads) {
+    cJSON *delta = cJSON_AddArrayToObject(to, "head_delta"), *estimate = cJSON_AddArrayToObject(to, "head_estimate"),
+          *exact = cJSON_AddArrayToObject(to, "head_exact");
+    for (uint32_t h = 0; h < heads; h++) {
+        const prhs_head_stats *s = &layer->heads[h];
+        estimate_check e = check_estimate(&s->retrieved, &s->shared, &s->audited);
+        prhs_mass m = mass_of(&(prhs_stats){ .retrieved = s->retrieved, .shared = s->shared, .audited = s->audited });
+        cJSON_AddItemToArray(delta, short_number(m.mean));
+        cJSON_AddItemToArray(estimate, short_number(e.mean));
+        cJSON_AddItemToArray(exact, short_number(e.exact_mean));
+    }
+}
+
+/* A dense layer keeps no books: all of it is null. */
+static cJSON *layer_object(const result *r, uint32_t layer) {
+    const layer_stats *s = &r->layers[layer];
+    cJSON *o = cJSON_CreateObject();
+    prhs_mass m = mass_of(&s->all);
+    cJSON_AddNumberToObject(o, "layer", layer);
+    cJSON_AddItemToObject(o, "rho", short_number(s->all.rho));
+    cJSON_AddItemToObject(o, "kept", short_number(s->all.kept));
+    cJSON_AddItemToObject(o, "attended", short_number(s->all.attended));
+    cJSON_AddItemToObject(o, "delta", short_number(m.mean));
+    add_estimator(o, &s->all);
+    add_heads(o, s, r->heads);
+    return o;
+}
+
 static cJSON *object_of(const run_shape *s, const result *r, const result *dense) {
     cJSON *o = cJSON_CreateObject(), *docs = cJSON_AddArrayToObject(o, "documents");
-    prhs_mass m = mass_of(r);
+    prhs_mass m = mass_of(&r->stats);
     cJSON_AddStringToObject(o, "policy", r->name);
     number(o, "kept", r->stats.kept);
     number(o, "rho", r->stats.rho);
@@ -105,6 +162,9 @@ static cJSON *object_of(const run_shape *s, const result *r, const result *dense
     cJSON_AddStringToObject(o, "grade", grade_name(m.count ? m.grade : PRHS_GRADE_UNKNOWN));
     number(o, "delta_exact_retrieved", r->stats.retrieved.mean);
     number(o, "delta_shared", r->stats.shared.mean);
+    add_estimator(o, &r->stats);
+    number(o, "bytes_per_step", r->bytes);
+    number(o, "bytes_of_dense", r->bytes / r->dense_bytes);
     number(o, "tokens", (double)s->docs * s->decode);
     number(o, "seconds", r->seconds);
     number(o, "attention_seconds", r->attention);
@@ -115,20 +175,27 @@ static cJSON *object_of(const run_shape *s, const result *r, const result *dense
         number(doc, "top1", agreement(r, dense, s, d));
         cJSON_AddItemToArray(docs, doc);
     }
+    cJSON *layers = cJSON_AddArrayToObject(o, "layers");
+    for (uint32_t l = 0; l < r->layer_count; l++)
+        cJSON_AddItemToArray(layers, layer_object(r, l));
     return o;
 }
 
-bool report_json(const char *path, const run_shape *s, const prhs_device_info *device, prhs_dtype kv, const result *results, size_t n) {
+cJSON *report_begin(const char *kind, const prhs_device_info *device, const compute *c) {
     static const char *const kv_names[] = { "f32", "f16", "bf16" };
-    cJSON *root = cJSON_CreateObject(), *list;
+    cJSON *root = cJSON_CreateObject();
+    cJSON_AddStringToObject(root, "kind", kind);
+    cJSON_AddNumberToObject(root, "format", 1);
+    cJSON_AddNumberToObject(root, "version", prhs_version());
     cJSON_AddStringToObject(root, "backend", prhs_backend_name(device->backend));
     cJSON_AddStringToObject(root, "device", device->name);
-    cJSON_AddStringToObject(root, "kv", kv_names[kv]);
-    number(root, "context", s->context);
-    number(root, "decode", s->decode);
-    list = cJSON_AddArrayToObject(root, "policies");
-    for (size_t i = 0; i < n; i++)
-        cJSON_AddItemToArray(list, object_of(s, &results[i], &results[0]));
+    cJSON_AddStringToObject(root, "linear", c->ops->name);
+    cJSON_AddStringToObject(root, "weights", c->half ? "f16" : "f32");
+    cJSON_AddStringToObject(root, "kv", kv_names[c->e->kv_dtype]);
+    return root;
+}
+
+bool report_end(const char *path, cJSON *root) {
     char *text = cJSON_Print(root);
     FILE *f = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");
     bool ok = text && f && fprintf(f, "%s\n", text) > 0;
@@ -139,4 +206,14 @@ bool report_json(const char *path, const run_shape *s, const prhs_device_info *d
     cJSON_free(text);
     cJSON_Delete(root);
     return ok;
+}
+
+bool report_json(const char *path, const run_shape *s, const prhs_device_info *device, const compute *c, const result *results, size_t n) {
+    cJSON *root = report_begin("perplexity", device, c);
+    number(root, "context", s->context);
+    number(root, "decode", s->decode);
+    cJSON *list = cJSON_AddArrayToObject(root, "policies");
+    for (size_t i = 0; i < n; i++)
+        cJSON_AddItemToArray(list, object_of(s, &results[i], &results[0]));
+    return report_end(path, root);
 }

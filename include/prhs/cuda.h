@@ -19,14 +19,15 @@ typedef struct prhs_cuda_params {
     void *context;       /**< CUcontext; must stay alive until the prhs_device is closed. NULL: the device's primary context, the one of
                               the CUDA runtime and of the frameworks above it; retained while the prhs_device lives */
     uint32_t caps_mask;  /**< capabilities that may be used; PRHS_CAPS_ALL. PRHS_CAPS in the environment takes away more */
+    const char *tuning;  /**< as in prhs_device_params */
 } prhs_cuda_params;
-#define PRHS_CUDA_PARAMS_INIT { sizeof(prhs_cuda_params), 0, NULL, PRHS_CAPS_ALL }
+#define PRHS_CUDA_PARAMS_INIT { sizeof(prhs_cuda_params), 0, NULL, PRHS_CAPS_ALL, NULL }
 
 /**
  * Opens the engine's device; close it with prhs_device_close(). `log` is copied, NULL is silence. Whatever context is current on the
  * calling thread stays so, here and in all other calls. Thread-safe.
- * PRHS_ERR_ARGUMENT: params or device NULL, params->size unknown. PRHS_ERR_NO_DEVICE: this machine has no usable libcuda.so.1, or no
- * such ordinal. PRHS_ERR_UNSUPPORTED: compute capability below 8.0. PRHS_ERR_DRIVER: `context` is none. PRHS_ERR_MEMORY.
+ * PRHS_ERR_ARGUMENT: params or device NULL, params->size unknown; the tuning file as in prhs_device_open(). PRHS_ERR_NO_DEVICE: this
+ * machine has no usable libcuda.so.1, or no such ordinal. PRHS_ERR_UNSUPPORTED: compute capability below 8.0. PRHS_ERR_DRIVER: `context` is none. PRHS_ERR_MEMORY.
  */
 PRHS_API prhs_status prhs_cuda_device_open(const prhs_cuda_params *params, const prhs_log *log, prhs_device **device);
 

@@ -37,6 +37,7 @@ typedef enum prhs_caps {
 
 /** What is known of a device before it is opened. */
 typedef struct prhs_device_info {
+    size_t size;               /**< sizeof(prhs_device_info), set by the caller */
     prhs_backend_kind backend;
     uint32_t index;            /**< within its backend; for prhs_device_params */
     uint32_t caps;             /**< PRHS_CAP_* */
@@ -68,11 +69,15 @@ typedef struct prhs_device_params {
     uint32_t threads;           /**< cpu: host threads, 0: one a core */
     const char *cache_dir;      /**< OpenCL: folder of compiled programs; NULL: $PRHS_CACHE_DIR, else $XDG_CACHE_HOME/prhs, else
                                      ~/.cache/prhs; "": no cache. Read during the call. */
+    const char *tuning;         /**< CUDA, OpenCL: file of work-groups a launch, as `prhs tune --write` makes it, that goes before the
+                                     built-in table; NULL: $PRHS_TUNING, else none; "": none. Changes times, never a bit of a result.
+                                     Read during the call. */
 } prhs_device_params;
-#define PRHS_DEVICE_PARAMS_INIT { sizeof(prhs_device_params), PRHS_BACKEND_ANY, 0, PRHS_CAPS_ALL, 0, NULL }
+#define PRHS_DEVICE_PARAMS_INIT { sizeof(prhs_device_params), PRHS_BACKEND_ANY, 0, PRHS_CAPS_ALL, 0, NULL, NULL }
 
 /** Calls that libprhs itself made on a device since it was opened; a warm decode step adds to `launches` and `generic` only. */
 typedef struct prhs_counters {
+    size_t size;           /**< sizeof(prhs_counters), set by the caller */
     uint64_t launches;     /**< kernels enqueued */
     uint64_t allocations;  /**< device buffers and host blocks */
     uint64_t waits;        /**< times the host waited for the device */
@@ -83,24 +88,25 @@ typedef struct prhs_counters {
 
 /**
  * Lists the devices of every backend. Writes at most *count infos and sets *count to how many there are; infos may be NULL
- * when *count is 0. Thread-safe. PRHS_ERR_ARGUMENT: count NULL, or infos NULL with *count > 0.
+ * when *count is 0. Set infos[0].size; every info written gets it. Thread-safe.
+ * PRHS_ERR_ARGUMENT: count NULL, infos NULL with *count > 0, or infos[0].size unknown.
  */
 PRHS_API prhs_status prhs_enumerate(prhs_device_info *infos, size_t *count, const prhs_log *log);
 
 /**
  * Opens a device; close it with prhs_device_close(). `log` is copied, NULL is silence. Thread-safe.
- * PRHS_ERR_ARGUMENT: params or device NULL, params->size unknown, backend not an enum value. PRHS_ERR_NO_DEVICE: no such backend
- * or index. PRHS_ERR_UNSUPPORTED: the device lacks what libprhs needs. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY: as named.
+ * PRHS_ERR_ARGUMENT: params or device NULL, params->size unknown, backend not an enum value; the tuning file cannot be read, has a line
+ * that is no row of it, or no row for this backend. PRHS_ERR_NO_DEVICE: no such backend or index. PRHS_ERR_UNSUPPORTED: the device lacks what libprhs needs. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY: as named.
  */
 PRHS_API prhs_status prhs_device_open(const prhs_device_params *params, const prhs_log *log, prhs_device **device);
 
 /** Closes a device; NULL is allowed. PRHS_ERR_STATE, and nothing happens, while its buffers, queues, events or sessions live. */
 PRHS_API prhs_status prhs_device_close(prhs_device *device);
 
-/** Copies what is known of an open device. Thread-safe. PRHS_ERR_ARGUMENT: NULL. */
+/** Copies what is known of an open device. Thread-safe. PRHS_ERR_ARGUMENT: NULL, or info->size unknown. */
 PRHS_API prhs_status prhs_device_get_info(const prhs_device *device, prhs_device_info *info);
 
-/** Copies the counters. Thread-safe. PRHS_ERR_ARGUMENT: NULL. */
+/** Copies the counters. Thread-safe. PRHS_ERR_ARGUMENT: NULL, or counters->size unknown. */
 PRHS_API prhs_status prhs_device_get_counters(const prhs_device *device, prhs_counters *counters);
 
 /**

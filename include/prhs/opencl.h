@@ -24,13 +24,14 @@ typedef struct prhs_opencl_params {
     cl_context context;       /**< must contain `device`; retained while the prhs_device lives. NULL: a new context */
     uint32_t caps_mask;       /**< capabilities that may be used; PRHS_CAPS_ALL. PRHS_CAPS in the environment takes away more */
     const char *cache_dir;    /**< as in prhs_device_params */
+    const char *tuning;       /**< as in prhs_device_params */
 } prhs_opencl_params;
-#define PRHS_OPENCL_PARAMS_INIT { sizeof(prhs_opencl_params), NULL, NULL, NULL, PRHS_CAPS_ALL, NULL }
+#define PRHS_OPENCL_PARAMS_INIT { sizeof(prhs_opencl_params), NULL, NULL, NULL, PRHS_CAPS_ALL, NULL, NULL }
 
 /**
  * Opens the engine's device; close it with prhs_device_close(). `log` is copied, NULL is silence. Thread-safe.
  * PRHS_ERR_ARGUMENT: params, params->device or device NULL, params->size unknown, the context does not contain the device, the
- * platform is not the device's. PRHS_ERR_NO_DEVICE: this machine has no libOpenCL.so.1. PRHS_ERR_UNSUPPORTED: built without
+ * platform is not the device's; the tuning file as in prhs_device_open(). PRHS_ERR_NO_DEVICE: this machine has no libOpenCL.so.1. PRHS_ERR_UNSUPPORTED: built without
  * OpenCL, or the device lacks what libprhs needs. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY: as named.
  */
 PRHS_API prhs_status prhs_opencl_device_open(const prhs_opencl_params *params, const prhs_log *log, prhs_device **device);

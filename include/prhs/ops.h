@@ -38,6 +38,7 @@ typedef struct prhs_ops_params {
  * indexed by the batch's entry. All offsets are bytes. The engine may read and write these arrays with kernels of its own.
  */
 typedef struct prhs_ops_layout {
+    size_t size;         /**< sizeof(prhs_ops_layout), set by the caller */
     uint64_t state_bytes, slot_bytes;
     uint64_t lists;      /**< state: int32[units][list_cap], ascending run positions */
     uint64_t queries;    /**< state: float32[H][D], reference queries */
@@ -52,7 +53,10 @@ typedef struct prhs_ops_layout {
     uint32_t units;      /**< selection units a sequence */
 } prhs_ops_layout;
 
-/** Computes the layout; pure. PRHS_ERR_ARGUMENT: NULL or a bad parameter. PRHS_ERR_UNSUPPORTED: no such path on this device. */
+/**
+ * Computes the layout; pure. PRHS_ERR_ARGUMENT: NULL, layout->size unknown, or a bad parameter. PRHS_ERR_UNSUPPORTED: no such path on
+ * this device.
+ */
 PRHS_API prhs_status prhs_ops_get_layout(prhs_device *device, const prhs_ops_params *params, prhs_ops_layout *layout);
 
 /** The kernels that an op takes on a device. Strings are static. */

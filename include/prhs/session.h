@@ -36,6 +36,7 @@ typedef struct prhs_session_params {
 
 /** Exact bytes of device memory. */
 typedef struct prhs_session_sizes {
+    size_t size;         /**< sizeof(prhs_session_sizes), set by the caller */
     uint64_t state;      /**< must survive from step to step */
     uint64_t workspace;  /**< undefined between calls: sessions on one queue may share it */
     uint64_t slot;       /**< bytes of prhs_session_export() for one slot */
@@ -43,7 +44,8 @@ typedef struct prhs_session_sizes {
 
 /**
  * Computes the sizes; pure, needs no memory. Thread-safe.
- * PRHS_ERR_ARGUMENT: NULL, or a parameter is bad (the sentence names it). PRHS_ERR_UNSUPPORTED: the device has no such path.
+ * PRHS_ERR_ARGUMENT: NULL, sizes->size unknown, or a parameter is bad (the sentence names it).
+ * PRHS_ERR_UNSUPPORTED: the device has no such path.
  */
 PRHS_API prhs_status prhs_session_get_sizes(prhs_device *device, const prhs_session_params *params, prhs_session_sizes *sizes);
 
@@ -186,6 +188,19 @@ PRHS_API prhs_status prhs_stats_request_enqueue(prhs_stats_request *request, prh
  * PRHS_ERR_DRIVER: the device failed on the way.
  */
 PRHS_API prhs_status prhs_stats_request_get(prhs_stats_request *request, uint32_t slot, uint32_t layer, prhs_stats *stats);
+
+/** Dropped masses of one query head, summed as prhs_stats are. */
+typedef struct prhs_head_stats {
+    size_t size;          /**< sizeof(prhs_head_stats) */
+    prhs_mass retrieved;  /**< on retrieval steps */
+    prhs_mass shared;     /**< on shared steps */
+    prhs_mass audited;    /**< exact mass of every sparse step, where the session audits */
+    uint64_t nan_masses;  /**< masses that were NaN; in none of the means */
+} prhs_head_stats;
+
+/** The same for one query head; errors as prhs_stats_request_get(), head out of range among them. */
+PRHS_API prhs_status prhs_stats_request_get_head(prhs_stats_request *request, uint32_t slot, uint32_t layer, uint32_t head,
+                                                 prhs_head_stats *stats);
 
 /** What a query head remembers, for tests, tools and the curious. */
 typedef struct prhs_head_view {

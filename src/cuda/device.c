@@ -75,7 +75,8 @@ static prhs_status take_context(prhs_nv_device *dev, prhs_drv_context context) {
     return status;
 }
 
-prhs_status prhs_nv_open_device(int ordinal, prhs_drv_context context, uint32_t caps_mask, const prhs_log *log, prhs_device **out) {
+prhs_status prhs_nv_open_device(int ordinal, prhs_drv_context context, uint32_t caps_mask, const char *tuning, const prhs_log *log,
+                                prhs_device **out) {
     prhs_device_info info;
     prhs_drv_device id = 0;
     prhs_drv_result error = describe(ordinal, &id, &info);
@@ -95,7 +96,9 @@ prhs_status prhs_nv_open_device(int ordinal, prhs_drv_context context, uint32_t 
     dev->minor = attribute(PRHS_DRV_COMPUTE_MINOR, id);
     dev->shared_most = attribute(PRHS_DRV_SHARED_OPTIN, id);
     pthread_mutex_init(&dev->prepare_lock, NULL);
-    prhs_status status = take_context(dev, context);
+    prhs_status status = prhs_tuning_open(&dev->head.tuning, tuning, PRHS_BACKEND_CUDA, dev->major * 10 + dev->minor, log);
+    if (status == PRHS_OK)
+        status = take_context(dev, context);
     if (status != PRHS_OK) {
         prhs_nv_close(&dev->head);
         return status;
@@ -110,7 +113,7 @@ prhs_status prhs_nv_open(const prhs_device_params *params, const prhs_log *log, 
     const int count = device_count();
     if (params->index >= (uint32_t)count)
         return prhs_fail(log, PRHS_ERR_NO_DEVICE, "prhs_device_open: CUDA device %u does not exist, there are %d", params->index, count);
-    return prhs_nv_open_device((int)params->index, NULL, params->caps_mask, log, dev);
+    return prhs_nv_open_device((int)params->index, NULL, params->caps_mask, params->tuning, log, dev);
 }
 
 void prhs_nv_close(prhs_device *head) {
@@ -119,6 +122,7 @@ void prhs_nv_close(prhs_device *head) {
     if (dev->primary)
         prhs_nv_check(head, "cuDevicePrimaryCtxRelease", prhs_drv.DevicePrimaryCtxRelease(dev->id));
     pthread_mutex_destroy(&dev->prepare_lock);
+    prhs_tuning_close(&head->tuning);
     free(dev);
 }
 

@@ -40,6 +40,12 @@ static bool add_mems(launch *l, const prhs_op *op) {
 static size_t together(const prhs_op *ops, size_t n, launch *l, const prhs_op **leader) {
     const prhs_op *next = n > 1 ? &ops[1] : NULL;
     *leader = &ops[0];
+    /* The mass gate's verdicts: those who score come to them, and leave what has been attended to the finish after them. */
+    if (next && ops[0].kind == PRHS_OP_FINISH && ops[0].args.finish.verify && next->kind == PRHS_OP_SCORE) {
+        add_mems(l, next);
+        *leader = next;
+        return 2;
+    }
     add_mems(l, &ops[0]);
     if (!next)
         return 1;
@@ -86,14 +92,15 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
     return sizeof l->mem + size;
 }
 
-/* Blocks: no more than there is work for; nor than are resident at once, where blocks take turns. */
-static unsigned grid_of(const prhs_nv_kernel *kernel, const prhs_op *ops, size_t count) {
+/* Blocks: no more than there is work for; nor than `most`, where blocks take turns. */
+static unsigned grid_of(const prhs_nv_kernel *kernel, uint64_t most, const prhs_op *ops, size_t count) {
     uint64_t blocks = 1;
     for (size_t i = 0; i < count; i++) {
         const uint64_t more = prhs_nv_blocks(&kernel->choice, &ops[i]);
         blocks = more > blocks ? more : blocks;
     }
-    const uint64_t most = kernel->choice.lanes ? GRID_MOST : kernel->grid;
+    if (kernel->choice.lanes)
+        most = GRID_MOST;
     return (unsigned)(blocks < most ? blocks : most);
 }
 
@@ -115,6 +122,22 @@ static prhs_status submit(prhs_queue *queue, const prhs_nv_kernel *kernel, launc
     return status;
 }
 
+/* Tells what is launched for the first time, so that a run of tests can show what it covered. */
+static void tell_first(prhs_nv_device *dev, prhs_nv_kernel *kernel, const prhs_op *ops, size_t count) {
+    const prhs_log *log = &dev->head.log;
+    if (!atomic_load_explicit(&kernel->launched, memory_order_relaxed)) {
+        atomic_store_explicit(&kernel->launched, true, memory_order_relaxed);
+        prhs_logf(log, PRHS_LOG_INFO, "cuda: first launch of kernel %s", kernel->choice.name);
+    }
+    for (size_t i = 0; i < count; i++) {
+        const unsigned bit = 1u << ops[i].kind;
+        if (!(atomic_load_explicit(&dev->launched, memory_order_relaxed) & bit)) {
+            atomic_fetch_or_explicit(&dev->launched, bit, memory_order_relaxed);
+            prhs_logf(log, PRHS_LOG_INFO, "cuda: first launch of op %s", prhs_op_name(ops[i].kind));
+        }
+    }
+}
+
 /* One launch for the first ops of a list; *count: how many it serves. */
 static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs_i32 pass, size_t *count) {
     prhs_nv_device *dev = prhs_nv_device_of(queue->dev);
@@ -123,18 +146,23 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs
     memset(l.mem, 0, sizeof l.mem);
     *count = together(ops, n, &l, &leader);
     const prhs_op_key key = prhs_op_key_of(leader);
-    const prhs_nv_kernel *kernel = prhs_nv_find(dev, &key);
-    if (!kernel)
+    const prhs_nv_variant *variant = prhs_nv_find(dev, &key);
+    if (!variant)
         return prhs_fail(&dev->head.log, PRHS_ERR_STATE, "cuda: %s was never prepared for this head size and these dtypes",
                          prhs_op_name(leader->kind));
+    prhs_nv_kernel *kernel = variant->kernel;
     fill(&l, ops, *count, leader, pass);
-    unsigned threads = kernel->choice.threads, shared = kernel->choice.shared;
-    if (kernel->choice.sized)
+    unsigned threads = kernel->choice.threads, shared = kernel->choice.shared, most = variant->grid;
+    if (kernel->choice.sized) {
         prhs_nv_size(leader, &threads, &shared);
+        const unsigned resident = prhs_nv_resident(dev, kernel, threads, shared);
+        most = most < resident ? most : resident;
+    }
     if (shared > kernel->choice.shared)
         return prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s needs %u bytes of shared memory for this max_kv_len, a block may have %u",
                          kernel->choice.name, shared, kernel->choice.shared);
-    return submit(queue, kernel, &l, grid_of(kernel, ops, *count), threads, shared);
+    tell_first(dev, kernel, ops, *count);
+    return submit(queue, kernel, &l, grid_of(kernel, most, ops, *count), threads, shared);
 }
 
 prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n) {

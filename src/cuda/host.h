@@ -38,15 +38,17 @@ typedef struct prhs_nv_kernel {
     prhs_nv_choice choice;
     prhs_drv_function function;
     prhs_drv_module module;        /* its own, of PTX; NULL: the function is of its file's module */
-    unsigned grid;                 /* blocks that the device holds at once */
+    unsigned resident;             /* blocks that a multiprocessor holds at once */
     bool overlap;                  /* it waits for its predecessor by itself */
+    atomic_bool launched;
 } prhs_nv_kernel;
 
 /* A prepared key; several may share a kernel. Only ever added, as above. */
 typedef struct prhs_nv_variant {
     struct prhs_nv_variant *next;
     prhs_op_key key;
-    const prhs_nv_kernel *kernel;
+    prhs_nv_kernel *kernel;
+    unsigned grid;                 /* blocks at most, where they take turns */
 } prhs_nv_variant;
 
 typedef struct prhs_nv_device {
@@ -62,6 +64,7 @@ typedef struct prhs_nv_device {
     bool refused[PRHS_NV_IMAGES_MAX];            /* the driver does not take the machine code */
     prhs_nv_kernel *kernels;     /* under prepare_lock */
     _Atomic(prhs_nv_variant *) variants;
+    atomic_uint launched;          /* kinds of ops, as bits */
 } prhs_nv_device;
 
 typedef struct prhs_nv_buffer {
@@ -100,7 +103,8 @@ size_t prhs_nv_enumerate(prhs_device_info *infos, size_t cap, const prhs_log *lo
 prhs_status prhs_nv_open(const prhs_device_params *params, const prhs_log *log, prhs_device **dev);
 void prhs_nv_close(prhs_device *dev);
 /* Opens device `ordinal` on `context`; NULL: on its primary context. */
-prhs_status prhs_nv_open_device(int ordinal, prhs_drv_context context, uint32_t caps_mask, const prhs_log *log, prhs_device **dev);
+prhs_status prhs_nv_open_device(int ordinal, prhs_drv_context context, uint32_t caps_mask, const char *tuning, const prhs_log *log,
+                                prhs_device **dev);
 
 /* buffer.c */
 prhs_status prhs_nv_buffer_create(prhs_device *dev, size_t size, prhs_buffer **buf);
@@ -138,6 +142,8 @@ int prhs_nv_role(prhs_op_kind kind, int i);
 int prhs_nv_image_of(const char *file);
 /* Loads a kernel; the caller holds prepare_lock and is inside the context. */
 prhs_status prhs_nv_kernel_load(prhs_nv_device *dev, prhs_nv_kernel *kernel);
+/* Blocks of a `sized` kernel's launch that the device holds at once. Pure. */
+unsigned prhs_nv_resident(const prhs_nv_device *dev, const prhs_nv_kernel *kernel, unsigned threads, unsigned shared);
 void prhs_nv_kernel_unload(prhs_nv_device *dev, prhs_nv_kernel *kernel);
 void prhs_nv_modules_unload(prhs_nv_device *dev);
 
@@ -145,7 +151,7 @@ void prhs_nv_modules_unload(prhs_nv_device *dev);
 prhs_chunking prhs_nv_chunking(const prhs_device *dev, const prhs_op_key *key);
 const char *prhs_nv_op_supported(const prhs_device *dev, const prhs_op_key *key, const char **why);
 prhs_status prhs_nv_op_prepare(prhs_device *dev, const prhs_op_key *key);
-const prhs_nv_kernel *prhs_nv_find(prhs_nv_device *dev, const prhs_op_key *key);
+const prhs_nv_variant *prhs_nv_find(prhs_nv_device *dev, const prhs_op_key *key);
 void prhs_nv_kernels_free(prhs_nv_device *dev);
 
 /* enqueue.c */

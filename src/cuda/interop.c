@@ -32,7 +32,7 @@ prhs_status prhs_cuda_device_open(const prhs_cuda_params *params, const prhs_log
         if (status != PRHS_OK)
             return status;
     }
-    return prhs_nv_open_device(ordinal, params->context, prhs_caps_mask(params->caps_mask), log, device);
+    return prhs_nv_open_device(ordinal, params->context, prhs_caps_mask(params->caps_mask), params->tuning, log, device);
 }
 
 static prhs_status check_device(const prhs_device *device, const char *call) {

@@ -2,6 +2,7 @@
 /* What is decided and loaded before anything runs. */
 #include "host.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -22,11 +23,11 @@ static bool same_key(const prhs_op_key *a, const prhs_op_key *b) {
            a->kv_dtype == b->kv_dtype && a->q_dtype == b->q_dtype && a->out_dtype == b->out_dtype && a->moments == b->moments;
 }
 
-const prhs_nv_kernel *prhs_nv_find(prhs_nv_device *dev, const prhs_op_key *key) {
+const prhs_nv_variant *prhs_nv_find(prhs_nv_device *dev, const prhs_op_key *key) {
     const prhs_nv_variant *v = atomic_load_explicit(&dev->variants, memory_order_acquire);
     while (v && !same_key(&v->key, key))
         v = v->next;
-    return v ? v->kernel : NULL;
+    return v;
 }
 
 static double now(void) {
@@ -34,10 +35,15 @@ static double now(void) {
     return timespec_get(&t, TIME_UTC) ? (double)t.tv_sec + 1e-9 * (double)t.tv_nsec : 0.0;
 }
 
+/* One kernel with two sizes of shared memory counts as two: launches take the size, and the blocks that fit, from here. */
+static bool serves(const prhs_nv_kernel *kernel, const prhs_nv_choice *choice) {
+    return strcmp(kernel->choice.name, choice->name) == 0 && (choice->sized || kernel->choice.shared == choice->shared);
+}
+
 /* The kernel of a choice, loaded once a device; the caller holds prepare_lock. */
-static prhs_status kernel_of(prhs_nv_device *dev, const prhs_nv_choice *choice, const prhs_nv_kernel **out) {
-    for (const prhs_nv_kernel *k = dev->kernels; k; k = k->next)
-        if (strcmp(k->choice.name, choice->name) == 0) {
+static prhs_status kernel_of(prhs_nv_device *dev, const prhs_nv_choice *choice, prhs_nv_kernel **out) {
+    for (prhs_nv_kernel *k = dev->kernels; k; k = k->next)
+        if (serves(k, choice)) {
             *out = k;
             return PRHS_OK;
         }
@@ -56,17 +62,19 @@ static prhs_status kernel_of(prhs_nv_device *dev, const prhs_nv_choice *choice, 
         free(kernel);
         return status;
     }
-    prhs_logf(&dev->head.log, PRHS_LOG_INFO, "cuda: loaded %s in %.1f ms, %u blocks of %u", choice->name, (now() - begin) * 1e3, kernel->grid,
-              choice->threads);
+    prhs_logf(&dev->head.log, PRHS_LOG_INFO, "cuda: loaded %s in %.1f ms, %u blocks of %u a multiprocessor", choice->name,
+              (now() - begin) * 1e3, kernel->resident, choice->threads);
     kernel->next = dev->kernels;
     dev->kernels = kernel;
     *out = kernel;
     return PRHS_OK;
 }
 
+static unsigned units_of(const prhs_nv_device *dev) { return dev->head.info.compute_units ? dev->head.info.compute_units : 1; }
+
 /* Adds a variant; the caller holds prepare_lock. */
 static prhs_status prepare(prhs_nv_device *dev, const prhs_op_key *key, const prhs_nv_choice *choice) {
-    const prhs_nv_kernel *kernel = NULL;
+    prhs_nv_kernel *kernel = NULL;
     prhs_status status = kernel_of(dev, choice, &kernel);
     if (status != PRHS_OK)
         return status;
@@ -76,6 +84,11 @@ static prhs_status prepare(prhs_nv_device *dev, const prhs_op_key *key, const pr
     prhs_count(&dev->head.counters.allocations);
     v->key = *key;
     v->kernel = kernel;
+    /* Blocks that take turns are all resident; of a sized kernel it is known with the size how many are. */
+    const unsigned tuned = prhs_tuning_groups(&dev->head.tuning, key);
+    v->grid = choice->sized ? UINT_MAX : kernel->resident * units_of(dev);
+    if (tuned && tuned <= v->grid / units_of(dev))
+        v->grid = tuned * units_of(dev);
     v->next = atomic_load_explicit(&dev->variants, memory_order_relaxed);
     atomic_store_explicit(&dev->variants, v, memory_order_release);
     return PRHS_OK;

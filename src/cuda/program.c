@@ -127,6 +127,17 @@ static prhs_status load_function(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
     return from_ptx(dev, kernel, image);
 }
 
+/* More than 48 KiB, the kernel's own arrays included, have to be asked for. What was asked for already, with another choice of the same
+   function, is not taken back. */
+static prhs_status allow_shared(prhs_nv_device *dev, prhs_drv_function function, int shared) {
+    int allowed = 0;
+    prhs_status status = prhs_nv_check(&dev->head, "cuFuncGetAttribute",
+                                       prhs_drv.FuncGetAttribute(&allowed, PRHS_DRV_FUNC_MAX_DYNAMIC, function));
+    return status != PRHS_OK || shared <= allowed
+               ? status
+               : prhs_nv_check(&dev->head, "cuFuncSetAttribute", prhs_drv.FuncSetAttribute(function, PRHS_DRV_FUNC_MAX_DYNAMIC, shared));
+}
+
 static prhs_status set_up(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
     prhs_nv_choice *choice = &kernel->choice;
     int blocks = 0, fixed = 0;
@@ -137,20 +148,27 @@ static prhs_status set_up(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
                                prhs_drv.FuncGetAttribute(&fixed, PRHS_DRV_FUNC_SHARED, kernel->function));
         choice->shared = fixed < dev->shared_most ? (unsigned)(dev->shared_most - fixed) : 0;
     }
-    /* More than 48 KiB, the kernel's own arrays included, have to be asked for. */
     if (status == PRHS_OK && choice->shared)
-        status = prhs_nv_check(&dev->head, "cuFuncSetAttribute",
-                               prhs_drv.FuncSetAttribute(kernel->function, PRHS_DRV_FUNC_MAX_DYNAMIC, (int)choice->shared));
+        status = allow_shared(dev, kernel->function, (int)choice->shared);
     if (status == PRHS_OK)
         status = prhs_nv_check(&dev->head, "cuOccupancyMaxActiveBlocksPerMultiprocessor",
                                prhs_drv.Occupancy(&blocks, kernel->function, (int)choice->threads, choice->shared));
     if (status == PRHS_OK && blocks < 1)
         status = prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s does not fit on a multiprocessor of this device", choice->name);
-    /* With smaller blocks more of them are resident; more than fit wait for their turn, which is as good. */
-    if (choice->sized)
-        blocks = 8;
-    kernel->grid = (unsigned)blocks * (dev->head.info.compute_units ? dev->head.info.compute_units : 1);
+    kernel->resident = (unsigned)blocks;
     return status;
+}
+
+/*
+ * A multiprocessor's shared memory is what one block may have and the KiB that the driver keeps for each. Blocks past those that fit would
+ * take turns with them, at the price of being started one after the other even where there is nothing to do.
+ */
+unsigned prhs_nv_resident(const prhs_nv_device *dev, const prhs_nv_kernel *kernel, unsigned threads, unsigned shared) {
+    enum { THREADS = 2048, BLOCKS = 8, KEPT = 1024 };
+    const unsigned most = (unsigned)dev->shared_most, fixed = most - kernel->choice.shared;
+    const unsigned by_shared = (most + KEPT) / (shared + fixed + KEPT), by_threads = THREADS / threads;
+    const unsigned least = by_shared < by_threads ? by_shared : by_threads, blocks = least < BLOCKS ? least : BLOCKS;
+    return (blocks ? blocks : 1) * (dev->head.info.compute_units ? dev->head.info.compute_units : 1);
 }
 
 prhs_status prhs_nv_kernel_load(prhs_nv_device *dev, prhs_nv_kernel *kernel) {

@@ -45,7 +45,7 @@ static bool tensor(const prhs_nv_device *dev, const prhs_op_key *key, const char
 
 /*
  * From how many heads that share their rows the tensor cores, with their rings of rows, are worth it. attend with one head does as much
- * either way, and more blocks fit without rings.
+ * either way, and more blocks fit without rings. The two do not sum in the same order: this is part of the bits and no row of tuning.def.
  */
 enum { SERVE_SHARERS = 2, SCORE_SHARERS = 1 };
 

@@ -150,6 +150,7 @@ prhs_status prhs_cl_open_device(cl_platform_id platform, cl_device_id id, uint32
     prhs_cl_device *dev = calloc(1, sizeof *dev);
     if (!dev)
         return prhs_fail(log, PRHS_ERR_MEMORY, "prhs_device_open: no host memory");
+    const prhs_i32 class = info.caps & PRHS_CAP_WIDE ? PRHS_CLASS_CPU : PRHS_CLASS_GPU;
     info.caps &= params->caps_mask;
     prhs_device_init(&dev->head, &prhs_backend_opencl, log, &info);
     dev->platform = platform;
@@ -157,8 +158,11 @@ prhs_status prhs_cl_open_device(cl_platform_id platform, cl_device_id id, uint32
     pthread_mutex_init(&dev->prepare_lock, NULL);
     dev->cache_dir = prhs_cl_cache_dir(params->cache_dir);
     dev->identity = identity_of(&info, id);
-    prhs_status status =
-        dev->identity ? make_objects(dev, context, log) : prhs_fail(log, PRHS_ERR_MEMORY, "prhs_device_open: no host memory");
+    prhs_status status = dev->identity ? PRHS_OK : prhs_fail(log, PRHS_ERR_MEMORY, "prhs_device_open: no host memory");
+    if (status == PRHS_OK)
+        status = prhs_tuning_open(&dev->head.tuning, params->tuning, PRHS_BACKEND_OPENCL, class, log);
+    if (status == PRHS_OK)
+        status = make_objects(dev, context, log);
     if (status != PRHS_OK) {
         prhs_cl_close(&dev->head);
         return status;
@@ -190,6 +194,7 @@ void prhs_cl_close(prhs_device *head) {
     pthread_mutex_destroy(&dev->prepare_lock);
     free(dev->cache_dir);
     free(dev->identity);
+    prhs_tuning_close(&head->tuning);
     free(dev);
 }
 

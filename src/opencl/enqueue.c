@@ -77,7 +77,7 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *op) {
     if (!v)
         return prhs_fail(&dev->head.log, PRHS_ERR_STATE, "opencl: %s was never prepared for this head size and these dtypes",
                          prhs_op_name(op->kind));
-    const size_t groups = prhs_cl_groups(dev, v->flavour, op);
+    const size_t groups = prhs_cl_groups(v->grid, op);
     pthread_mutex_lock(&v->lock);
     prhs_status status = launch(dev, v, prhs_cl_queue_of(queue), op, groups);
     pthread_mutex_unlock(&v->lock);
@@ -171,6 +171,7 @@ prhs_status prhs_cl_op_prepare(prhs_device *device, const prhs_op_key *key) {
         if (v) {
             v->key = *key;
             v->flavour = flavour;
+            v->grid = (uint64_t)device->info.compute_units * prhs_tuning_groups(&device->tuning, key);
             pthread_mutex_init(&v->lock, NULL);
             prhs_cl_options(key, flavour, v->options);
             prhs_count(&device->counters.allocations);

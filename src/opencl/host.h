@@ -30,6 +30,7 @@ typedef struct prhs_cl_variant {
     struct prhs_cl_variant *next;
     prhs_op_key key;
     prhs_cl_flavour flavour;
+    uint64_t grid;         /* work-groups at most */
     char options[PRHS_CL_OPTIONS_MAX];
     cl_program program;
     cl_kernel kernel;
@@ -109,7 +110,7 @@ bool prhs_cl_choose(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_f
 const struct prhs_cl_source *prhs_cl_source_of(prhs_op_kind kind);
 void prhs_cl_options(const prhs_op_key *key, prhs_cl_flavour flavour, char options[PRHS_CL_OPTIONS_MAX]);
 size_t prhs_cl_local(prhs_cl_flavour flavour);
-size_t prhs_cl_groups(const prhs_cl_device *dev, prhs_cl_flavour flavour, const prhs_op *op);
+size_t prhs_cl_groups(uint64_t grid, const prhs_op *op);
 
 /* program.c: a program from the cache or from source; *cached says which. */
 prhs_status prhs_cl_program_create(prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options, cl_program *program,

@@ -43,6 +43,7 @@ prhs_status prhs_opencl_device_open(const prhs_opencl_params *params, const prhs
     p.index = prhs_cl_find(params->device);
     p.caps_mask = prhs_caps_mask(params->caps_mask);
     p.cache_dir = params->cache_dir;
+    p.tuning = params->tuning;
     return prhs_cl_open_device(platform, params->device, p.index, params->context, &p, log, device);
 }
 

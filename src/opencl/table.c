@@ -119,9 +119,8 @@ static uint64_t items_of(const prhs_op *op) {
     return 1;
 }
 
-size_t prhs_cl_groups(const prhs_cl_device *dev, prhs_cl_flavour flavour, const prhs_op *op) {
+size_t prhs_cl_groups(uint64_t grid, const prhs_op *op) {
     /* A persistent grid whose groups stride over the items: its size follows the device, not the capacity. */
-    uint64_t grid = (uint64_t)dev->head.info.compute_units * (flavour == PRHS_CL_WIDE ? 4 : 8);
     uint64_t items = items_of(op);
     uint64_t groups = items < grid ? items : grid;
     return groups ? (size_t)groups : 1;

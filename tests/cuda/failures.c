@@ -65,7 +65,7 @@ static prhs_status random_buffer(run *r, size_t floats, prhs_mem *mem) {
 
 static prhs_status make_session(run *r) {
     prhs_session_params params = PRHS_SESSION_PARAMS_INIT;
-    prhs_session_sizes sizes;
+    prhs_session_sizes sizes = { .size = sizeof sizes };
     prhs_mem state, work;
     TRY(prhs_policy_preset("cis-mass", 1, &params.policy));
     params.policy.dense_layers = 0;

@@ -120,6 +120,7 @@ static prhs_status begin(life *l) {
     p.max_rows = ROWS;
     p.max_kv_len = TOKENS;
     p.kv_dtype = PRHS_F32;
+    l->sizes.size = sizeof l->sizes;
     TRY(prhs_session_get_sizes(l->dev, &p, &l->sizes));
     TRY(buffer(l, l->sizes.state, &state));
     TRY(buffer(l, l->sizes.workspace, &work));

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Same inputs, same bits: one sequence alone and inside a ragged batch of seven with joins and leaves, in other slots and pages,
- * in other chunks of its prompt, with other thread counts; dense and a sparse policy whose middle holds at most k tokens.
+ * in other chunks of its prompt, with other thread counts and other numbers of work-groups; dense and a sparse policy whose middle holds at most k tokens.
  */
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "groups.h"
 #include "world.h"
@@ -165,6 +168,50 @@ static void other_threads(t_ctx *t, const t_setup *s, const trace *want) {
     }
 }
 
+/* The same where launches have as few work-groups as can be, and far more than usual. */
+static void other_tables(t_ctx *t, const t_setup *s, const trace *want) {
+    static const int groups[] = { 1, 37 };
+    prhs_device *dev = t->dev;
+    prhs_queue *queue = t->queue;
+    prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
+    char path[] = "/tmp/prhs-tuning-XXXXXX";
+    const int file = mkstemp(path);
+    T_CHECK(t, file >= 0, "cannot make %s", path);
+    close(file);
+    params.backend = t->info.backend;
+    params.index = t->info.index;
+    params.caps_mask = t->opt->caps_mask;
+    params.cache_dir = t->opt->cache_dir;
+    params.tuning = path;
+    for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++) {
+        size_t mark = t_mark(t);
+        prhs_device *other;
+        prhs_queue *work;
+        FILE *f = fopen(path, "w");
+        if (f) {
+            const int n = groups[i];
+            fprintf(f, "X(cuda, sm_90, any, any, 0, 0, %d)\nX(opencl, cpu, any, any, 0, 0, %d)\nX(opencl, gpu, any, any, 0, 0, %d)\n", n, n, n);
+            fclose(f);
+        }
+        prhs_status status = prhs_device_open(&params, NULL, &other);
+        if (status != PRHS_OK || i + 1 == sizeof groups / sizeof groups[0])
+            unlink(path);
+        T_OK(t, status);
+        t_own(t, T_DEVICE, other, 0);
+        T_OK(t, prhs_queue_create(other, &work));
+        t_own(t, T_QUEUE, work, 0);
+        t->dev = other;
+        t->queue = work;
+        trace got = i ? run_alone(t, s, 4, 20) : run_crowd(t, s);
+        t_world w = { .s = *s };
+        same(t, &w, want, &(trace){ got.out, got.lse, NULL }, i ? "many work-groups a launch" : "one work-group a compute unit");
+        t_check_guards(t);
+        t->dev = dev;
+        t->queue = queue;
+        t_release_to(t, mark);
+    }
+}
+
 /* With k at least the middle, a sparse policy takes the dense path. */
 static void small_middle(t_ctx *t, const t_setup *setup) {
     t_setup s = *setup;
@@ -186,12 +233,15 @@ static void run(t_ctx *t, int row) {
     t_world w = { .s = s };
     trace alone = run_alone(t, &s, 0, 20), crowded = run_crowd(t, &s), chunks = run_alone(t, &s, 5, 7);
     prhs_session_params p = t_world_params(&s);
+    w.sizes.size = sizeof w.sizes;
     T_OK(t, prhs_session_get_sizes(t->dev, &p, &w.sizes));
     same(t, &w, &alone, &crowded, "alone and in a ragged batch of 7");
     same(t, &w, &alone, &chunks, "prompt chunks of 20 and of 7");
     small_middle(t, &s);
     if (t->info.backend == PRHS_BACKEND_CPU)
         other_threads(t, &s, &alone);
+    else
+        other_tables(t, &s, &alone);
 }
 
 const t_group t_group_bits = { "bits", sizeof rows / sizeof *rows, 3, row_name, run };

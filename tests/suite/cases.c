@@ -163,6 +163,7 @@ static void make_ops(t_ctx *t, t_bench *b, uint32_t decode_rows) {
     p.q_dtype = b->sh->q;
     p.out_dtype = b->sh->out;
     b->params = p;
+    b->layout.size = sizeof b->layout;
     T_OK(t, prhs_ops_get_layout(t->dev, &p, &b->layout));
     T_CHECK(t, b->layout.units == b->units, "the layout has %u units", b->layout.units);
     T_OK(t, prhs_ops_create(t->dev, &p, &b->ops));

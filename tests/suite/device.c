@@ -11,7 +11,7 @@
 #include "world.h"
 
 static void enumerate(t_ctx *t, int row) {
-    prhs_device_info infos[16];
+    prhs_device_info infos[16] = { { .size = sizeof *infos } };
     size_t count = 0, all;
     (void)row;
     T_OK(t, prhs_enumerate(NULL, &count, NULL));
@@ -27,9 +27,11 @@ static void enumerate(t_ctx *t, int row) {
     T_CHECK(t, cpu == 1, "the cpu backend is listed %d times", cpu);
     T_CHECK(t, ours == 1, "this device is listed %d times", ours);
     memset(infos, T_POISON, sizeof infos);
+    infos->size = sizeof *infos;
     count = 1;
     T_OK(t, prhs_enumerate(infos, &count, NULL));
     T_CHECK(t, count == all, "a short array: count %zu", count);
+    T_CHECK(t, infos[0].size == sizeof *infos, "an info's size is %zu", infos[0].size);
     T_CHECK(t, (unsigned char)infos[1].name[0] == T_POISON, "more infos were written than asked for");
 }
 
@@ -179,10 +181,42 @@ static void damaged_cache(t_ctx *t, int row) {
     T_CHECK(t, with_cache(t, "", 11) == want, "no cache");
 }
 
+/* Prompts of one head size, padded, and K/V dtype whose queries have another dtype, in either order, on a device that has no kernels yet:
+ * shared memory is by what is launched, not by what was first. */
+static void two_query_dtypes(t_ctx *t, int row) {
+    static const int shapes[2] = { S_G3_D96, S_G1_D128 };
+    prhs_device *dev = t->dev;
+    prhs_queue *queue = t->queue;
+    (void)row;
+    for (int first = 0; first < 2; first++) {
+        prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
+        prhs_log log = { PRHS_LOG_WARN, t, t->on_message };
+        size_t mark = t_mark(t);
+        params.backend = t->info.backend;
+        params.index = t->info.index;
+        params.caps_mask = t->opt->caps_mask;
+        params.cache_dir = t->opt->cache_dir;
+        T_OK(t, prhs_device_open(&params, &log, &t->dev));
+        t_own(t, T_DEVICE, t->dev, 0);
+        T_OK(t, prhs_queue_create(t->dev, &t->queue));
+        t_own(t, T_QUEUE, t->queue, 0);
+        t_world w[3];
+        for (int i = 0; i < 3; i++) {
+            t_setup s = t_setup_default(t, "dense", &t_shapes[shapes[(first + i) % 2]]);
+            t_world_make(t, &w[i], &s);
+            t_world_prompt(&w[i], t_world_seq(&w[i], 1, 0), 70, 64);
+        }
+        t_check_guards(t);
+        t->dev = dev;
+        t->queue = queue;
+        t_release_to(t, mark);
+    }
+}
+
 /* The mask takes capabilities away, as the environment variable does. */
 static void masks(t_ctx *t, int row) {
     prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
-    prhs_device_info info;
+    prhs_device_info info = { .size = sizeof info };
     prhs_device *dev;
     (void)row;
     params.backend = t->info.backend;
@@ -205,6 +239,26 @@ static void masks(t_ctx *t, int row) {
             info.platform);
 }
 
+/* A tuning file that is none: refused with a sentence that names it; the cpu backend reads none. */
+static void tuning_file(t_ctx *t, int row) {
+    prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
+    prhs_log log = { PRHS_LOG_WARN, t, t->on_message };
+    prhs_device *dev = NULL;
+    (void)row;
+    params.backend = t->info.backend;
+    params.index = t->info.index;
+    params.cache_dir = t->opt->cache_dir;
+    params.tuning = "/proc/self/status"; /* a file, but not of rows */
+    prhs_status status = prhs_device_open(&params, &log, &dev);
+    if (t->info.backend == PRHS_BACKEND_CPU) {
+        T_CHECK(t, status == PRHS_OK, "the cpu backend: %s", prhs_status_name(status));
+        T_OK(t, prhs_device_close(dev));
+        return;
+    }
+    T_CHECK(t, status == PRHS_ERR_ARGUMENT && !dev, "a file without rows: %s", prhs_status_name(status));
+    T_CHECK(t, strstr(t->sentence, "/proc/self/status, line 1: it is no X(...)"), "the sentence is: %s", t->sentence);
+}
+
 static const struct d_row {
     const char *name;
     void (*run)(t_ctx *t, int row);
@@ -213,6 +267,8 @@ static const struct d_row {
     { "transfers", transfers },
     { "events", events },
     { "capability masks", masks },
+    { "two query dtypes", two_query_dtypes },
+    { "tuning file", tuning_file },
     { "damaged program cache", damaged_cache },
 };
 

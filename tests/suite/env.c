@@ -81,6 +81,7 @@ static void make_ops(t_ctx *t, t_env *e) {
     p.list_cap = 8;
     p.kv_dtype = p.q_dtype = p.out_dtype = PRHS_F32;
     e->ops_params = p;
+    e->layout.size = sizeof e->layout;
     T_OK(t, prhs_ops_get_layout(e->dev, &p, &e->layout));
     T_OK(t, prhs_ops_create(e->dev, &p, &e->ops));
     t_own(t, T_OPS, e->ops, 0);
@@ -121,6 +122,7 @@ static void make_session(t_ctx *t, t_env *e) {
     p.max_kv_len = ENV_KV_LEN;
     p.kv_dtype = p.q_dtype = p.out_dtype = PRHS_F32;
     e->session_params = p;
+    e->sizes.size = sizeof e->sizes;
     T_OK(t, prhs_session_get_sizes(e->dev, &p, &e->sizes));
     prhs_mem state = t_buffer(t, e->sizes.state).mem, ws = t_buffer(t, e->sizes.workspace).mem;
     T_OK(t, prhs_session_create(e->dev, &p, e->queue, state, ws, &e->session));
@@ -168,6 +170,9 @@ void t_env_make(t_ctx *t, t_env *e) {
     T_OK(t, prhs_stats_request_enqueue(e->request, e->queue));
     T_OK(t, prhs_queue_finish(e->queue));
     e->stats.size = sizeof e->stats;
+    e->head_stats.size = sizeof e->head_stats;
+    e->info.size = e->infos[0].size = sizeof e->info;
+    e->counters.size = sizeof e->counters;
     e->name = "cis";
     e->count = 8;
     t_hush(t);

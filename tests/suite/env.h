@@ -44,7 +44,7 @@ typedef struct t_env {
     int sign;
     /* tier 3 */
     prhs_policy policy;
-    uint32_t layers, layer, slot, slot2, unit;
+    uint32_t layers, layer, slot, slot2, unit, head;
     prhs_session_params session_params;
     prhs_session_sizes sizes;
     prhs_session *session;
@@ -55,6 +55,7 @@ typedef struct t_env {
     void *blob;                             /* a slot's export on the host */
     prhs_stats_request *request, *request2; /* filled; never enqueued */
     prhs_stats stats;
+    prhs_head_stats head_stats;
     /* where calls put what they make */
     prhs_device_info info;
     prhs_device_info infos[8];

@@ -9,6 +9,8 @@
 typedef enum call {
     ENUMERATE,
     OPEN,
+    INFO,
+    COUNTERS,
     CLOSE,
     BUFFER_CREATE,
     WRAP_HOST,
@@ -44,6 +46,7 @@ typedef enum call {
     EXPORT,
     IMPORT,
     REQUEST_GET,
+    REQUEST_GET_HEAD,
     REQUEST_ENQUEUE,
     VIEW,
     POLL
@@ -81,6 +84,8 @@ static void spoil(t_env *e, int which) {
 static prhs_status call_device(t_env *e, call c) {
     switch (c) {
     case ENUMERATE: return prhs_enumerate(e->no_infos ? NULL : e->infos, &e->count, &e->log);
+    case INFO: return prhs_device_get_info(e->dev, &e->info);
+    case COUNTERS: return prhs_device_get_counters(e->dev, &e->counters);
     case OPEN: return prhs_device_open(&e->device_params, &e->log, &e->new_dev);
     case CLOSE: return prhs_device_close(e->second);
     case BUFFER_CREATE: return prhs_buffer_create(e->dev, e->size, &e->new_buf);
@@ -129,6 +134,7 @@ static prhs_status call_session(t_env *e, call c) {
     case EXPORT: return prhs_session_export(s, e->queue, e->slot, e->blob_mem);
     case IMPORT: return prhs_session_import(s, e->queue, e->slot, e->blob_mem);
     case REQUEST_GET: return prhs_stats_request_get(e->request, e->slot, e->layer, &e->stats);
+    case REQUEST_GET_HEAD: return prhs_stats_request_get_head(e->request, e->slot, e->layer, e->head, &e->head_stats);
     case REQUEST_ENQUEUE: return prhs_stats_request_enqueue(e->request, e->queue);
     case VIEW: return prhs_session_view(s, e->blob, e->layer, e->unit, &e->view);
     default: return prhs_session_poll(s, e->queue);

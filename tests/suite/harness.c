@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "harness.h"
+#include "record.h"
 
 #define T_GUARD_BYTE 0xA5
 
@@ -61,6 +62,7 @@ static void destroy(t_ctx *t, t_owned *o) {
     case T_OPS: prhs_ops_destroy(o->ptr); break;
     case T_REQUEST: prhs_stats_request_destroy(o->ptr); break;
     case T_EVENT: prhs_event_destroy(o->ptr); break;
+    case T_GRAPH: t_graph_destroy(o->ptr); break;
     case T_QUEUE: prhs_queue_destroy(o->ptr); break;
     case T_DEVICE: prhs_device_close(o->ptr); break;
     }

@@ -25,7 +25,7 @@ typedef struct t_group {
 } t_group;
 
 /* T_FOREIGN: a buffer of another device, without guard bands. */
-typedef enum t_kind { T_HOST, T_BUFFER, T_FOREIGN, T_SESSION, T_OPS, T_REQUEST, T_EVENT, T_QUEUE, T_DEVICE } t_kind;
+typedef enum t_kind { T_HOST, T_BUFFER, T_FOREIGN, T_SESSION, T_OPS, T_REQUEST, T_EVENT, T_GRAPH, T_QUEUE, T_DEVICE } t_kind;
 
 typedef struct t_owned {
     t_kind kind;
@@ -44,6 +44,7 @@ struct t_ctx {
     int skipped;
     char why[1024];      /* the sentence of the failure or of the skip */
     char note[160];      /* shown with a passed case in verbose runs */
+    double worst;        /* output rows of the case: largest error as a share of its bar */
     char sentence[1024]; /* the library's last error sentence */
     unsigned sentences;  /* error sentences since t_hush() */
     unsigned warnings;

@@ -65,6 +65,8 @@ void t_check_row(t_ctx *t, const t_judged *j, const float *o, float lse, uint32_
         error += off > 0 ? off * off : 0;
         norm += j->o[d] * j->o[d];
     }
+    if (norm > 0)
+        t->worst = fmax(t->worst, sqrt(error / norm) / j->bar);
     T_CHECK(t, sqrt(error) <= j->bar * sqrt(norm), "%s: off by %.3g normwise, the bar is %.3g", what,
             sqrt(error / (norm > 0 ? norm : 1)), j->bar);
 }

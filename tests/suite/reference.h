@@ -13,6 +13,7 @@
 #define R_MARGIN 1e-3 /* a verdict may differ only where the reference's margin is below this */
 #define R_ROWS 8      /* decode rows of a step, at most */
 #define R_LIVE 6      /* sequences at a time, at most */
+#define R_HEADS 64    /* query heads, at most */
 
 /* A session's case, and how the tables name joins and layouts. */
 typedef struct r_row {
@@ -48,11 +49,15 @@ typedef struct r_mass {
     double sum, bar;
 } r_mass;
 
+typedef struct r_masses {
+    r_mass retrieved, shared, audited;
+} r_masses;
+
 /* What the reference did in a slot, to be held against the library's statistics; unit-steps. */
 typedef struct r_counts {
     uint64_t steps, dense, window, stream, share, retrieve, seed, rows_dense, causes, cosine, close;
     double attended, kept;
-    r_mass retrieved, shared, audited;
+    r_masses masses, head[R_HEADS]; /* of all heads, of each one */
 } r_counts;
 
 typedef struct r_seq {
@@ -84,6 +89,8 @@ void r_free(r_pair *p);
 void r_step(r_pair *p, r_part *parts, int n);
 /* A case: `live` sequences of at most `most` rows at a time (more where the prompts are long). */
 void r_run(t_ctx *t, const r_row *row, int live, uint32_t most);
+/* The same with a shape that is not in the pool. */
+void r_run_shape(t_ctx *t, const r_row *row, const t_shape *shape, int live, uint32_t most);
 /* The slot's statistics against the reference's counts. */
 void r_check_stats(r_pair *p, const r_seq *s);
 

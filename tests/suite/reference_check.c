@@ -52,6 +52,7 @@ void r_make(t_ctx *t, r_pair *p, const t_setup *setup) {
     const t_shape *sh = setup->shape;
     size_t kn = sh->kv_heads * sh->dim, qn = sh->heads * sh->dim, kv = setup->max_kv_len * kn, q = setup->max_rows * qn;
     memset(p, 0, sizeof *p);
+    T_CHECK(t, sh->heads <= R_HEADS, "%u query heads are more than this test counts", sh->heads);
     t_world_make(t, &p->w, setup);
     p->units = prhs_session_units(p->w.session);
     p->unit_heads = sh->heads / p->units;
@@ -247,6 +248,9 @@ static void add(r_mass *m, double mass, double bar) {
     m->bar += bar;
 }
 
+/* For all heads and for this one. */
+#define ADD(c, kind, i, mass, bar) (add(&(c)->masses.kind, mass, bar), add(&(c)->head[i].kind, mass, bar))
+
 /* Masses of row 0 of a unit; returns nothing that the outputs need. */
 static void check_masses(const where *at, uint32_t u) {
     r_pair *p = at->p;
@@ -266,14 +270,14 @@ static void check_masses(const where *at, uint32_t u) {
             T_CHECK(t, isnan(head->delta), "%s unit %u head %u: mass %.9g of what was never scored", at->text, u, g,
                     (double)head->delta);
         if (mode == ORACLE_RETRIEVE)
-            add(&c->retrieved, h->delta, bar);
+            ADD(c, retrieved, u * p->unit_heads + g, h->delta, bar);
         if (mode == ORACLE_SHARE)
-            add(&c->shared, h->delta, bar);
+            ADD(c, shared, u * p->unit_heads + g, h->delta, bar);
         if (!p->w.s.audit || mode == ORACLE_DENSE)
             continue;
         T_CHECK(t, fabs((double)head->audit - h->delta_full) <= 8 * h->bar,
                 "%s unit %u head %u: audited mass %.9g instead of %.9g", at->text, u, g, (double)head->audit, h->delta_full);
-        add(&c->audited, h->delta_full, 8 * h->bar);
+        ADD(c, audited, u * p->unit_heads + g, h->delta_full, 8 * h->bar);
     }
 }
 
@@ -386,6 +390,15 @@ static void check_mass(t_ctx *t, const char *what, const prhs_mass *got, prhs_gr
                 "statistics: the %s mass is %.9g instead of %.9g", what, got->mean, want->sum / (double)want->n);
 }
 
+static void check_masses_of(r_pair *p, const prhs_head_stats *got, const r_masses *want) {
+    t_ctx *t = p->w.t;
+    const prhs_policy *policy = &p->w.s.policy;
+    check_mass(t, "retrieved", &got->retrieved, policy->psaw ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_EXACT, &want->retrieved);
+    check_mass(t, "shared", &got->shared, policy->gate == PRHS_GATE_MASS ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_STALE, &want->shared);
+    check_mass(t, "audited", &got->audited, PRHS_GRADE_EXACT, &want->audited);
+    T_CHECK(t, got->nan_masses == 0, "statistics: %" PRIu64 " masses were NaN", got->nan_masses);
+}
+
 static void check_ratio(t_ctx *t, const char *what, double got, double sum, uint64_t n) {
     T_CHECK(t, n ? t_near(got, sum / (double)n, 1e-12) : isnan(got), "statistics: %s is %.9g instead of %.9g", what, got,
             sum / (double)n);
@@ -415,8 +428,10 @@ void r_check_stats(r_pair *p, const r_seq *s) {
     check_ratio(t, "rho", g.rho, (double)c->retrieve, shared);
     check_ratio(t, "kept", g.kept, c->kept, sparse);
     check_ratio(t, "attended", g.attended, c->attended, c->steps);
-    check_mass(t, "retrieved", &g.retrieved, p->w.s.policy.psaw ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_EXACT, &c->retrieved);
-    check_mass(t, "shared", &g.shared, p->w.s.policy.gate == PRHS_GATE_MASS ? PRHS_GRADE_ESTIMATE : PRHS_GRADE_STALE, &c->shared);
-    check_mass(t, "audited", &g.audited, PRHS_GRADE_EXACT, &c->audited);
-    T_CHECK(t, g.nan_masses == 0, "statistics: %" PRIu64 " masses were NaN", g.nan_masses);
+    check_masses_of(p, &(prhs_head_stats){ sizeof(prhs_head_stats), g.retrieved, g.shared, g.audited, g.nan_masses }, &c->masses);
+    for (uint32_t h = 0; h < p->w.s.shape->heads; h++) {
+        prhs_head_stats head;
+        t_world_head_stats(&p->w, (uint32_t)s->seq->slot, PRHS_ALL_LAYERS, h, &head);
+        check_masses_of(p, &head, &c->head[h]);
+    }
 }

@@ -178,8 +178,8 @@ static void decode(crowd *c, int step) {
         }
 }
 
-static t_setup setup_of(t_ctx *t, const r_row *row, int live, uint32_t most) {
-    t_setup s = t_setup_default(t, row->preset, &t_shapes[row->shape]);
+static t_setup setup_of(t_ctx *t, const r_row *row, const t_shape *shape, int live, uint32_t most) {
+    t_setup s = t_setup_default(t, row->preset, shape);
     s.layout = row->layout;
     s.policy.granularity = row->granularity;
     s.policy.join = row->join;
@@ -199,9 +199,11 @@ static t_setup setup_of(t_ctx *t, const r_row *row, int live, uint32_t most) {
     return s;
 }
 
-void r_run(t_ctx *t, const r_row *row, int live, uint32_t most) {
+void r_run(t_ctx *t, const r_row *row, int live, uint32_t most) { r_run_shape(t, row, &t_shapes[row->shape], live, most); }
+
+void r_run_shape(t_ctx *t, const r_row *row, const t_shape *shape, int live, uint32_t most) {
     crowd *c = t_alloc(t, sizeof *c);
-    t_setup s = setup_of(t, row, live, most);
+    t_setup s = setup_of(t, row, shape, live, most);
     c->live = live;
     c->times = row->times ? row->times : 1;
     r_make(t, &c->p, &s);

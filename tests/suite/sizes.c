@@ -32,7 +32,7 @@ static prhs_session_params big(t_ctx *t) {
 
 static void share(t_ctx *t, const struct s_row *row) {
     prhs_session_params p = big(t);
-    prhs_session_sizes sizes;
+    prhs_session_sizes sizes = { .size = sizeof sizes };
     p.decode_rows = row->decode_rows;
     p.max_slots = row->slots;
     T_CHECK(t, p.policy.k + p.policy.sinks + p.policy.local == 512, "the preset keeps %u tokens",

@@ -232,6 +232,118 @@ static void repeated(t_ctx *t) {
     T_CHECK(t, retrieved > 0, "no step retrieved");
 }
 
+/* Whether all units of layer 1 retrieved (1), shared (0), or neither (-1). */
+static int retrieved(pair *p) {
+    const void *blob = t_world_export(&p->a, p->sa->slot);
+    const int32_t mode = t_world_view(&p->a, blob, 1, 0).set.mode;
+    for (uint32_t u = 1; u < p->a.s.shape->kv_heads; u++)
+        if (t_world_view(&p->a, blob, 1, u).set.mode != mode)
+            return -1;
+    return mode == PRHS_MODE_RETRIEVE ? 1 : mode == PRHS_MODE_SHARE ? 0 : -1;
+}
+
+/* A sequence of n rows that the engine has written by itself. */
+static t_wseq *written(t_world *w, int32_t slot, int32_t n) {
+    t_ctx *t = w->t;
+    const t_shape *sh = w->s.shape;
+    const int32_t page = (int32_t)w->s.layout.page;
+    t_wseq *seq = t_world_seq(w, 1, slot);
+    float *k = t_alloc(t, sh->kv_heads * sh->dim * sizeof *k), *v = t_alloc(t, sh->kv_heads * sh->dim * sizeof *v);
+    t_world_reserve(w, seq, n);
+    for (seq->len = 0; seq->len < n; seq->len++)
+        seq->version[seq->len] = t_key(seq->root, 1, 0, (uint64_t)seq->len);
+    for (uint32_t l = 0; l < w->s.layers; l++) {
+        for (int32_t i = 0; i < n; i++) {
+            t_world_row(w, seq, l, i, k, v);
+            t_cache_row(&w->cache[l], seq->page[i / page], (uint32_t)(i % page), k, v);
+        }
+        t_cache_upload(t, &w->cache[l]);
+    }
+    t_world_resize(w, seq, W_ATTACH, n);
+    return seq;
+}
+
+static pair *capacities(t_ctx *t, const char *preset, uint32_t rows) {
+    pair *p = t_alloc(t, sizeof *p);
+    t_setup s = t_setup_default(t, preset, &t_shapes[S_G1_D32]);
+    s.seed = 99;
+    s.layers = 2;
+    s.decode_rows = rows;
+    if (s.policy.k) {
+        s.policy.block = 4;
+        s.policy.tau = -1.0f;
+        s.policy.eps = 1.0f;
+    }
+    t_world_make(t, &p->b, &s);
+    s.max_seqs = 600;
+    t_world_make(t, &p->a, &s);
+    p->sa = written(&p->a, 7, 70);
+    p->sb = written(&p->b, 5, 70);
+    return p;
+}
+
+/*
+ * One sequence in a batch for hundreds, at the first and the last place and around a multiple of 512, with a step in between that holds
+ * nothing: bits and state as in a batch of its own size. Where a block ends, a step retrieves everything after one that retrieved nothing.
+ */
+static void capacity(t_ctx *t, const char *preset, uint32_t rows) {
+    static const uint32_t places[] = { 0, 599, 1, 511, 512, 513, 300, 599, 0 };
+    pair *p = capacities(t, preset, rows);
+    int last = -1, turned = 0;
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        p->a.place = places[i];
+        if (i == 4) {
+            t_world_step(&p->a, NULL, 0);
+            same_state(t, p, "an idle step");
+        }
+        if (rows > 1 && i % 3 == 1) {
+            t_world_one(&p->a, p->sa, (int32_t)rows, 0);
+            t_world_one(&p->b, p->sb, (int32_t)rows, 0);
+            same_state(t, p, "several rows");
+        } else {
+            same_step(t, p, "a place");
+        }
+        const int now = retrieved(p);
+        turned += last == 0 && now == 1;
+        last = now;
+    }
+    T_CHECK(t, turned > 0, "no step retrieved everything after one that retrieved nothing");
+}
+
+static void capacity_cis(t_ctx *t) { capacity(t, "cis", 1); }
+static void capacity_mass(t_ctx *t) { capacity(t, "cis-mass", 1); }
+static void capacity_rows(t_ctx *t) { capacity(t, "cis-mass", 4); }
+static void capacity_dense(t_ctx *t) {
+    pair *p = capacities(t, "dense", 1);
+    for (uint32_t place = 0; place < 600; place += 299) {
+        p->a.place = place;
+        same_step(t, p, "a place");
+    }
+}
+
+/* A batch of hundreds that is full, in two steps: the bits of each sequence by itself. */
+static void crowd(t_ctx *t) {
+    enum { CROWD = 600, LAST = 7 };
+    t_world a, b;
+    t_entry all[CROWD], few[LAST];
+    t_setup s = t_setup_default(t, "dense", &t_shapes[S_G1_D32]);
+    const size_t row = s.shape->heads * s.shape->dim;
+    s.layers = 1;
+    t_world_make(t, &b, &s);
+    s.max_seqs = s.max_slots = s.max_rows = s.pages = CROWD;
+    t_world_make(t, &a, &s);
+    for (int i = 0; i < CROWD; i++)
+        all[i] = (t_entry){ t_world_seq(&a, 1000u + (uint64_t)i, i), 1, 0, 0, NULL, 0, 0 };
+    for (int i = 0; i < LAST; i++)
+        few[i] = (t_entry){ t_world_seq(&b, 1000u + (uint64_t)(CROWD - LAST + i), i), 1, 0, 0, NULL, 0, 0 };
+    for (int step = 0; step < 2; step++) {
+        t_world_step(&a, all, CROWD);
+        t_world_step(&b, few, LAST);
+        T_CHECK(t, !memcmp(a.outs[0] + (CROWD - LAST) * row, b.outs[0], LAST * row * sizeof(float)),
+                "step %d: the last sequences of the batch have other output bits", step);
+    }
+}
+
 static const struct l_row {
     const char *name;
     void (*run)(t_ctx *t);
@@ -239,6 +351,8 @@ static const struct l_row {
     { "commit", commit },     { "rejected rows", rejected },    { "truncate", truncate }, { "fork", fork },
     { "move", move },         { "export and import", preempt }, { "attach", attach },     { "reset", reset },
     { "own rows", own_rows }, { "repeated step", repeated },
+    { "capacity cis", capacity_cis }, { "capacity cis-mass", capacity_mass }, { "capacity several rows", capacity_rows },
+    { "capacity dense", capacity_dense }, { "crowd", crowd },
 };
 
 static const char *row_name(int row) { return rows[row].name; }

@@ -37,6 +37,8 @@ static void on_message(void *user, prhs_log_level level, const char *text) {
     } else if (level == PRHS_LOG_WARN) {
         snprintf(t->warning, sizeof t->warning, "%s", text);
         t->warnings++;
+    } else if (t->opt->kernels && strncmp(text, "cuda: first launch of ", 22) == 0) {
+        say(t->opt, "launched %s", text + 22);
     }
 }
 
@@ -65,15 +67,24 @@ static void run_case(t_ctx *t, const t_group *g, int row, prhs_suite_result *res
     case_name(g, row, name, sizeof name);
     if (t->opt->filter && !strstr(name, t->opt->filter))
         return;
+    prhs_device *const dev = t->dev; /* a case that opens another one may end while that is in its place */
+    prhs_queue *const queue = t->queue;
     t->rng = t_hash(t->opt->seed * UINT64_C(0x9e3779b97f4a7c15) + 1, name);
     t->skipped = 0;
     t->why[0] = t->note[0] = 0;
+    t->worst = 0;
     t_hush(t);
     double begin = seconds();
     int how = attempt(t, g, row);
     if (setjmp(t->out) == 0)
         t_release(t);
+    t->dev = dev;
+    t->queue = queue;
     double took = seconds() - begin;
+    if (t->worst > result->worst) {
+        result->worst = t->worst;
+        snprintf(result->worst_case, sizeof result->worst_case, "%s", name);
+    }
     if (how == 1) {
         result->failed++;
         say(t->opt, "FAIL %s: %s", name, t->why);
@@ -83,13 +94,13 @@ static void run_case(t_ctx *t, const t_group *g, int row, prhs_suite_result *res
     } else {
         result->passed++;
         if (t->opt->verbose)
-            say(t->opt, "pass %s (%.2f s)%s%s", name, took, t->note[0] ? ": " : "", t->note);
+            say(t->opt, "pass %s (%.2f s, error %.2f of its bar)%s%s", name, took, t->worst, t->note[0] ? ": " : "", t->note);
     }
 }
 
 static prhs_status open_device(t_ctx *t, const prhs_suite_options *opt) {
     prhs_device_params params = PRHS_DEVICE_PARAMS_INIT;
-    prhs_log log = { PRHS_LOG_WARN, t, on_message };
+    prhs_log log = { opt->kernels ? PRHS_LOG_INFO : PRHS_LOG_WARN, t, on_message };
     params.backend = opt->backend;
     params.index = opt->index;
     params.caps_mask = opt->caps_mask;
@@ -98,6 +109,7 @@ static prhs_status open_device(t_ctx *t, const prhs_suite_options *opt) {
     prhs_status status = prhs_device_open(&params, &log, &t->dev);
     if (status == PRHS_OK)
         status = prhs_queue_create(t->dev, &t->queue);
+    t->info.size = sizeof t->info;
     if (status == PRHS_OK)
         status = prhs_device_get_info(t->dev, &t->info);
     return status;
@@ -105,7 +117,7 @@ static prhs_status open_device(t_ctx *t, const prhs_suite_options *opt) {
 
 int prhs_suite_run(const prhs_suite_options *opt, prhs_suite_result *result) {
     t_ctx t = { .opt = opt, .on_message = on_message };
-    *result = (prhs_suite_result){ 0, 0, 0 };
+    *result = (prhs_suite_result){ 0 };
     prhs_status status = open_device(&t, opt);
     if (status != PRHS_OK) {
         say(opt, "no device: %s (%s)", prhs_status_name(status), t.sentence);
@@ -123,6 +135,8 @@ int prhs_suite_run(const prhs_suite_options *opt, prhs_suite_result *result) {
         say(opt, "FAIL close: the device could not be closed after the suite: %s (%s)", prhs_status_name(status), t.sentence);
     }
     free(t.own);
+    if (result->worst > 0)
+        say(opt, "largest error of an output row: %.3f of its bar, in %s", result->worst, result->worst_case);
     return result->failed ? PRHS_SUITE_FAIL : PRHS_SUITE_PASS;
 }
 

@@ -17,12 +17,15 @@ typedef struct prhs_suite_options {
     uint64_t seed;
     int quick;   /* the short half of every table */
     int verbose; /* a line for every case, with its time */
+    int kernels; /* a line for every kernel and op that is launched for the first time (cuda) */
     void (*log)(void *user, const char *line);
     void *user;
 } prhs_suite_options;
 
 typedef struct prhs_suite_result {
     unsigned passed, failed, skipped;
+    double worst;         /* largest error of an output row as a share of its bar; 0: none was compared */
+    char worst_case[160]; /* where */
 } prhs_suite_result;
 
 #define PRHS_SUITE_PASS 0

@@ -56,6 +56,7 @@ void t_world_make(t_ctx *t, t_world *w, const t_setup *setup) {
     uint32_t rows = setup->max_rows, stride = (setup->max_kv_len + setup->layout.page - 1) / setup->layout.page;
     T_CHECK(t, setup->layers <= W_LAYERS, "a world has at most %d layers", W_LAYERS);
     prhs_session_params p = t_world_params(setup);
+    w->sizes.size = sizeof w->sizes;
     T_OK(t, prhs_session_get_sizes(t->dev, &p, &w->sizes));
     w->state = t_buffer(t, w->sizes.state);
     w->ws = t_buffer(t, w->sizes.workspace);
@@ -81,8 +82,7 @@ void t_world_make(t_ctx *t, t_world *w, const t_setup *setup) {
     w->vh = t_alloc(t, (size_t)rows * sh->kv_heads * sh->dim * sizeof(float));
 }
 
-/* Host rows of one layer for the entries; appended rows also go into the cache's image. */
-static void fill_rows(t_world *w, uint32_t layer, const t_entry *entries, int n) {
+void t_world_fill(t_world *w, uint32_t layer, const t_entry *entries, int n) {
     const t_shape *sh = w->s.shape;
     size_t qn = sh->heads * sh->dim, kn = sh->kv_heads * sh->dim;
     memset(w->qh, T_POISON, w->s.max_rows * qn * sizeof(float));
@@ -133,11 +133,11 @@ static void run_layer(t_world *w, uint32_t layer, int append) {
     t_get(t, w->lses[layer], w->lse.mem, w->lse.size);
 }
 
-static void place(t_world *w, t_entry *entries, int n, int *append) {
+int t_world_place(t_world *w, t_entry *entries, int n) {
     t_batch *b = &w->batch;
     int32_t row = 0;
+    int append = 0;
     t_batch_clear(b);
-    *append = 0;
     for (int i = 0; i < n; i++) {
         t_entry *e = &entries[i];
         t_wseq *seq = e->seq;
@@ -146,23 +146,24 @@ static void place(t_world *w, t_entry *entries, int n, int *append) {
             for (int32_t r = 0; r < e->rows; r++)
                 seq->version[seq->len + r] = e->version ? e->version[r] : t_key(seq->root, 1, 0, (uint64_t)(seq->len + r));
             seq->len += e->rows;
-            *append = 1;
+            append = 1;
         }
         e->row_begin = row;
         row += e->rows;
-        t_batch_set(b, (uint32_t)i, seq->slot, e->row_begin, e->rows, seq->len, e->flags);
-        b->seqs[i].prompt_len = e->prompt_len;
-        memcpy(b->pages + (size_t)i * b->b.page_stride, seq->page, (size_t)seq->pages * sizeof *seq->page);
+        const uint32_t at = w->place + (uint32_t)i;
+        t_batch_set(b, at, seq->slot, e->row_begin, e->rows, seq->len, e->flags);
+        b->seqs[at].prompt_len = e->prompt_len;
+        memcpy(b->pages + (size_t)at * b->b.page_stride, seq->page, (size_t)seq->pages * sizeof *seq->page);
     }
     T_CHECK(w->t, row <= (int32_t)w->s.max_rows, "the test's step has %d rows", row);
     t_batch_upload(w->t, b);
+    return append;
 }
 
 void t_world_step(t_world *w, t_entry *entries, int n) {
-    int append;
-    place(w, entries, n, &append);
+    int append = t_world_place(w, entries, n);
     for (uint32_t layer = 0; layer < w->s.layers; layer++) {
-        fill_rows(w, layer, entries, n);
+        t_world_fill(w, layer, entries, n);
         run_layer(w, layer, append);
     }
 }

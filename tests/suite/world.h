@@ -57,6 +57,7 @@ typedef struct t_world {
     float *outs[W_LAYERS]; /* [max_rows][heads][dim], last step; poison where nothing was written */
     float *lses[W_LAYERS]; /* [max_rows][heads] */
     int want_lse;
+    uint32_t place; /* of a step's first entry in the batch; those before it are idle */
     /* Where set, [layers]: caches of the test's own, that steps use instead; the images above still follow. */
     const prhs_kv *elsewhere;
     /* Where set: changes a position's contents before they are rounded; q, or k and v, are NULL. */
@@ -78,7 +79,12 @@ t_wseq *t_world_share(t_world *w, const t_wseq *seq, int32_t slot);
 
 /* One step over all layers: appends (unless cached) and attends; reads outputs back. */
 void t_world_step(t_world *w, t_entry *entries, int n);
-/* The same for a single sequence. */
+/* Its parts, for a test that enqueues layers itself. The batch, on the device too, with room for the entries' rows; 1: there are rows to
+ * append. */
+int t_world_place(t_world *w, t_entry *entries, int n);
+/* The host rows (qh, kh, vh) of one layer for these entries; appended rows also go into the cache's image. */
+void t_world_fill(t_world *w, uint32_t layer, const t_entry *entries, int n);
+/* A step for a single sequence. */
 void t_world_one(t_world *w, t_wseq *seq, int32_t rows, int32_t flags);
 /* Prefill in chunks, the last one seeding. */
 void t_world_prompt(t_world *w, t_wseq *seq, int32_t n, int32_t chunk);
@@ -96,6 +102,7 @@ void t_world_gather(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t
 void t_world_poison(t_world *w, t_wseq *const *seqs, int n);
 void *t_world_export(t_world *w, int32_t slot);
 void t_world_stats(t_world *w, uint32_t slot, uint32_t layer, prhs_stats *stats);
+void t_world_head_stats(t_world *w, uint32_t slot, uint32_t layer, uint32_t head, prhs_head_stats *stats);
 prhs_unit_view t_world_view(t_world *w, const void *blob, uint32_t layer, uint32_t unit);
 
 #endif

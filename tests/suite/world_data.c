@@ -127,16 +127,29 @@ void *t_world_export(t_world *w, int32_t slot) {
     return t_fetch(w->t, w->blob.mem, w->sizes.slot);
 }
 
-void t_world_stats(t_world *w, uint32_t slot, uint32_t layer, prhs_stats *stats) {
+/* Statistics as they are now; t_drop() it. */
+static prhs_stats_request *request_of(t_world *w) {
     t_ctx *t = w->t;
     prhs_stats_request *request;
     T_OK(t, prhs_stats_request_create(w->session, &request));
     t_own(t, T_REQUEST, request, 0);
     T_OK(t, prhs_stats_request_enqueue(request, t->queue));
     T_OK(t, prhs_queue_finish(t->queue));
+    return request;
+}
+
+void t_world_stats(t_world *w, uint32_t slot, uint32_t layer, prhs_stats *stats) {
+    prhs_stats_request *request = request_of(w);
     stats->size = sizeof *stats;
-    T_OK(t, prhs_stats_request_get(request, slot, layer, stats));
-    t_drop(t, request);
+    T_OK(w->t, prhs_stats_request_get(request, slot, layer, stats));
+    t_drop(w->t, request);
+}
+
+void t_world_head_stats(t_world *w, uint32_t slot, uint32_t layer, uint32_t head, prhs_head_stats *stats) {
+    prhs_stats_request *request = request_of(w);
+    stats->size = sizeof *stats;
+    T_OK(w->t, prhs_stats_request_get_head(request, slot, layer, head, stats));
+    t_drop(w->t, request);
 }
 
 prhs_unit_view t_world_view(t_world *w, const void *blob, uint32_t layer, uint32_t unit) {

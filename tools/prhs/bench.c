@@ -43,34 +43,48 @@ static void run_parts(bench *b, const char *program) {
         bench_start(b, &o->shapes[0], program);
 }
 
-static int run(bench_options *o, const char *program) {
-    bench b = { .o = o, .rng = 20260208 };
-    int status = tool_open(&o->device, &b.dev);
+int bench_open(bench *b, bench_options *o) {
+    *b = (bench){ .o = o, .rng = 20260208 };
+    int status = tool_open(&o->device, &b->dev);
     if (status != TOOL_OK)
         return status;
-    bench_must(prhs_device_get_info(b.dev, &b.info));
-    bench_must(prhs_queue_create(b.dev, &b.queue));
-    const bool cuda = b.info.backend == PRHS_BACKEND_CUDA;
-    b.graphs = bench_has_graphs(&b) && !o->direct;
-    b.row_type = cuda ? o->dtype : PRHS_F32;
-    b.host_reads = b.info.backend == PRHS_BACKEND_CPU || (b.info.caps & PRHS_CAP_WIDE);
-    b.normal_bytes = b.host_reads ? UINT64_C(16) << 20 : UINT64_C(64) << 20;
-    b.pool.slab_bytes = b.host_reads ? UINT64_C(256) << 20 : UINT64_C(4) << 30;
-    b.pool.budget = UINT64_C(48) << 30;
-    if (b.info.memory && b.info.memory / 10 * 6 < b.pool.budget)
-        b.pool.budget = b.info.memory / 10 * 6;
-    if (b.info.max_buffer && b.info.max_buffer < b.pool.slab_bytes)
-        b.pool.slab_bytes = b.info.max_buffer;
+    b->info.size = sizeof b->info;
+    bench_must(prhs_device_get_info(b->dev, &b->info));
+    bench_must(prhs_queue_create(b->dev, &b->queue));
+    const bool cuda = b->info.backend == PRHS_BACKEND_CUDA;
+    b->graphs = bench_has_graphs(b) && !o->direct;
+    b->row_type = cuda ? o->dtype : PRHS_F32;
+    b->host_reads = b->info.backend == PRHS_BACKEND_CPU || (b->info.caps & PRHS_CAP_WIDE);
+    b->normal_bytes = b->host_reads ? UINT64_C(16) << 20 : UINT64_C(64) << 20;
+    b->pool.slab_bytes = b->host_reads ? UINT64_C(256) << 20 : UINT64_C(4) << 30;
+    b->pool.budget = UINT64_C(48) << 30;
+    if (b->info.memory && b->info.memory / 10 * 6 < b->pool.budget)
+        b->pool.budget = b->info.memory / 10 * 6;
+    if (b->info.max_buffer && b->info.max_buffer < b->pool.slab_bytes)
+        b->pool.slab_bytes = b->info.max_buffer;
     if (!o->rotate_bytes)
-        o->rotate_bytes = b.host_reads ? UINT64_C(1) << 30 : UINT64_C(256) << 20;
+        o->rotate_bytes = b->host_reads ? UINT64_C(1) << 30 : UINT64_C(256) << 20;
+    return TOOL_OK;
+}
+
+int bench_close(bench *b) {
+    bench_pool_free(b);
+    bench_normals_free(b);
+    prhs_queue_destroy(b->queue);
+    return prhs_device_close(b->dev) == PRHS_OK ? TOOL_OK : TOOL_FAILED;
+}
+
+static int run(bench_options *o, const char *program) {
+    bench b;
+    int status = bench_open(&b, o);
+    if (status != TOOL_OK)
+        return status;
     bench_ceilings(&b);
     bench_report_begin(&b);
     run_parts(&b, program);
-    bench_pool_free(&b);
-    bench_normals_free(&b);
-    prhs_queue_destroy(b.queue);
-    status = bench_report_end(&b) ? TOOL_OK : TOOL_FAILED;
-    return prhs_device_close(b.dev) == PRHS_OK ? status : TOOL_FAILED;
+    const bool written = bench_report_end(&b);
+    status = bench_close(&b);
+    return written ? status : TOOL_FAILED;
 }
 
 int tool_bench(int argc, char **argv) {

@@ -80,6 +80,8 @@ typedef struct bench {
     double dense_rate;           /* own dense attention, the best so far */
     bool host_reads;             /* read_rate is the memory's, measured by host threads; else own dense attention's */
     void *report;                /* bench_report.c's */
+    void (*on_row)(void *user, const bench_row *row); /* where set: gets the rows instead of the report */
+    void *user;
     uint64_t rng;
     bench_pool pool;
     prhs_buffer *normals[3];     /* by dtype: the block that all data is copied from */
@@ -88,10 +90,21 @@ typedef struct bench {
     uint32_t buffer_count;
 } bench;
 
+/* --- bench.c --- */
+
+/* Opens o->device; TOOL_OK or the exit status, with a sentence. */
+int bench_open(bench *b, bench_options *o);
+int bench_close(bench *b);
+
 /* --- bench_options.c --- */
 
 /* Fills *o; -1: go on, else the exit status. *child: this process only measures a start. */
 int bench_parse(int argc, char **argv, bench_options *o, bool *child);
+/* Of a shape or a dtype; false, with a sentence, where the text is none. */
+bool bench_parse_shape(const char *text, bench_options *o);
+bool bench_parse_dtype(const char *text, bench_options *o);
+/* Every shape gets its number of kept tokens; false, with a sentence. */
+bool bench_resolve_kept(bench_options *o);
 
 /* --- bench_data.c --- */
 

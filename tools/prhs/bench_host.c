@@ -6,7 +6,7 @@
 #include "bench.h"
 
 static prhs_counters counters_of(const bench *b) {
-    prhs_counters c;
+    prhs_counters c = { .size = sizeof c };
     bench_must(prhs_device_get_counters(b->dev, &c));
     return c;
 }

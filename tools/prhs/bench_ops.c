@@ -159,6 +159,7 @@ static void make(op_bench *o, uint32_t rows, int32_t flags) {
     p.list_cap = o->select.k;
     p.kv_dtype = b->o->dtype;
     p.q_dtype = p.out_dtype = b->row_type;
+    o->layout.size = sizeof o->layout;
     bench_must(prhs_ops_get_layout(b->dev, &p, &o->layout));
     bench_must(prhs_ops_create(b->dev, &p, &o->ops));
     o->state = bench_buffer(b, o->layout.state_bytes);

@@ -36,7 +36,7 @@ static bool add_shape(bench_options *o, const bench_shape *s) {
     return true;
 }
 
-static bool parse_shape(const char *text, bench_options *o) {
+bool bench_parse_shape(const char *text, bench_options *o) {
     bench_shape s = { 0 };
     char end;
     if (sscanf(text, "%u,%u,%u,%u,%u%c", &s.batch, &s.n, &s.heads, &s.kv_heads, &s.dim, &end) != 5 || !s.batch || s.n < 1024) {
@@ -85,7 +85,7 @@ static bool parse_only(const char *text, bench_options *o) {
     return false;
 }
 
-static bool parse_dtype(const char *text, bench_options *o) {
+bool bench_parse_dtype(const char *text, bench_options *o) {
     static const struct {
         const char *name;
         prhs_dtype type;
@@ -123,11 +123,11 @@ static int take(int c, const char *value, bench_options *o, bool *child) {
     if (mine)
         return mine > 0 ? -1 : TOOL_USAGE;
     switch (c) {
-    case 'S': good = parse_shape(value, o); break;
+    case 'S': good = bench_parse_shape(value, o); break;
     case 'P': good = parse_preset(value, o); break;
     case 'k': good = parse_number("--kept", value, 2, 64, &o->kept_part); break;
     case 'K': good = parse_number("--kept-tokens", value, 64, 1 << 20, &o->kept_tokens); break;
-    case 'T': good = parse_dtype(value, o); break;
+    case 'T': good = bench_parse_dtype(value, o); break;
     case 'p': good = parse_number("--page", value, 1, 256, &o->page_size); break;
     case 'L': good = parse_layout(value, o); break;
     case 'r': good = parse_number("--repeat", value, 1, 10000, &o->repeat); break;
@@ -145,8 +145,7 @@ static int take(int c, const char *value, bench_options *o, bool *child) {
     return good ? -1 : TOOL_USAGE;
 }
 
-/* Every shape gets its number of kept tokens. */
-static bool resolve_kept(bench_options *o) {
+bool bench_resolve_kept(bench_options *o) {
     for (uint32_t i = 0; i < o->shape_count; i++) {
         bench_shape *s = &o->shapes[i];
         if (o->kept_tokens)
@@ -178,9 +177,9 @@ int bench_parse(int argc, char **argv, bench_options *o, bool *child) {
         return tool_usage("bench");
     }
     if (o->shape_count == 0) {
-        parse_shape("1,8192,32,32,128", o);
-        parse_shape("1,8192,32,8,128", o);
-        parse_shape("1,4096,9,3,64", o);
+        bench_parse_shape("1,8192,32,32,128", o);
+        bench_parse_shape("1,8192,32,8,128", o);
+        bench_parse_shape("1,4096,9,3,64", o);
     }
-    return resolve_kept(o) ? -1 : TOOL_USAGE;
+    return bench_resolve_kept(o) ? -1 : TOOL_USAGE;
 }

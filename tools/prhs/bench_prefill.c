@@ -47,7 +47,7 @@ static void make(prefill_bench *p) {
     bench *b = p->b;
     const bench_shape *s = p->s;
     prhs_ops_params o = PRHS_OPS_PARAMS_INIT;
-    prhs_ops_layout layout;
+    prhs_ops_layout layout = { .size = sizeof layout };
     prhs_seq *seqs = bench_alloc(s->batch, sizeof *seqs);
     uint32_t rows = s->batch * s->n;
     for (uint32_t i = 0; i < s->batch; i++)

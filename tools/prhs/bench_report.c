@@ -20,6 +20,9 @@ void bench_report_begin(bench *b) {
     b->report = r;
     r->table = b->o->json && strcmp(b->o->json, "-") == 0 ? stderr : stdout;
     r->root = cJSON_CreateObject();
+    cJSON_AddStringToObject(r->root, "kind", "bench");
+    cJSON_AddNumberToObject(r->root, "format", 1);
+    cJSON_AddNumberToObject(r->root, "version", prhs_version());
     cJSON_AddStringToObject(r->root, "backend", prhs_backend_name(b->info.backend));
     cJSON_AddStringToObject(r->root, "device", b->info.name);
     cJSON_AddStringToObject(r->root, "platform", b->info.platform);
@@ -62,6 +65,10 @@ static double speedup_of(const bench_row *row) { return row->dense > 0 && row->m
 static double share(double rate, double of) { return of > 0 ? rate / of : 0; }
 
 void bench_report_row(bench *b, const bench_row *row) {
+    if (b->on_row) {
+        b->on_row(b->user, row);
+        return;
+    }
     report *r = b->report;
     FILE *f = r->table;
     heading(r, row);

@@ -42,7 +42,7 @@ int bench_start_child(const bench_options *o, const bench_shape *s) {
     start_times t;
     double at[4];
     prhs_session *session = NULL;
-    prhs_session_sizes sizes;
+    prhs_session_sizes sizes = { .size = sizeof sizes };
     prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
     at[0] = bench_clock();
     int status = tool_open(&o->device, &b.dev);

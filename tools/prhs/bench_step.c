@@ -73,7 +73,7 @@ static void make_records(step_bench *m) {
 void step_begin(step_bench *m, uint32_t timed) {
     bench *b = m->b;
     const bench_shape *s = m->s;
-    prhs_session_sizes sizes;
+    prhs_session_sizes sizes = { .size = sizeof sizes };
     m->mark = b->buffer_count;
     m->warm = b->graphs ? 2 : 0;
     m->steps = m->warm + 2 + timed;

@@ -65,6 +65,8 @@ static prhs_device_info *devices(size_t *n) {
     if (prhs_enumerate(NULL, n, &tool_log) != PRHS_OK)
         return NULL;
     prhs_device_info *infos = calloc(*n + 1, sizeof *infos);
+    if (infos)
+        infos->size = sizeof *infos;
     if (infos && prhs_enumerate(infos, n, &tool_log) == PRHS_OK)
         return infos;
     free(infos);

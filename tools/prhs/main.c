@@ -12,6 +12,9 @@ static const char help[] =
     "  info      lists devices, their capabilities, and which kernels each op takes and why\n"
     "  verify    runs the test suite, oracle included, on a device\n"
     "  bench     times ops, decode steps and start-up, beside dense attention and the memory's own speed\n"
+    "  replay    runs policies over a recorded trace: dropped mass, output error, bytes read, time\n"
+    "  report    makes a page with plots of what bench, replay and prhs-llama perplexity measured\n"
+    "  tune      measures how many work-groups each op's launch should have, and writes them as rows of tuning\n"
     "'prhs COMMAND --help' lists a command's options. Exit status: 0 done, 1 failed, 2 wrong usage, 77 no such device.\n";
 
 static void print_message(void *user, prhs_log_level level, const char *text) {
@@ -89,7 +92,9 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } commands[] = { { "info", tool_info }, { "verify", tool_verify }, { "bench", tool_bench } };
+    } commands[] = { { "info", tool_info },     { "verify", tool_verify }, { "bench", tool_bench },
+                     { "replay", tool_replay }, { "report", tool_report },
+                     { "tune", tool_tune } };
     const char *word = argc >= 2 ? argv[1] : "";
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
         if (strcmp(word, commands[i].name) == 0)

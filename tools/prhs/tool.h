@@ -13,6 +13,9 @@ enum { TOOL_OK = 0, TOOL_FAILED = 1, TOOL_USAGE = 2, TOOL_NO_DEVICE = 77 };
 int tool_info(int argc, char **argv);
 int tool_verify(int argc, char **argv);
 int tool_bench(int argc, char **argv);
+int tool_replay(int argc, char **argv);
+int tool_report(int argc, char **argv);
+int tool_tune(int argc, char **argv);
 
 /* Options that choose a device: pass them to getopt_long() and what it returns to tool_device_option(). */
 #define TOOL_DEVICE_OPTIONS \
@@ -35,6 +38,13 @@ extern const prhs_log tool_log;
 
 /* Opens a device; TOOL_OK or the exit status, with a sentence. */
 int tool_open(const prhs_device_params *params, prhs_device **device);
+
+/* graph.c: captures of a queue's work, where the device has them. */
+bool tool_has_graphs(const prhs_device_info *info);
+prhs_status tool_graph_begin(prhs_queue *queue);
+prhs_status tool_graph_end(prhs_queue *queue, void **graph);
+prhs_status tool_graph_launch(void *graph, prhs_queue *queue);
+void tool_graph_destroy(void *graph);
 
 /* Shows which options were wrong and where help is. */
 int tool_usage(const char *command);

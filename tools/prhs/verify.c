@@ -28,7 +28,7 @@ static void print_line(void *user, const char *line) {
 /* The suite wants to know which backend `any` is. */
 static int resolve(prhs_device_params *params) {
     prhs_device *device = NULL;
-    prhs_device_info info;
+    prhs_device_info info = { .size = sizeof info };
     int status = tool_open(params, &device);
     if (status != TOOL_OK)
         return status;
@@ -42,7 +42,7 @@ static int resolve(prhs_device_params *params) {
 }
 
 static int run(const prhs_device_params *p, prhs_suite_options *o) {
-    prhs_suite_result r = { 0, 0, 0 };
+    prhs_suite_result r = { 0 };
     o->backend = p->backend;
     o->index = p->index;
     o->caps_mask = p->caps_mask;

@@ -2,13 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """prhs-llama on models of a few kilobytes: program.py PRHS-LLAMA
 
-A model of one layer generates; models that contradict themselves, and wrong usage, end in a sentence and the right exit status.
+A model of one layer generates; models that contradict themselves, and wrong usage, end in a sentence and the right exit status. What
+it records is what the model made of its tokens.
 """
+import json
 import os
-import struct
+import string
 import subprocess
 import sys
 import tempfile
+
+from tinymodel import gguf, random_model, tensors_of
+from tracefile import Trace, near
 
 DIM = 32  # one head
 bad = 0
@@ -20,32 +25,6 @@ def check(good, what):
     print(f"{'ok  ' if good else 'FAIL'} {what}")
 
 
-def text(s):
-    return struct.pack("<Q", len(s.encode())) + s.encode()
-
-
-def value(x):
-    if isinstance(x, str):
-        return struct.pack("<I", 8) + text(x)
-    if isinstance(x, float):
-        return struct.pack("<If", 6, x)
-    if isinstance(x, list):
-        return struct.pack("<IIQ", 9, 8, len(x)) + b"".join(map(text, x))
-    return struct.pack("<II", 4, x)
-
-
-def gguf(meta, tensors):
-    """All tensors float32, their elements i % 7 - 3 over 16."""
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(meta)) + b"".join(text(k) + value(x) for k, x in meta.items())
-    data = b""
-    for name, dims in tensors.items():
-        count = dims[0] * (dims[1] if len(dims) > 1 else 1)
-        head += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, 0, len(data))
-        data += b"".join(struct.pack("<f", (i % 7 - 3) / 16) for i in range(count))
-        data += bytes(-len(data) % 32)
-    return head + bytes(-len(head) % 32) + data
-
-
 def parts():
     meta = {
         "general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": DIM, "llama.attention.head_count": 1,
@@ -53,12 +32,78 @@ def parts():
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": ["a", "b", "c", "ab"],
         "tokenizer.ggml.merges": ["a b"],
     }
-    tensors = {"token_embd.weight": (DIM, 4), "output_norm.weight": (DIM,)}
-    for name, dims in (("attn_norm", (DIM,)), ("ffn_norm", (DIM,)), ("attn_q", (DIM, DIM)), ("attn_k", (DIM, DIM)),
-                       ("attn_v", (DIM, DIM)), ("attn_output", (DIM, DIM)), ("ffn_gate", (DIM, 64)), ("ffn_up", (DIM, 64)),
-                       ("ffn_down", (64, DIM))):
-        tensors[f"blk.0.{name}.weight"] = dims
+    tensors = tensors_of(1, DIM, DIM, 64, 4)
     return meta, tensors
+
+
+def document(root, kv_heads, head_dim):
+    """What the document of perplexity says by layer and head, against its own totals and the rows that topk must read."""
+    check((root["kind"], root["format"]) == ("perplexity", 1), "the document says what it is")
+    topk, shared = root["policies"][1:3]
+    n, row = root["context"] + (root["decode"] + 1) / 2, kv_heads * head_dim * 2
+    read = sum(2 * n if layer["attended"] is None else 2 * layer["attended"] + n for layer in topk["layers"]) * row
+    dense = 2 * n * len(topk["layers"]) * row
+    check(abs(topk["bytes_per_step"] / read - 1) < 1e-6 and abs(topk["bytes_of_dense"] - read / dense) < 1e-6, f"topk reads {read} bytes a step")
+    check(root["policies"][0]["bytes_per_step"] == dense, f"dense reads {dense}")
+    for p in (topk, shared):
+        heads = [d for layer in p["layers"] for d in layer["head_delta"] if d is not None]
+        check(p["layers"][0]["head_delta"][0] is None and len(set(heads)) > 4 and abs(sum(heads) / len(heads) - p["delta"]) < 1e-5,
+              f"{p['policy']}: the mean of {len(heads)} heads is {p['delta']}")
+    e = shared["estimator"]
+    rest = shared["delta_exact_retrieved"] * shared["rho"] + e["exact_mean"] * (1 - shared["rho"])
+    heads = [x for layer in shared["layers"] for x in zip(layer["head_estimate"], layer["head_exact"]) if x[0] is not None]
+    check(e["grade"] == "estimate" and abs(rest - shared["delta"]) < 1e-5 and 0 < e["n"] and abs(e["mean"] - shared["delta_shared"]) < 1e-5 and heads,
+          f"{shared['policy']}: estimates {e['mean']} where {e['exact_mean']} was dropped")
+
+
+def records(run, work, model, words, letters):
+    """A batch of two prompts; then the first one's text again, teacher-forced."""
+    path, text = os.path.join(work, "run.trace"), os.path.join(work, "text.txt")
+    base = ("--model", model, "--device", "cpu", "--record", path)
+
+    def trace(*args):
+        r = run(args[0], *base, *args[1:])
+        check(r.returncode == 0 and os.path.exists(path), f"{args[0]} --record: {r.stderr.strip()}")
+        t = Trace(path)
+        os.remove(path)
+        return t, r.stdout.splitlines()
+
+    prompts = [words[:60], words[100:133]]
+    whole, out = trace("generate", "--policy", "dense", "--ids", "-n", "8", *prompts)
+    check(whole.shape == (3, 0, 3, 4, 2, 32) and abs(whole.scale - 32 ** -0.5) < 1e-7 and whole.sequences == [(60, 7), (33, 7)],
+          f"a trace's shape: {whole.shape}, {whole.sequences}")
+    made = [[int(i) for i in line.split()][:7] for line in out]
+    tokens = [[letters.index(c) for c in p] + ids for p, ids in zip(prompts, made, strict=True)]
+    by_token = {}
+    for seq in range(2):
+        values = whole.rows(0, seq, 2)
+        check([p for p, _ in values] == list(range(len(tokens[seq]))), f"values of every position of sequence {seq}")
+        check([p for p, _ in whole.rows(2, seq, 0)] == list(range(len(prompts[seq]) - 1, len(tokens[seq]))), "queries from the prompt's last")
+        for (_, row), token in zip(values, tokens[seq]):
+            by_token.setdefault(token, set()).add(row)
+    first = {token: min(rows) for token, rows in by_token.items()}
+    spread = max(abs(x - y) for token, rows in by_token.items() for row in rows for x, y in zip(row, first[token]))
+    check(spread < 4e-3 and len(set(first.values())) == len(first), f"in layer 0 a token's value is its own: {len(first)} tokens, {spread:.1e}")
+
+    with open(text, "w", encoding="utf-8") as f:
+        f.write(prompts[0] + "".join(letters[i] for i in made[0]) + words[:9])
+    forced, _ = trace("perplexity", "--docs", "1", "--context", "60", "--decode", "7", "--policy", "cis,k=16,m=0,dense=0", "--record-layers", "1-2",
+                      text)
+    check(forced.shape == (3, 1, 2, 4, 2, 32) and forced.sequences == [(60, 7)], f"two layers of a document: {forced.sequences}")
+    check(all(near(forced.rows(layer, 0, kind), whole.rows(layer, 0, kind)) and forced.rows(layer, 0, kind)
+              for layer in (1, 2) for kind in range(3)), "the same text gives the same rows")
+    for what, args, status, sentence in (
+            ("layers that the model lacks", ("--record-layers", "2-3"), 1, "not layers of the model"),
+            ("layers backwards", ("--record-layers", "1-0"), 2, "no value"), ("no layers", ("--record-layers", "x"), 2, "no value"),
+            ("no limit", ("--record-limit", "0"), 2, "no value"), ("one token", ("-n", "1"), 1, "a decoded token"),
+            ("a folder that is not there", ("--record", work + "/none/run.trace"), 1, "No such file")):
+        r = run("generate", *base, "-n", "8", *args, words[:20])
+        check(r.returncode == status and sentence in r.stderr and not os.path.exists(path), f"recording {what}: {r.stderr.strip()}")
+    with open(text, "w", encoding="utf-8") as f:
+        f.write(words)
+    r = run("perplexity", *base, "--record-limit", "1", "--docs", "30", "--context", "60", "--decode", "4", text)
+    check(r.returncode == 1 and "the limit is 1" in r.stderr and "run.trace" not in "".join(os.listdir(work)), f"a limit: {r.stderr.strip()}")
+    os.remove(text)
 
 
 def main():
@@ -75,7 +120,7 @@ def main():
         meta, tensors = parts()
         change(meta, tensors)
         with open(model, "wb") as f:
-            f.write(gguf(meta, tensors))
+            f.write(gguf(meta, tensors, lambda name, i: (i % 7 - 3) / 16))
         r = run("generate", "--model", model, "--device", "cpu", "--policy", "dense", "--ids", "-n", "8", argument)
         if sentence is None:
             ids = r.stdout.split()
@@ -101,9 +146,39 @@ def main():
     generate("an empty prompt", "tokens", argument="")
     for args, status in ((("tokenize",), 2), (("tokenize", "--model", model), 2), (("tokenize", "--model", prompt, prompt), 1),
                          (("tokenize", "--model", model, work + "/none"), 1), (("tokenize", "--help"), 0), (("none",), 2),
-                         (("generate", "--model", model), 2), (("generate", "--model", model, "--temperature", "hot", "a"), 2), (("perplexity", "--model", model), 2)):
+                         (("generate", "--model", model), 2), (("generate", "--model", model, "--temperature", "hot", "a"), 2), (("perplexity", "--model", model), 2),
+                         (("speed", "--model", model), 2), (("generate", "--model", model, "--batch", "1", "a", "b"), 2),
+                         (("generate", "--model", model, "--device", "cpu", "--linear", work + "/libcublas.so", "a"), 1)):
         r = run(*args)
         check(r.returncode == status and (r.stdout if status == 0 else r.stderr), f"{' '.join(args)}: {status}")
+
+    # A random model: what the policies' prompts leave behind shows in the tokens and in what they count.
+    letters, small = string.ascii_letters, "k=16,m=0,sinks=4,local=8,n=0,dense=0"
+    words = "".join(letters[i * i * 31 % 52] for i in range(300))
+    with open(model, "wb") as f:
+        f.write(random_model(1, 3, 4, 2, 32, 96, letters, 512))
+    with open(prompt, "w", encoding="utf-8") as f:
+        f.write(words)
+
+    def policy(command, *args):
+        r = run(command, "--model", model, "--device", "cpu", *args)
+        check(r.returncode == 0, f"{' '.join(args[:2])}: {r.stderr.strip().splitlines()[-1:]}")
+        return r
+
+    r = policy("generate", "--policy", f"cis,{small},tau=-1,s=256", "--stats", "-n", "12", words[:60])
+    check("rho 0.000" in r.stderr, "the prompt's last query seeds: no step retrieves")
+    etf = [policy("generate", "--policy", f"cis,{small}{x}", "--ids", "-n", "12", words[:60]).stdout
+           for x in ("", ",etf=1,etf_layer=0,psi=0.5,gamma=3", ",etf=1,etf_layer=2,psi=0.5,gamma=3")]
+    check(etf[0] == etf[2] != etf[1], "frozen rows change what follows, in the last layer they do not")
+    r = policy("perplexity", "--policy", f"cis,{small},tau=0.1", "--policy", f"cis,{small},tau=0.1,etf=1,etf_layer=2,psi=0.5,gamma=3",
+               "--policy", f"cis,{small},tau=0.1,etf=1,etf_layer=0,psi=0.5,gamma=3", "--docs", "2", "--context", "60", "--decode", "12",
+               "--json", "-", prompt)
+    seeded, own, frozen = ([x["rho"], x["documents"]] for x in json.loads(r.stdout[r.stdout.index("{"):])["policies"][1:])
+    check(seeded == own != frozen and 0 < seeded[0] < 1, f"a shared prompt and one of the policy's own: {seeded} and {own}")
+    r = policy("perplexity", "--policy", f"topk,{small},dense=1", "--policy", f"cis-mass,{small},dense=1,eps=0.3,floor=-1", "--docs", "2",
+               "--context", "60", "--decode", "12", "--json", "-", prompt)
+    document(json.loads(r.stdout[r.stdout.index("{"):]), 2, 32)
+    records(run, work, model, words, letters)
     for path in (model, prompt):
         os.remove(path)
     os.rmdir(work)

@@ -214,7 +214,6 @@ DEV void copy_commit() {}
 template <int N> DEV void copy_wait() {}
 
 DEV void grid_begin() { emu::self()->began = true; }
-DEV void grid_release() {}
 
 DEV void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 DEV void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }

@@ -34,6 +34,7 @@ static contexts *mine(void) {
 static int sms(void) { return fake_setting("PRHS_FAKE_CUDA_SMS", 3); }
 static int arch(void) { return fake_setting("PRHS_FAKE_CUDA_ARCH", 90); }
 int fake_shared_most(void) { return arch() >= 90 ? 232448 : 166912; }
+int fake_multiprocessors(void) { return sms(); }
 bool fake_current(void) { return mine()->depth > 0; }
 static int devices(void) { return fake_setting("PRHS_FAKE_CUDA_DEVICES", 1); }
 

@@ -99,6 +99,7 @@ extern int fake_retained;      /* of the primary context */
 /* api.c */
 bool fake_current(void);       /* this thread has a context */
 int fake_shared_most(void);    /* bytes of shared memory a block may have */
+int fake_multiprocessors(void); /* of the device */
 
 /* memory.c */
 memory *fake_memory_new(kind kind, size_t size, result *error);

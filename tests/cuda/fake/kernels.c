@@ -85,14 +85,25 @@ PRHS_PUBLIC result cuFuncSetAttribute(prhs_drv_function function, int attribute,
     DONE(0);
 }
 
+/* Blocks that fit on a multiprocessor by threads and dynamic shared memory. */
+static int resident(unsigned threads, size_t shared) {
+    const int by_shared = shared ? (int)((size_t)(fake_shared_most() + 1024) / (shared + 1024)) : 32, by_threads = 2048 / (int)threads;
+    return by_threads < by_shared ? by_threads : by_shared;
+}
+
 PRHS_PUBLIC result cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, prhs_drv_function function, int block, size_t shared) {
     CALL();
     if (!fake_known(function, FUNCTION) || block < 1)
         DONE(PRHS_DRV_INVALID_VALUE);
-    const int by_shared = shared ? (int)((size_t)(fake_shared_most() + 1024) / (shared + 1024)) : 32, by_threads = 2048 / block;
-    *blocks = (int)function->kernel->blocks < by_threads ? (int)function->kernel->blocks : by_threads;
-    *blocks = *blocks < by_shared ? *blocks : by_shared;
+    const int fit = resident((unsigned)block, shared);
+    *blocks = (int)function->kernel->blocks < fit ? (int)function->kernel->blocks : fit;
     DONE(0);
+}
+
+/* The library's blocks take turns, but for those of prompts: more of them than the device holds at once would only have to be started. */
+static bool too_many(const emu_kernel *k, const prhs_drv_launch *how) {
+    const unsigned fit = (unsigned)resident(how->block_x, how->shared) * (unsigned)fake_multiprocessors();
+    return strncmp(k->name, "prhs_", 5) == 0 && strncmp(k->name, "prhs_prefill", 12) != 0 && how->grid_x > fit;
 }
 
 static result launch(prhs_drv_function function, const prhs_drv_launch *how, void **params, void **extra) {
@@ -108,6 +119,9 @@ static result launch(prhs_drv_function function, const prhs_drv_launch *how, voi
                       how->grid_y, how->grid_z, how->block_x, k->threads, how->shared, function->dynamic);
         return PRHS_DRV_INVALID_VALUE;
     }
+    if (too_many(k, how))
+        fake_complain("launch of %s with %u blocks of %u threads and %u bytes: they are not resident at once", k->name, how->grid_x, how->block_x,
+                      how->shared);
     bool overlaps = false;
     for (unsigned i = 0; i < how->count; i++)
         overlaps |= how->attributes[i].id == PRHS_DRV_ATTRIBUTE_OVERLAP && how->attributes[i].value.overlap;
