@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* score without tensor cores, and with moments: any dtype; float32 arithmetic throughout. */
+/* score without tensor cores: any dtype; float32 arithmetic throughout. */
 #include "score.cuh"
 #include "tile.cuh"
 
