@@ -172,14 +172,29 @@ struct place {
     i64 k, v;
 };
 
+/* j / kv.page_size, by multiplication. */
+DEV unsigned page_index(const prhs_k_kv &kv, int j) { return __umulhi(2u * (unsigned)j, kv.page_inverse) >> kv.page_shift; }
+
+/* x * stride, for x >= 0: cheaper than with a sign. */
+DEV i64 steps(unsigned x, prhs_i64 stride) { return (i64)((unsigned long long)x * (unsigned long long)stride); }
+
+/* The same from the first row of the same KV head on; size: bytes an element. */
+DEV place place_in(const prhs_k_kv &kv, const int *pages, int j, int size)
+{
+    const unsigned page = page_index(kv, j), in = (unsigned)j - page * (unsigned)kv.page_size;
+    const unsigned id = (unsigned)min(max(pages[page], 0), kv.pages - 1);
+    place p;
+    p.k = (steps(id, kv.k_page) + steps(in, kv.k_token)) * size;
+    p.v = (steps(id, kv.v_page) + steps(in, kv.v_token)) * size;
+    return p;
+}
+
 DEV place place_of(const prhs_k_kv &kv, const int *pages, int j, int head)
 {
-    const int size = kv.page_size, page = size & (size - 1) ? j / size : j >> (__ffs(size) - 1), in = j - page * size;
-    const int e = element(kv.dtype);
-    const i64 id = min(max(pages[page], 0), kv.pages - 1);
-    place p;
-    p.k = kv.k_off + (id * kv.k_page + in * kv.k_token + head * kv.k_head) * e;
-    p.v = kv.v_off + (id * kv.v_page + in * kv.v_token + head * kv.v_head) * e;
+    const int size = element(kv.dtype);
+    place p = place_in(kv, pages, j, size);
+    p.k += kv.k_off + head * kv.k_head * size;
+    p.v += kv.v_off + head * kv.v_head * size;
     return p;
 }
 
@@ -346,11 +361,14 @@ DEV int first_above(const int *ascending, int n, int x)
 
 #define TURNS_EACH 4 /* counts that a thread looks at together, where they lie in memory */
 
-/* Where a block stands among items of which count(i) belong to index i of [0, n): it takes items b, b + gridDim.x, ... of them all. */
+/*
+ * Where a block stands among items of which count(read(i)) belong to index i of [0, n): it takes items b, b + gridDim.x, ... of them all.
+ * A thread reads for all its indices at once; counting may be work.
+ */
 struct turns {
     i64 next, base;   /* base: items before the indices from `first` on */
     int first, total;
-    int each;         /* counts a thread: TURNS_EACH at most; 1 where counting is work */
+    int each;         /* counts a thread: TURNS_EACH at most */
     int real;         /* indices from here on have no items. Those that are counted first are not asked for it: it may be on its way yet */
 };
 
@@ -359,12 +377,16 @@ DEV turns turns_begin(int each, int real) { return turns{ blockIdx.x, 0, -each *
 struct no_look {
     __device__ __forceinline__ void operator()(int) const {}
 };
+struct read_index {
+    __device__ __forceinline__ int operator()(int i) const { return i; }
+};
 
 /*
  * The block's next item: index *i, the index's item *item. All threads of the block call it together; it has barriers. prefix: shared,
  * `each` ints a thread. look(first): before the indices from `first` on are counted, as many as there is prefix.
  */
-template <class Count, class Look = no_look> DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item, Look look = Look())
+template <class Count, class Read = read_index, class Look = no_look>
+DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item, Read read = Read(), Look look = Look())
 {
     const int each = t->each;
     while (t->next >= t->base + t->total) {
@@ -377,9 +399,13 @@ template <class Count, class Look = no_look> DEV bool turns_next(turns *t, int n
         look(t->first);
         const int mine = t->first + each * threadIdx.x;
         int sums[TURNS_EACH], sum = 0, before;
+        decltype(read(0)) seen[TURNS_EACH];
 #pragma unroll
         for (int k = 0; k < TURNS_EACH; k++)
-            sums[k] = k < each && mine + k < end ? count(mine + k) : 0;
+            seen[k] = read(min(mine + (k < each ? k : 0), end - 1));
+#pragma unroll
+        for (int k = 0; k < TURNS_EACH; k++)
+            sums[k] = k < each && mine + k < end ? count(seen[k]) : 0;
 #pragma unroll
         for (int k = 0; k < TURNS_EACH; k++)
             sums[k] = sum += sums[k];

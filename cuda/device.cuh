@@ -106,6 +106,19 @@ DEV void copy_async_or_zero(void *shared, const void *global, bool real)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global),
                  "r"(real ? 16 : 0));
 }
+/* An address in shared memory, in the one register that it takes. */
+typedef unsigned shared_at;
+DEV shared_at shared_at_of(const void *p)
+{
+    unsigned at = (unsigned)__cvta_generic_to_shared(p);
+    asm volatile("" : "+r"(at)); /* not computed anew at every use */
+    return at;
+}
+/* As above, at constant distances from both addresses. */
+template <int TO, int FROM> DEV void copy_async_or_zero(shared_at to, const void *from, bool real)
+{
+    asm volatile("cp.async.cg.shared.global [%0 + %3], [%1 + %4], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0), "n"(TO), "n"(FROM));
+}
 DEV void copy_commit() { asm volatile("cp.async.commit_group;"); }
 template <int N> DEV void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
 
@@ -121,6 +134,18 @@ DEV void load_matrices_transposed(unsigned r[4], const void *row)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((unsigned)__cvta_generic_to_shared(row)));
+}
+template <int OFFSET> DEV void load_matrices(unsigned r[4], shared_at row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(row), "n"(OFFSET));
+}
+template <int OFFSET> DEV void load_matrices_transposed(unsigned r[4], shared_at row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(row), "n"(OFFSET));
 }
 
 /* c += a b: a 16x16 (row), b 16x8 (column), c 16x8 in float32. BF16: elements are bfloat16, else halves. */

@@ -17,27 +17,22 @@ template <int T> struct terms {
     static const int PAIRS = T == PRHS_K_BF16 ? 2 : 1; /* pairs of columns a head needs, one after another */
 };
 
-DEV float half_back(unsigned short x) { return half_float(x); }
-DEV float bf16_back(unsigned short x) { return __uint_as_float((unsigned)x << 16); }
-
-/* Term `odd` (0, 1) of pair `pair` of x. */
-template <int T> DEV unsigned short term_of(float x, int pair, bool odd)
-{
-    if (T == PRHS_K_F16) {
-        const unsigned short high = float_half(x);
-        return odd ? float_half((x - half_back(high)) * 2048.0f) : high;
-    }
-    const unsigned short high = bfloat_of(x);
-    const float rest = x - bf16_back(high);
-    const unsigned short mid = bfloat_of(rest);
-    if (pair == 0)
-        return odd ? mid : high;
-    return odd ? (unsigned short)0 : bfloat_of(rest - bf16_back(mid));
-}
-
+/* Term `odd` (0, 1) of pair `pair` of x, and of y in the upper half. */
 template <int T> DEV unsigned pack_terms(float x, float y, int pair, bool odd)
 {
-    return term_of<T>(x, pair, odd) | (unsigned)term_of<T>(y, pair, odd) << 16;
+    if (T == PRHS_K_F16) {
+        const unsigned high = floats_half2(x, y);
+        const float2 f = half2_floats(high);
+        const unsigned low = floats_half2((x - f.x) * 2048.0f, (y - f.y) * 2048.0f);
+        return odd ? low : high;
+    }
+    const unsigned high = floats_bf162(x, y);
+    const float2 f = bf162_floats(high);
+    const unsigned mid = floats_bf162(x - f.x, y - f.y);
+    if (pair == 0)
+        return odd ? mid : high;
+    const float2 m = bf162_floats(mid);
+    return odd ? 0 : floats_bf162(x - f.x - m.x, y - f.y - m.y);
 }
 
 /* What a pair of neighbouring columns stands for. The second one says nothing where the first is not finite: 0 times inf. */
@@ -48,27 +43,45 @@ template <int T> DEV float joined_terms(float first, float second)
 
 /* Queries of 4 heads as the right-hand fragments of DP / 16 products; lane's column g: term g % 2 of head g / 2. */
 template <int T, int DP> struct query_terms {
-    unsigned b[terms<T>::PAIRS][DP / 32][4]; /* [pair][16-byte piece][2 words of each of 2 products] */
+    unsigned b[terms<T>::PAIRS][DP / 16][2];
     float scale;                             /* of head c: a power of two, so that halves neither overflow nor vanish */
 };
 
-template <int T, int DP>
-DEV void load_query_terms(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, query_terms<T, DP> *t)
+/* A lane's part of queries as they lie in memory, two channels of each 8: asked for early. */
+template <int DP> struct query_words {
+    unsigned w[DP / 8][2]; /* the second ones where they are float32 */
+};
+
+template <int DP>
+DEV void load_query_words(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, query_words<DP> *words)
+{
+    const int g = lane_id() >> 2, c = lane_id() & 3, size = element(rows.dtype);
+    const byte *base = row_at(rows, q, row, head + min(g >> 1, heads - 1)) + 2 * c * size;
+#pragma unroll
+    for (int j = 0; j < DP / 8; j++) {
+        words->w[j][0] = words->w[j][1] = 0;
+        if (j * 8 < dim && size == 2)
+            words->w[j][0] = *(const unsigned *)(base + j * 16);
+        if (j * 8 < dim && size == 4) {
+            const uint2 x = *(const uint2 *)(base + j * 32);
+            words->w[j][0] = x.x;
+            words->w[j][1] = x.y;
+        }
+    }
+}
+
+template <int T, int DP> DEV void make_query_terms(int dtype, const query_words<DP> &words, query_terms<T, DP> *t)
 {
     const int g = lane_id() >> 2, c = lane_id() & 3;
-    const byte *base = row_at(rows, q, row, head + min(g >> 1, heads - 1));
     float top = 0.0f, up = 1.0f;
-    float x[DP / 32][8];
+    float2 x[DP / 8];
 #pragma unroll
-    for (int j = 0; j < DP / 32; j++) {
-        const int d = (j * 4 + c) * 8;
-        if (d < dim)
-            load_eight(rows.dtype, base + d * element(rows.dtype), x[j]);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            x[j][i] = d < dim ? x[j][i] : 0.0f;
-            top = fmaxf(top, fabsf(x[j][i]));
-        }
+    for (int j = 0; j < DP / 8; j++) {
+        const unsigned *w = words.w[j];
+        x[j] = dtype == PRHS_K_F32   ? make_float2(__uint_as_float(w[0]), __uint_as_float(w[1]))
+               : dtype == PRHS_K_F16 ? half2_floats(w[0])
+                                     : bf162_floats(w[0]);
+        top = fmaxf(top, fmaxf(fabsf(x[j].x), fabsf(x[j].y)));
     }
     if (T == PRHS_K_F16) {
         top = fmaxf(top, __shfl_xor_sync(FULL, top, 1));
@@ -78,19 +91,15 @@ DEV void load_query_terms(const prhs_k_rows &rows, byte *q, i64 row, int head, i
         up = __int_as_float((127 + shift) << 23);
         const float down = __int_as_float((127 - shift) << 23);
 #pragma unroll
-        for (int j = 0; j < DP / 32; j++)
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                x[j][i] *= down;
+        for (int j = 0; j < DP / 8; j++)
+            x[j] = make_float2(x[j].x * down, x[j].y * down);
     }
     t->scale = __shfl_sync(FULL, up, c * 8);
 #pragma unroll
     for (int pair = 0; pair < terms<T>::PAIRS; pair++)
 #pragma unroll
-        for (int j = 0; j < DP / 32; j++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                t->b[pair][j][i] = pack_terms<T>(x[j][2 * i], x[j][2 * i + 1], pair, g & 1);
+        for (int j = 0; j < DP / 8; j++)
+            t->b[pair][j / 2][j % 2] = pack_terms<T>(x[j].x, x[j].y, pair, g & 1);
 }
 
 /* Weights of 4 heads (those of rows g and g + 8 for head c are w[0], w[1]) as right-hand fragments. */
@@ -109,9 +118,6 @@ template <int T> DEV void spread_weights(const float w[2], weight_terms<T> *t)
         t->b[pair][1] = pack_terms<T>(x2, x3, pair, g & 1);
     }
 }
-
-DEV unsigned low_halves(unsigned x, unsigned y) { return __byte_perm(x, y, 0x5410); }
-DEV unsigned high_halves(unsigned x, unsigned y) { return __byte_perm(x, y, 0x7632); }
 
 /* Over the lanes that share a head (equal c). */
 DEV float column_max(float x)

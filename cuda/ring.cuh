@@ -20,45 +20,56 @@ template <int DP, bool VALUES> struct ring {
     static const int BYTES = WARPS * STAGES * STAGE;         /* of a block */
 };
 
-DEV int key_piece(int row, int piece) { return piece ^ (row & 1) << 2; }
-DEV int value_piece(int row, int piece) { return piece ^ (row >> 1 & 3) << 1; }
+/* Where a piece lies in its row: only the piece's last three bits change. */
+DEV int piece_in(int row, int piece) { return piece ^ (row & 7); }
 
-/* Where token j's rows lie, from the first row of the same KV head on. */
-DEV place place_in(const prhs_k_kv &kv, const int *pages, int j)
+/* The first bytes of a row of K and of the same row of V. */
+struct row_start {
+    const byte *k, *v;
+};
+
+DEV const byte *start_of(const byte *x, int lane)
 {
-    const int size = kv.page_size, page = size & (size - 1) ? j / size : j >> (__ffs(size) - 1), in = j - page * size;
-    const i64 id = min(max(pages[page], 0), kv.pages - 1);
-    place p;
-    p.k = (id * kv.k_page + in * kv.k_token) * 2;
-    p.v = (id * kv.v_page + in * kv.v_token) * 2;
-    return p;
+    const unsigned long long p = (unsigned long long)x;
+    const unsigned low = __shfl_sync(FULL, (unsigned)p, lane), high = __shfl_sync(FULL, (unsigned)(p >> 32), lane);
+    return (const byte *)((unsigned long long)high << 32 | low);
 }
 
-DEV i64 shuffle_wide(i64 x, int from)
+/* Copies of row I * 4 + a lane's own; J counts 128 bytes. */
+template <int DP, bool VALUES, int I, int J> DEV void send_pieces(shared_at to, const byte *k, const byte *v, bool real, int left)
 {
-    const unsigned low = __shfl_sync(FULL, (unsigned)x, from), high = __shfl_sync(FULL, (unsigned)((unsigned long long)x >> 32), from);
-    return (i64)((unsigned long long)high << 32 | low);
-}
-
-/* Sends for a tile of n rows (fewer than 1: for nothing); `mine` says where row lane % 16 lies. Rows past n become zeros. */
-template <int DP, bool VALUES> DEV void send_tile(byte *stage, const byte *keys, const byte *values, const place &mine, int n, int dim)
-{
-    const int PIECES = DP / 8, EACH = 32 / PIECES > 0 ? 32 / PIECES : 1; /* rows a round */
-    const int lane = lane_id();
-#pragma unroll
-    for (int i = 0; i < ROWS / EACH; i++) {
-        const int row = i * EACH + lane / PIECES, piece = lane % PIECES;
-        const i64 k = shuffle_wide(mine.k, row);
-        const bool real = row < n;
-        if (n > 0 && piece * 8 < dim)
-            copy_async_or_zero(stage + row * DP * 2 + key_piece(row, piece) * 16, keys + (real ? k : 0) + piece * 16, real);
-        if (VALUES) {
-            const i64 v = shuffle_wide(mine.v, row);
-            if (n > 0 && piece * 8 < dim)
-                copy_async_or_zero(stage + ROWS * DP * 2 + row * DP * 2 + value_piece(row, piece) * 16, values + (real ? v : 0) + piece * 16,
-                                   real);
+    if constexpr (J < DP / 64) {
+        if (J * 64 < left) {
+            copy_async_or_zero<I * 4 * DP * 2 + J * 128, J * 128>(to, k, real);
+            if (VALUES)
+                copy_async_or_zero<ring<DP, VALUES>::SIDE + I * 4 * DP * 2 + J * 128, J * 128>(to, v, real);
         }
+        send_pieces<DP, VALUES, I, J + 1>(to, k, v, real, left);
     }
+}
+
+template <int DP, bool VALUES, int I>
+DEV void send_rows(const shared_at (&to)[2], const row_start &at, int from, int n, int left)
+{
+    if constexpr (I < ROWS / 4) {
+        const int piece = (lane_id() & 7) * 16;
+        const byte *k = start_of(at.k, from + I * 4) + piece, *v = VALUES ? start_of(at.v, from + I * 4) + piece : nullptr;
+        send_pieces<DP, VALUES, I, 0>(to[I & 1], k, v, I * 4 < n, left);
+        send_rows<DP, VALUES, I + 1>(to, at, from, n, left);
+    }
+}
+
+/*
+ * Sends for a tile of n rows (fewer than 1: for nothing); lane from + r says in `at` where row r lies. Rows past n become zeros and are not
+ * read. Eight lanes copy 128 bytes of a row at a time, so that all that differs between a lane's copies of a row is a constant.
+ */
+template <int DP, bool VALUES> DEV void send_tile(shared_at stage, const row_start &at, int from, int n, int dim)
+{
+    const int group = lane_id() >> 3, piece = lane_id() & 7;
+    if (n <= 0)
+        return;
+    const shared_at row = stage + group * DP * 2, to[2] = { row + piece_in(group, piece) * 16, row + piece_in(group + 4, piece) * 16 };
+    send_rows<DP, VALUES, 0>(to, at, from + group, n - group, dim - piece * 8);
 }
 
 /* Zeros where no copy ever writes: channels between D and DP. */
@@ -71,71 +82,86 @@ template <int DP, bool VALUES> DEV void clear_ring(byte *ring_of_block, int dim)
     __syncthreads();
 }
 
-/* Scores of rows g and g + 8 of a stage for head c of each four. */
-template <int T, int DP, int NT> DEV void score_stage(const byte *keys, const query_terms<T, DP> (&q)[NT], float (&s)[NT][2])
+/* Where a lane reads of a row, in pieces 2 m + odd for m = 0 to 3; the later ones lie 128 bytes apart. */
+template <int DP> DEV void piece_addresses(shared_at side, int row, int odd, shared_at (&at)[4])
 {
-    const int g = lane_id() >> 2, c = lane_id() & 3;
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++)
-        s[nt][0] = s[nt][1] = 0.0f;
+    for (int m = 0; m < 4; m++)
+        at[m] = side + row * DP * 2 + piece_in(row, 2 * m + odd) * 16;
+}
+
+template <int T, int DP, int NT, int M>
+DEV void score_pieces(const shared_at (&keys)[4], const query_terms<T, DP> (&q)[NT], float (&sums)[NT][4])
+{
+    if constexpr (M < DP / 16) {
+        unsigned a[4];
+        load_matrices<M / 4 * 128>(a, keys[M & 3]);
 #pragma unroll
-    for (int j = 0; j < DP / 32; j++) {
-        const int piece = key_piece(g, j * 4 + c);
-        const uint4 x = *(const uint4 *)(keys + g * DP * 2 + piece * 16);
-        const uint4 y = *(const uint4 *)(keys + (g + 8) * DP * 2 + piece * 16);
-        const unsigned a[2][4] = { { x.x, y.x, x.y, y.y }, { x.z, y.z, x.w, y.w } };
+        for (int nt = 0; nt < NT; nt++) {
+            /* Tensor cores round sums towards zero: what is summed over products is summed in float32. */
+            float acc[4] = {};
 #pragma unroll
-        for (int nt = 0; nt < NT; nt++)
+            for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
+                multiply<T == PRHS_K_BF16>(acc, a, q[nt].b[pair][M][0], q[nt].b[pair][M][1]);
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                /* Tensor cores round sums towards zero: what is summed over products is summed in float32. */
-                float acc[4] = {};
-#pragma unroll
-                for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
-                    multiply<T == PRHS_K_BF16>(acc, a[half], q[nt].b[pair][j][2 * half], q[nt].b[pair][j][2 * half + 1]);
-                s[nt][0] += joined_terms<T>(acc[0], acc[1]);
-                s[nt][1] += joined_terms<T>(acc[2], acc[3]);
-            }
-    }
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-        s[nt][0] *= q[nt].scale;
-        s[nt][1] *= q[nt].scale;
+            for (int i = 0; i < 4; i++)
+                sums[nt][i] += acc[i];
+        }
+        score_pieces<T, DP, NT, M + 1>(keys, q, sums);
     }
 }
 
-/* Adds a stage's weighted values; a lane's sums are of head c, channels (8 j + g) * 8 ... + 7. */
-template <int T, int DP, int NT>
-DEV void add_stage(const byte *values, const weight_terms<T> (&w)[NT], float (&o)[NT][DP / 64][8])
+/*
+ * Scores of rows g and g + 8 of a stage for head c of each four. Matrices have 8 rows and 8 channels: rows 0 to 7 and 8 to 15 of piece 2 m,
+ * then of piece 2 m + 1.
+ */
+template <int T, int DP, int NT> DEV void score_stage(shared_at keys, const query_terms<T, DP> (&q)[NT], float (&s)[NT][2])
 {
-    const int g = lane_id() >> 2, c = lane_id() & 3;
+    shared_at at[4];
+    float sums[NT][4] = {}; /* of each row's two columns */
+    piece_addresses<DP>(keys, lane_id() & 15, lane_id() >> 4, at);
+    score_pieces<T, DP, NT, 0>(at, q, sums);
 #pragma unroll
-    for (int j = 0; j < DP / 64; j++) {
-        unsigned x[4][4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int row = 2 * c + (i & 1) + (i >> 1) * 8;
-            const uint4 v = *(const uint4 *)(values + row * DP * 2 + value_piece(row, j * 8 + g) * 16);
-            x[i][0] = v.x;
-            x[i][1] = v.y;
-            x[i][2] = v.z;
-            x[i][3] = v.w;
-        }
-#pragma unroll
-        for (int m = 0; m < 4; m++) {
-            const unsigned a[4] = { low_halves(x[0][m], x[1][m]), high_halves(x[0][m], x[1][m]), low_halves(x[2][m], x[3][m]),
-                                    high_halves(x[2][m], x[3][m]) };
-#pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                float acc[4] = {};
-#pragma unroll
-                for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
-                    multiply<T == PRHS_K_BF16>(acc, a, w[nt].b[pair][0], w[nt].b[pair][1]);
-                o[nt][j][2 * m] += joined_terms<T>(acc[0], acc[1]);
-                o[nt][j][2 * m + 1] += joined_terms<T>(acc[2], acc[3]);
-            }
-        }
+    for (int nt = 0; nt < NT; nt++) {
+        s[nt][0] = joined_terms<T>(sums[nt][0], sums[nt][1]) * q[nt].scale;
+        s[nt][1] = joined_terms<T>(sums[nt][2], sums[nt][3]) * q[nt].scale;
     }
+}
+
+/*
+ * Sums of weighted values, head c of each four: a lane's are of channels 8 j + g. Both columns by themselves: joined at the end.
+ */
+template <int DP, int NT> struct value_sums {
+    float o[NT][DP / 8][2];
+};
+
+template <int T, int DP, int NT, int M>
+DEV void add_pieces(const shared_at (&values)[4], const weight_terms<T> (&w)[NT], value_sums<DP, NT> *sums)
+{
+    if constexpr (M < DP / 16) {
+        unsigned a[4];
+        load_matrices_transposed<M / 4 * 128>(a, values[M & 3]);
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            float acc[4] = {};
+#pragma unroll
+            for (int pair = terms<T>::PAIRS - 1; pair >= 0; pair--)
+                multiply<T == PRHS_K_BF16>(acc, a, w[nt].b[pair][0], w[nt].b[pair][1]);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                sums->o[nt][2 * M + (i >> 1)][i & 1] += acc[i];
+        }
+        add_pieces<T, DP, NT, M + 1>(values, w, sums);
+    }
+}
+
+/* Adds a stage's weighted values. Matrices: rows 0 to 7 of pieces 2 m and 2 m + 1, then rows 8 to 15. */
+template <int T, int DP, int NT>
+DEV void add_stage(shared_at values, const weight_terms<T> (&w)[NT], value_sums<DP, NT> *sums)
+{
+    shared_at at[4];
+    piece_addresses<DP>(values, (lane_id() & 7) + (lane_id() >> 4) * 8, lane_id() >> 3 & 1, at);
+    add_pieces<T, DP, NT, 0>(at, w, sums);
 }
 
 #endif

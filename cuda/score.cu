@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* score without tensor cores, and with moments: any dtype; float32 arithmetic throughout. */
+/* score without tensor cores: any dtype; float32 arithmetic throughout. */
 #include "score.cuh"
 #include "tile.cuh"
 
@@ -94,8 +94,7 @@ DEV void score_tiles(const prhs_cu_score &p, const job &j, int head, const float
             continue;
         raw8<T> k[loads<T, HB, M>()];
         for (int t = lane; t < tl::TOKENS; t += 32)
-            if (base + t < j.last)
-                sh->at[t] = place_of(a.kv, j.pages, base + t, head);
+            sh->at[t] = place_of(a.kv, j.pages, min(base + t, j.last - 1), head);
         __syncwarp();
         load_rows<T, L, HB, loads<T, HB, M>()>(p.mem[PRHS_R_K], sh->at, false, min(tl::TOKENS, j.last - base), a.shape.dim, k);
         score_rows<T, L, HB, loads<T, HB, M>()>(k, q, a.shape.scale, sh->s);

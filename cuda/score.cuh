@@ -32,16 +32,6 @@ struct job {
 DEV bool is_scored(const job &j, int pos) { return j.full || pos < j.set.sink_end || pos >= j.set.mid_begin; }
 DEV bool is_inside(const job &j, int pos) { return pos >= j.set.mid_begin && pos < j.set.mid_end; }
 
-/* Chunks of unit i, where no counts were kept. */
-DEV int count_unit(const prhs_k_score &a, const byte *seqs, byte *ws, int i)
-{
-    const i64 b = i / a.shape.units;
-    const entry e = entry_of(a.batch, seqs, b);
-    if (e.kind == IDLE || !(a.modes >> set_at(ws, a.work, a.shape, b, i % a.shape.units)->mode & 1))
-        return 0;
-    return score_chunks(a.work, e.pos0 + 1);
-}
-
 #define WINDOW (TURNS_EACH * THREADS) /* units that are counted together */
 
 /* How many chunks each unit has. */
@@ -60,25 +50,47 @@ template <bool M> DEV tally tally_of(const prhs_cu_score &p)
     return tally{ judged ? counts + (i64)p.a.batch.max_seqs * p.a.shape.units : counts, judged ? failed : nullptr };
 }
 
+/* What tells how many chunks unit i has: their number, or where it was not kept what it follows from. */
+struct unit_view {
+    int i, kept, mode;
+    prhs_seq seq;
+};
+
+DEV unit_view view_of(const prhs_cu_score &p, const tally &c, int i)
+{
+    unit_view v = {};
+    v.i = i;
+    if (c.kept) {
+        v.kept = c.kept[i];
+    } else {
+        v.seq = *seq_at(p.a.batch, p.mem[PRHS_R_SEQS], i / p.a.shape.units);
+        v.mode = ((const prhs_set *)(p.mem[PRHS_R_WORK] + p.a.work.set_off))[i].mode;
+    }
+    return v;
+}
+
+/* begin: the first unit that c.failed has a bit of. */
+DEV int count_unit(const prhs_k_score &a, const tally &c, const unit_view &v, int begin)
+{
+    if (!c.kept) {
+        const entry e = entry_from(a.batch, v.seq, 0);
+        return e.kind == IDLE || !(a.modes >> v.mode & 1) ? 0 : score_chunks(a.work, e.pos0 + 1);
+    }
+    return v.kept >= 0 ? v.kept : c.failed[(v.i - begin) >> 5] >> ((v.i - begin) & 31) & 1 ? -v.kept : 0;
+}
+
 /* The block's next chunk, as turns_next(). */
 template <bool M> DEV bool next_chunk(const prhs_cu_score &p, const tally &c, turns *t, int *prefix, int *i, int *item)
 {
     const prhs_k_score &a = p.a;
-    byte *ws = p.mem[PRHS_R_WORK];
     int begin = 0;
     return turns_next(
-        t, a.batch.max_seqs * a.shape.units, prefix,
-        [&](int k) {
-            if (!c.kept)
-                return count_unit(a, p.mem[PRHS_R_SEQS], ws, k);
-            const int n = c.kept[k];
-            return n >= 0 ? n : c.failed[(k - begin) >> 5] >> ((k - begin) & 31) & 1 ? -n : 0;
-        },
-        i, item,
+        t, a.batch.max_seqs * a.shape.units, prefix, [&](const unit_view &v) { return count_unit(a, c, v, begin); }, i, item,
+        [&](int k) { return view_of(p, c, k); },
         [&](int first) {
             begin = first;
             if (M && c.failed)
-                judge_units(a, ws, first, WINDOW, c.failed);
+                judge_units(a, p.mem[PRHS_R_WORK], first, WINDOW, c.failed);
         });
 }
 
@@ -129,7 +141,7 @@ template <int HB, bool M, class Heads> DEV void score(const prhs_cu_score &p, He
     __shared__ int prefix[WINDOW];
     grid_begin();
     const tally c = tally_of<M>(p);
-    turns t = turns_begin(c.kept ? TURNS_EACH : 1, seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * p.a.shape.units);
+    turns t = turns_begin(TURNS_EACH, seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * p.a.shape.units);
     int i, item;
     while (next_chunk<M>(p, c, &t, prefix, &i, &item)) {
         const job j = job_of(p, i, item);

@@ -13,11 +13,6 @@ struct order {
     const byte *keys; /* the KV head's first row */
 };
 
-/* Where the keys of this warp's first two tiles of an order lie. */
-struct starts {
-    place first, second;
-};
-
 /* What a warp has seen. Without moments the sums are a lane's own; with them `mid` has the warp's top. HM: heads with moments. */
 template <int DP, int NT, int HM> struct running {
     logsum mid[NT], out[NT];
@@ -34,48 +29,45 @@ DEV int tile_from(const job &j, int base)
     return base;
 }
 
-DEV place find_key(const prhs_k_kv &kv, const job &j, int base)
+/* Where a lane's key lies: half a warp's keys are those of the tile at `base`, the other half's those of the warp's next tile. */
+DEV row_start find_keys(const prhs_k_kv &kv, const order &o, int base)
 {
-    const int t = base + (lane_id() & 15);
-    place p = { 0, 0 };
-    if (t < j.last)
-        p = place_in(kv, j.pages, t);
-    return p;
+    const int from = lane_id() < 16 ? base : tile_from(o.j, base + WARPS * ROWS);
+    return row_start{ o.keys + place_in(kv, o.j.pages, min(from + (lane_id() & 15), o.j.last - 1), 2).k, nullptr };
 }
 
 /* Fills *o with what the block does after *now (nullptr: first). False: nothing is left. */
 template <int HB, bool M>
-DEV bool next_order(const prhs_cu_score &p, turns *t, const tally &counts, int *prefix, const order *now, order *o, starts *s)
+DEV bool next_order(const prhs_cu_score &p, turns *t, const tally &counts, int *prefix, const order *now, order *o)
 {
     const prhs_k_score &a = p.a;
-    if (now && now->h0 + HB < a.shape.unit_heads) {
-        if (threadIdx.x == 0) {
+    const bool again = now && now->h0 + HB < a.shape.unit_heads;
+    int i = 0, item = 0;
+    if (!again && !next_chunk<M>(p, counts, t, prefix, &i, &item))
+        return false;
+    if (threadIdx.x == 0) {
+        if (again) {
             *o = *now;
             o->h0 += HB;
-        }
-    } else {
-        int i, item;
-        if (!next_chunk<M>(p, counts, t, prefix, &i, &item))
-            return false;
-        if (threadIdx.x == 0) {
+        } else {
             o->j = job_of(p, i, item);
             o->h0 = 0;
         }
-    }
-    if (threadIdx.x == 0)
         o->keys = p.mem[PRHS_R_K] + a.kv.k_off + (o->j.u * a.shape.unit_heads + o->h0) / a.shape.group * a.kv.k_head * 2;
+    }
     __syncthreads();
-    const int base = tile_from(o->j, o->j.first + warp_id() * ROWS);
-    s->first = find_key(a.kv, o->j, base);
-    s->second = find_key(a.kv, o->j, tile_from(o->j, base + WARPS * ROWS));
     return true;
 }
 
-template <int DP> DEV void send_first(byte *stage, const order &o, const place &first, int dim)
+/* Base of this warp's first (tile 0) or second (1) tile of an order. */
+DEV int early_tile(const job &j, int tile)
 {
-    const int base = tile_from(o.j, o.j.first + warp_id() * ROWS);
-    send_tile<DP, false>(stage, o.keys, nullptr, first, o.j.last - base, dim);
+    const int first = tile_from(j, j.first + warp_id() * ROWS);
+    return tile ? tile_from(j, first + WARPS * ROWS) : first;
 }
+
+/* Keys from that tile to the order's end. */
+DEV int early_keys(const order &o, int tile) { return o.j.last - early_tile(o.j, tile); }
 
 /* --- sums --- */
 
@@ -97,9 +89,20 @@ DEV logsum gathered(logsum z)
 }
 
 /* Writes out the scores of rows base + g and base + g + 8 for head c and takes them into the sums; s keeps the middle's, else NOTHING. */
-template <bool M> DEV void take_scores(const job &j, int base, float *out, float s[2], logsum *mid, logsum *rest, bool inside[2])
+template <bool M>
+DEV void take_scores(const job &j, int base, bool whole, float *out, float s[2], logsum *mid, logsum *rest, bool inside[2])
 {
     float other[2];
+    if (whole) { /* the tile is of the middle */
+        inside[0] = inside[1] = true;
+        if (out) {
+            out[base + (lane_id() >> 2)] = s[0];
+            out[base + (lane_id() >> 2) + 8] = s[1];
+        }
+        if (!M)
+            take(mid, bad_score(s[0]) ? NOTHING : s[0], bad_score(s[1]) ? NOTHING : s[1]);
+        return;
+    }
     bool any_other = false;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -124,7 +127,7 @@ template <bool M> DEV void take_scores(const job &j, int base, float *out, float
 template <int T, int DP> DEV void key_channels(const byte *row, int r, float x[DP / 32])
 {
     const int lane = lane_id(), piece = lane * (DP / 32) / 8;
-    const byte *at = row + key_piece(r, piece) * 16 + lane * (DP / 32) % 8 * 2;
+    const byte *at = row + piece_in(r, piece) * 16 + lane * (DP / 32) % 8 * 2;
 #pragma unroll
     for (int i = 0; i < DP / 64; i++) {
         const unsigned w = ((const unsigned *)at)[i];
@@ -167,27 +170,37 @@ template <int DP, int NT, int HM> DEV void weigh(running<DP, NT, HM> *x, const f
     }
 }
 
+template <int T, int DP, int NT, int HM> DEV void add_moment(running<DP, NT, HM> *x, const byte *keys, const float *w, int r)
+{
+    float y[DP / 32], yy[DP / 32];
+    key_channels<T, DP>(keys + r * DP * 2, r, y);
+#pragma unroll
+    for (int i = 0; i < DP / 32; i++) {
+        y[i] -= x->pivot[i];
+        yy[i] = y[i] * y[i];
+    }
+#pragma unroll
+    for (int h = 0; h < HM; h++) {
+        const float wh = w[r * HM + h];
+#pragma unroll
+        for (int i = 0; i < DP / 32; i++) {
+            x->m1[h][i] += wh * y[i];
+            x->m2[h][i] += wh * yy[i];
+        }
+    }
+}
+
 /* Rows [first, last) of a stage. */
 template <int T, int DP, int NT, int HM> DEV void add_moments(running<DP, NT, HM> *x, const byte *keys, const float *w, int first, int last)
 {
-#pragma unroll 4
-    for (int r = first; r < last; r++) {
-        float y[DP / 32], yy[DP / 32];
-        key_channels<T, DP>(keys + r * DP * 2, r, y);
+    if (first == 0 && last == ROWS) {
 #pragma unroll
-        for (int i = 0; i < DP / 32; i++) {
-            y[i] -= x->pivot[i];
-            yy[i] = y[i] * y[i];
-        }
-#pragma unroll
-        for (int h = 0; h < HM; h++) {
-            const float wh = w[r * HM + h];
-#pragma unroll
-            for (int i = 0; i < DP / 32; i++) {
-                x->m1[h][i] += wh * y[i];
-                x->m2[h][i] += wh * yy[i];
-            }
-        }
+        for (int r = 0; r < ROWS; r++)
+            add_moment<T, DP, NT, HM>(x, keys, w, r);
+    } else {
+#pragma unroll 1
+        for (int r = first; r < last; r++)
+            add_moment<T, DP, NT, HM>(x, keys, w, r);
     }
 }
 
@@ -195,7 +208,7 @@ template <int T, int DP, int NT, int HM> DEV void add_moments(running<DP, NT, HM
 template <int DP> DEV void load_pivot(const prhs_cu_score &p, const order &o, float pivot[DP / 32])
 {
     const bool any = o.j.set.mid_end > o.j.set.mid_begin;
-    const place at = place_in(p.a.kv, o.j.pages, any ? o.j.set.mid_end - 1 : 0);
+    const place at = place_in(p.a.kv, o.j.pages, any ? o.j.set.mid_end - 1 : 0, 2);
 #pragma unroll
     for (int i = 0; i < DP / 32; i++) {
         const int d = lane_id() * (DP / 32) + i;
@@ -238,57 +251,73 @@ DEV void put_moments(const prhs_k_score &a, const running<DP, NT, HM> &x, const 
 
 /* The warp's tiles of an order, as in serve_mma.cu. */
 template <int T, int DP, int NT, int HM>
-DEV void score_tiles(const prhs_k_score &a, const order &now, place second, const order *next, const place &next_first,
-                     const query_terms<T, DP> (&q)[NT], float *const (&rows)[NT], float *w, byte *mine, int *stage,
+DEV void score_tiles(const prhs_k_score &a, const order &now, bool more, const order &next, const row_start &next_rows,
+                     const query_terms<T, DP> (&q)[NT], float *const (&rows)[NT], float *w, const byte *mine, int *stage,
                      running<DP, NT, HM> *x)
 {
     typedef ring<DP, false> r;
     const job &j = now.j;
-    int base = tile_from(j, j.first + warp_id() * ROWS);
-    if (base >= j.last) {
-        if (next)
-            send_first<DP>(mine + *stage * r::STAGE, *next, next_first, a.shape.dim);
-        copy_commit();
-    }
-    for (int following; base < j.last; base = following) {
-        byte *other = mine + (*stage ^ 1) * r::STAGE;
-        following = tile_from(j, base + WARPS * ROWS);
-        if (following < j.last) {
-            send_tile<DP, false>(other, now.keys, nullptr, second, j.last - following, a.shape.dim);
-            second = find_key(a.kv, j, tile_from(j, following + WARPS * ROWS));
-        } else if (next) {
-            send_first<DP>(other, *next, next_first, a.shape.dim);
-        }
-        copy_commit();
+    const int step = WARPS * ROWS;
+    const shared_at ring_at = shared_at_of(mine);
+    row_start starts = next_rows;
+    int base = early_tile(j, 0), after = early_tile(j, 1);
+    for (int i = 0, early = 0; i < 2 || base < j.last; i++) {
+        const byte *at = mine + *stage * r::STAGE;
+        const int second = tile_from(j, after + step);
+        const bool follows = second < j.last;
+        if (follows && !(i & 1))
+            starts = find_keys(a.kv, now, second);
         copy_wait<1>();
         __syncwarp();
-        const byte *keys = mine + *stage * r::STAGE;
-        float s[NT][2];
-        bool inside[2];
-        score_stage<T, DP, NT>(keys, q, s);
+        if (base < j.last) {
+            float s[NT][2];
+            bool inside[2];
+            const bool whole = base >= j.set.mid_begin && base + ROWS <= min(j.set.mid_end, j.last);
+            score_stage<T, DP, NT>(ring_at + *stage * r::STAGE, q, s);
 #pragma unroll
-        for (int nt = 0; nt < NT; nt++) {
-            s[nt][0] *= a.shape.scale;
-            s[nt][1] *= a.shape.scale;
-            take_scores<(HM > 0)>(j, base, rows[nt], s[nt], &x->mid[nt], &x->out[nt], inside);
-        }
-        if constexpr (HM > 0) {
-            weigh<DP, NT, HM>(x, s[0], inside, w);
+            for (int nt = 0; nt < NT; nt++) {
+                s[nt][0] *= a.shape.scale;
+                s[nt][1] *= a.shape.scale;
+                take_scores<(HM > 0)>(j, base, whole, rows[nt], s[nt], &x->mid[nt], &x->out[nt], inside);
+            }
+            if constexpr (HM > 0) {
+                weigh<DP, NT, HM>(x, s[0], inside, w);
+                __syncwarp();
+                add_moments<T, DP, NT, HM>(x, at, w, max(0, j.set.mid_begin - base), min(ROWS, min(j.last, j.set.mid_end) - base));
+            }
             __syncwarp();
-            add_moments<T, DP, NT, HM>(x, keys, w, max(0, j.set.mid_begin - base), min(ROWS, min(j.last, j.set.mid_end) - base));
         }
-        __syncwarp();
+        if (!follows)
+            starts = next_rows;
+        const int tile = follows ? i & 1 : early++;
+        send_tile<DP, false>(ring_at + *stage * r::STAGE, starts, tile * 16,
+                             follows ? j.last - second : more ? early_keys(next, tile) : 0, a.shape.dim);
+        copy_commit();
         *stage ^= 1;
+        base = after;
+        after = second;
+    }
+}
+
+/* The queries of an order; with moments HM of them. */
+template <int DP, int NT, int HM> DEV void load_queries(const prhs_cu_score &p, const order &o, query_words<DP> (&words)[NT])
+{
+    const prhs_k_score &a = p.a;
+    const int heads = min(HM > 0 ? HM : NT * 4, a.shape.unit_heads - o.h0), head = o.j.u * a.shape.unit_heads + o.h0;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        const int first = min(nt * 4, heads - 1);
+        load_query_words<DP>(a.q, p.mem[PRHS_R_Q], o.j.e.row0, head + first, heads - first, a.shape.dim, &words[nt]);
     }
 }
 
 /* Heads [h0, h0 + 4 NT) of the order's unit over its chunk; with moments HM of them. */
 template <int T, int DP, int NT, int HM>
-DEV void score_order(const prhs_cu_score &p, const order &now, const place &second, const order *next, const place &next_first, byte *mine,
-                     int *stage)
+DEV void score_order(const prhs_cu_score &p, const order &now, const query_words<DP> (&words)[NT], bool more, const order &next,
+                     const row_start &next_rows, const byte *mine, int *stage)
 {
     __shared__ logsum mids[WARPS][NT * 4], outs[WARPS][NT * 4];
-    __shared__ float weights[WARPS][ROWS * (HM > 0 ? HM : 1)];
+    __shared__ __align__(16) float weights[WARPS][ROWS * (HM > 0 ? HM : 1)];
     const prhs_k_score &a = p.a;
     const job &j = now.j;
     const int heads = min(HM > 0 ? HM : NT * 4, a.shape.unit_heads - now.h0), head = j.u * a.shape.unit_heads + now.h0;
@@ -299,8 +328,7 @@ DEV void score_order(const prhs_cu_score &p, const order &now, const place &seco
     float *rows[NT];
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
-        const int first = min(nt * 4, heads - 1);
-        load_query_terms<T, DP>(a.q, p.mem[PRHS_R_Q], j.e.row0, head + first, heads - first, a.shape.dim, &q[nt]);
+        make_query_terms<T, DP>(a.q.dtype, words[nt], &q[nt]);
         x.mid[nt] = x.out[nt] = logsum{ LOWEST, 0.0f };
         rows[nt] = nt * 4 + c < heads
                        ? FLOATS(ws, a.work.score_off) + (j.b * a.shape.heads + head + nt * 4 + c) * a.work.score_stride
@@ -314,7 +342,7 @@ DEV void score_order(const prhs_cu_score &p, const order &now, const place &seco
             for (int i = 0; i < DP / 32; i++)
                 x.m1[h][i] = x.m2[h][i] = 0.0f;
     }
-    score_tiles<T, DP, NT, HM>(a, now, second, next, next_first, q, rows, weights[warp], mine, stage, &x);
+    score_tiles<T, DP, NT, HM>(a, now, more, next, next_rows, q, rows, weights[warp], mine, stage, &x);
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         x.mid[nt] = gathered(x.mid[nt]);
@@ -343,23 +371,31 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
     clear_ring<DP, false>(rings, a.shape.dim);
     grid_begin();
     const tally counts = tally_of<(HM > 0)>(p);
-    turns t = turns_begin(counts.kept ? TURNS_EACH : 1, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units);
-    starts now, next;
-    int stage = 0, o = 0;
-    for (bool begun = false, more = true; more || begun;) {
-        order *const it = &orders[o], *const after = &orders[o ^ 1];
-        more = more && next_order<HB, (HM > 0)>(p, &t, counts, prefix, begun ? it : nullptr, after, &next);
-        if (begun) {
-            score_order<T, DP, NT, HM>(p, *it, now.second, more ? after : nullptr, next.first, mine, &stage);
-        } else {
-            if (more)
-                send_first<DP>(mine, *after, next.first, a.shape.dim);
-            copy_commit();
+    turns t = turns_begin(TURNS_EACH, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units);
+    row_start rows = { nullptr, nullptr };
+    int stage = 0;
+    bool any = false, more = true;
+    for (int o = 1; more; o ^= 1) {
+        const order &now = orders[o], &next = orders[o ^ 1];
+        query_words<DP> words[NT];
+        if (any && NT == 1)
+            load_queries<DP, NT, HM>(p, now, words);
+        more = next_order<HB, (HM > 0)>(p, &t, counts, prefix, any ? &now : nullptr, &orders[o ^ 1]);
+        if (more)
+            rows = find_keys(a.kv, next, early_tile(next.j, 0));
+        if (any) {
+            if (NT > 1) /* later: they take too many registers */
+                load_queries<DP, NT, HM>(p, now, words);
+            score_order<T, DP, NT, HM>(p, now, words, more, next, rows, mine, &stage);
+            __syncthreads(); /* the order's place is free for the one after the next */
+        } else if (more) {
+#pragma unroll 1
+            for (int i = 0; i < 2; i++) {
+                send_tile<DP, false>(shared_at_of(mine) + i * r::STAGE, rows, i * 16, early_keys(next, i), a.shape.dim);
+                copy_commit();
+            }
         }
-        __syncthreads(); /* the order's place is free for the one after the next */
-        begun = more;
-        now = next;
-        o ^= 1;
+        any = true;
     }
     copy_wait<0>();
 }
@@ -369,12 +405,15 @@ template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_scor
 #define SCORE_MOMENTS(t, T, dp, hb, blocks) \
     KERNEL(prhs_score_##t##_d##dp##_h##hb##_m, prhs_cu_score, THREADS, blocks) { score_rings<T, dp, 1, hb>(p); }
 #define SCORE_DIMS(t, T)                 \
-    SCORE(t, T, 64, 1, 4, 6)             \
-    SCORE(t, T, 64, 2, 8, 5)             \
+    SCORE(t, T, 64, 1, 4, 5)             \
+    SCORE(t, T, 64, 2, 8, 4)             \
     SCORE(t, T, 128, 1, 4, 4)            \
     SCORE(t, T, 128, 2, 8, 3)            \
     SCORE(t, T, 256, 1, 4, 2)            \
-    SCORE_MOMENTS(t, T, 64, 4, 5)        \
+    SCORE_MOMENTS(t, T, 64, 1, 5)        \
+    SCORE_MOMENTS(t, T, 128, 1, 4)       \
+    SCORE_MOMENTS(t, T, 256, 1, 2)       \
+    SCORE_MOMENTS(t, T, 64, 4, 4)        \
     SCORE_MOMENTS(t, T, 128, 4, 3)       \
     SCORE_MOMENTS(t, T, 256, 4, 2)
 SCORE_DIMS(f16, PRHS_K_F16)

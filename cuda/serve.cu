@@ -149,13 +149,12 @@ template <int T, int L, int HB> DEV void attend_heads(const prhs_cu_serve &p, co
 #define SERVE(t, T, l, hb, blocks) \
     KERNEL(prhs_serve_##t##_l##l##_h##hb, prhs_cu_serve, THREADS, blocks)                                               \
     { serve<hb>(p, [&](const job &j, int h0) { attend_heads<T, l, hb>(p, j, h0); }); }
-#define SERVE_HEADS(t, T, l)  \
-    SERVE(t, T, l, 1, 4)      \
-    SERVE(t, T, l, 4, 4)
-#define SERVE_LANES(t, T)     \
-    SERVE_HEADS(t, T, 8)      \
-    SERVE_HEADS(t, T, 16)     \
-    SERVE_HEADS(t, T, 32)
-SERVE_LANES(f32, PRHS_K_F32)
-SERVE_LANES(f16, PRHS_K_F16)
-SERVE_LANES(bf16, PRHS_K_BF16)
+#define SERVE_LANES(t, T, hb, blocks)     \
+    SERVE(t, T, 8, hb, blocks)            \
+    SERVE(t, T, 16, hb, blocks)           \
+    SERVE(t, T, 32, hb, blocks)
+/* 16-bit rows that heads share are for tensor cores. */
+SERVE_LANES(f32, PRHS_K_F32, 1, 4)
+SERVE_LANES(f32, PRHS_K_F32, 4, 3)
+SERVE_LANES(f16, PRHS_K_F16, 1, 4)
+SERVE_LANES(bf16, PRHS_K_BF16, 1, 4)

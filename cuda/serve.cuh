@@ -43,19 +43,62 @@ DEV int work_of_row(const prhs_k_attend &a, const byte *ws, i64 b, int r, int u)
     return ((const int *)(ws + a.work.work_off))[(b * a.batch.rows + r) * a.shape.units + u];
 }
 
-/* Chunks of all rows of unit i, where no counts were kept. */
-DEV int count_unit(const prhs_k_attend &a, const byte *seqs, byte *ws, int i)
+/* What tells how many chunks a unit has: their number, or where it was not kept what it follows from. */
+struct unit_view {
+    int i, kept;
+    prhs_seq seq;
+    prhs_set set;
+};
+
+/* The kept numbers; nullptr: there are none. */
+DEV const int *kept_counts(const prhs_cu_serve &p)
 {
-    const i64 b = i / a.shape.units;
-    const int u = i % a.shape.units;
-    const entry e = entry_of(a.batch, seqs, b);
+    const prhs_k_attend &a = p.attend;
+    return a.work.attend_count_off == PRHS_NONE
+               ? nullptr
+               : INTS(p.mem[PRHS_R_WORK], a.work.attend_count_off) + (i64)p.pass * a.batch.max_seqs * a.shape.units;
+}
+
+DEV unit_view view_of(const prhs_cu_serve &p, const int *counts, int i)
+{
+    const prhs_k_attend &a = p.attend;
+    unit_view v = {};
+    v.i = i;
+    if (counts) {
+        v.kept = counts[i];
+    } else {
+        v.seq = *seq_at(a.batch, p.mem[PRHS_R_SEQS], i / a.shape.units);
+        v.set = ((const prhs_set *)(p.mem[PRHS_R_WORK] + a.work.set_off))[i];
+    }
+    return v;
+}
+
+/* Chunks of all rows of the unit. */
+DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v)
+{
+    const prhs_k_attend &a = p.attend;
+    if (counts)
+        return v.kept;
+    const entry e = entry_from(a.batch, v.seq, 0);
     int sum = 0, tokens;
-    if (e.kind == IDLE)
-        return 0;
-    const prhs_set set = *set_at(ws, a.work, a.shape, b, u);
+#pragma unroll 1
     for (int r = 0; r < e.rows; r++)
-        sum += chunks_of_row(a, e, set, work_of_row(a, ws, b, r, u), r, &tokens);
+        sum += chunks_of_row(a, e, v.set, work_of_row(a, p.mem[PRHS_R_WORK], v.i / a.shape.units, r, v.i % a.shape.units), r, &tokens);
     return sum;
+}
+
+/* Turns over the chunks of all units. */
+DEV turns turns_of(const prhs_cu_serve &p)
+{
+    return turns_begin(TURNS_EACH, seqs_of(p.attend.batch, p.mem[PRHS_R_SEQS]) * p.attend.shape.units);
+}
+
+/* The block's next item: of unit *i, *item. */
+DEV bool next_item(const prhs_cu_serve &p, turns *t, const int *counts, int *prefix, int *i, int *item)
+{
+    return turns_next(
+        t, p.attend.batch.max_seqs * p.attend.shape.units, prefix, [&](const unit_view &v) { return count_unit(p, counts, v); }, i, item,
+        [&](int k) { return view_of(p, counts, k); });
 }
 
 /* Item `item` of unit i. False: no chunk. */
@@ -88,7 +131,7 @@ DEV bool find_job(const prhs_cu_serve &p, int i, int item, job *j)
     return false;
 }
 
-/* Where the tile's rows lie: a lane looks one (or several) up. */
+/* Where the tile's rows lie: a lane looks one (or several) up. Past the chunk: where its last row lies. */
 template <int TOKENS> struct lookup {
     static const int EACH = (TOKENS + 31) / 32;
     place at[EACH];
@@ -98,8 +141,8 @@ template <int TOKENS> DEV void look_up(const prhs_k_attend &a, const job &j, int
 {
 #pragma unroll
     for (int i = 0; i < lookup<TOKENS>::EACH; i++) {
-        const int t = base + lane_id() + 32 * i;
-        if (lane_id() + 32 * i < TOKENS && t < j.last)
+        const int t = min(base + lane_id() + 32 * i, j.last - 1);
+        if (lane_id() + 32 * i < TOKENS)
             l->at[i] = place_of(a.kv, j.pages, j.work == PRHS_WORK_ALL ? t : set_position(j.set, j.list, t), head);
     }
 }
@@ -142,19 +185,16 @@ DEV void put_part(const prhs_k_attend &a, const meeting<HB> &m, const float *acc
 template <int HB, class Attend> DEV void serve(const prhs_cu_serve &p, Attend attend)
 {
     __shared__ int prefix[TURNS_EACH * THREADS];
-    const prhs_k_attend &a = p.attend;
-    const int units = a.batch.max_seqs * a.shape.units;
-    byte *ws = p.mem[PRHS_R_WORK];
-    const int *counts = a.work.attend_count_off == PRHS_NONE ? nullptr : INTS(ws, a.work.attend_count_off) + (i64)p.pass * units;
+    const int *counts = kept_counts(p);
+    int i, item;
     grid_begin();
-    take_turns(
-        units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units, counts ? TURNS_EACH : 1, prefix, [&](int i) { return counts ? counts[i] : count_unit(a, p.mem[PRHS_R_SEQS], ws, i); },
-        [&](int i, int item) {
-            job j;
-            if (find_job(p, i, item, &j))
-                for (int h0 = 0; h0 < a.shape.unit_heads; h0 += HB)
-                    attend(j, h0);
-        });
+    turns t = turns_of(p);
+    while (next_item(p, &t, counts, prefix, &i, &item)) {
+        job j;
+        if (find_job(p, i, item, &j))
+            for (int h0 = 0; h0 < p.attend.shape.unit_heads; h0 += HB)
+                attend(j, h0);
+    }
 }
 
 #endif

@@ -65,7 +65,7 @@ template <int L, int HB> DEV void load_queries(const prhs_k_rows &rows, byte *q,
     }
 }
 
-/* The tile's rows `base + off` where at[] says; rows past n, and lanes past the row, are zeros and not read. */
+/* The tile's rows from `base` on, where at[] says; rows past n, and lanes past the row, are zeros and not read. */
 template <int T, int L, int HB, int LOADS> DEV void load_rows(const byte *base, const place *at, bool values, int n, int dim, raw8<T> *r)
 {
     typedef tile<T, L, HB, LOADS> tl;

@@ -118,6 +118,9 @@ prhs_status prhs_check_kv(const prhs_limits *l, const prhs_kv *kv, prhs_k_kv *ou
     if ((status = prhs_check_mem(l, "kv.k", kv->k, k, 16, false)) != PRHS_OK ||
         (status = prhs_check_mem(l, "kv.v", kv->v, v, 16, false)) != PRHS_OK)
         return status;
+    prhs_i32 shift = 0;
+    while (kv->page_size > 1u << shift)
+        shift++;
     *out = (prhs_k_kv){
         .k_off = (prhs_i64)kv->k.offset,
         .v_off = (prhs_i64)kv->v.offset,
@@ -130,6 +133,8 @@ prhs_status prhs_check_kv(const prhs_limits *l, const prhs_kv *kv, prhs_k_kv *ou
         .page_size = (prhs_i32)kv->page_size,
         .pages = (prhs_i32)kv->pages,
         .dtype = (prhs_i32)kv->dtype,
+        .page_shift = shift,
+        .page_inverse = (prhs_u32)((UINT64_C(1) << (31 + shift)) / kv->page_size + 1),
     };
     return PRHS_OK;
 }

@@ -40,7 +40,9 @@ typedef struct prhs_k_kv {
     prhs_i64 k_page, k_token, k_head;     /* strides in elements; channels are contiguous */
     prhs_i64 v_page, v_token, v_head;
     prhs_i32 page_size, pages;            /* tokens a page; pages in the cache */
-    prhs_i32 dtype, reserved;
+    prhs_i32 dtype, page_shift;           /* j / page_size is (2 j * page_inverse >> 32) >> page_shift for every 0 <= j < 2^31: */
+    prhs_u32 page_inverse;                /* page_inverse = floor(2^(31 + page_shift) / page_size) + 1, 2^page_shift >= page_size */
+    prhs_i32 reserved;
 } prhs_k_kv;
 
 /* The batch: prhs_seq[max_seqs] and the page table i32[max_seqs][page_stride]. */

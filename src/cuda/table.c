@@ -44,20 +44,20 @@ static bool tensor(const prhs_nv_device *dev, const prhs_op_key *key, const char
 }
 
 /*
- * From how many heads that share their rows the tensor cores are worth it: below, float32 arithmetic keeps up with the memory. The two do
- * not sum in the same order: this is part of the bits and no row of tuning.def.
+ * From how many heads that share their rows the tensor cores, with their rings of rows, are worth it. attend with one head does as much
+ * either way, and more blocks fit without rings. The two do not sum in the same order: this is part of the bits and no row of tuning.def.
  */
-enum { SERVE_SHARERS = 5, SCORE_SHARERS = 2 };
+enum { SERVE_SHARERS = 2, SCORE_SHARERS = 1 };
 
 /*
  * score and serve, whose blocks let h heads of a unit share each K/V row; _m: with moments. On tensor cores: _<K/V dtype>_d<head size,
- * padded>_h<4 or 8>, with rings of rows in shared memory. Else _<K/V dtype>_l<lanes>_h<1, 4>: rows of up to 64, 128, 256 channels take 8,
- * 16, 32 lanes.
+ * padded>_h<4 or 8; with moments 1 or 4>, with rings of rows in shared memory. Else _<K/V dtype>_l<lanes>_h<1, 4>: rows of up to 64, 128,
+ * 256 channels take 8, 16, 32 lanes.
  */
 static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why) {
-#define TENSOR(d) { "tensor d" #d " h4", "tensor d" #d " h8" }
+#define TENSOR(d) { "tensor d" #d " h1", "tensor d" #d " h4", "tensor d" #d " h8" }
 #define SIMT(l) { "simt l" #l " h1", "simt l" #l " h4" }
-    static const char *const tensor_paths[3][2] = { TENSOR(64), TENSOR(128), TENSOR(256) };
+    static const char *const tensor_paths[3][3] = { TENSOR(64), TENSOR(128), TENSOR(256) };
     static const char *const simt_paths[3][2] = { SIMT(8), SIMT(16), SIMT(32) };
 #undef TENSOR
 #undef SIMT
@@ -65,20 +65,21 @@ static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, pr
     const bool score = key->kind == PRHS_OP_SCORE;
     const int d = rung(key->dim, 64, 2);
     if (tensor(dev, key, why) && key->unit_heads >= (score ? SCORE_SHARERS : SERVE_SHARERS)) {
-        const int h = key->unit_heads > 4 && !key->moments && d < 2;
-        snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_d%d_h%d%s", stem, dtype, 64 << d, 4 << h, moments);
+        static const int heads[3] = { 1, 4, 8 };
+        const int h = key->moments ? key->unit_heads > 1 : key->unit_heads > 4 && d < 2 ? 2 : 1;
+        snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_d%d_h%d%s", stem, dtype, 64 << d, heads[h], moments);
         choice->file = score ? "score_mma" : "serve_mma";
         choice->path = tensor_paths[d][h];
         choice->shared = (score ? 16384u : 32768u) << d;
-        *why = "16-bit K/V, and heads that share their rows";
+        *why = score ? "16-bit keys" : "16-bit K/V, and heads that share their rows";
         return;
     }
-    /* Without tensor cores keys are scored head by head. */
-    const int h = key->unit_heads > 1 && !score;
+    /* Without tensor cores heads are scored one by one, and attend one by one to 16-bit rows. */
+    const int h = key->unit_heads > 1 && !score && key->kv_dtype == PRHS_K_F32;
     snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_l%d_h%d%s", stem, dtype, 8 << d, h ? 4 : 1, moments);
     choice->path = simt_paths[d][h];
     if (key->kv_dtype != PRHS_K_F32 && dev->head.info.caps & PRHS_CAP_TENSOR)
-        *why = "few heads share their rows: float32 arithmetic keeps up with the memory";
+        *why = "a head has its own rows: float32 arithmetic keeps up with the memory";
 }
 
 /*

@@ -204,6 +204,12 @@ DEV void copy_async_or_zero(void *shared, const void *global, bool real)
     else
         memset((void *)emu_aligned<uint4>(shared), 0, 16);
 }
+typedef const unsigned char *shared_at;
+DEV shared_at shared_at_of(const void *p) { return (shared_at)p; }
+template <int TO, int FROM> DEV void copy_async_or_zero(shared_at to, const void *from, bool real)
+{
+    copy_async_or_zero((void *)(to + TO), (const unsigned char *)from + FROM, real);
+}
 DEV void copy_commit() {}
 template <int N> DEV void copy_wait() {}
 
@@ -321,6 +327,14 @@ void emu_multiply(float c[4], const unsigned a[4], unsigned b0, unsigned b1, boo
 
 DEV void load_matrices(unsigned r[4], const void *row, EMU_HERE) { emu_load_matrices(r, row, false, file, line); }
 DEV void load_matrices_transposed(unsigned r[4], const void *row, EMU_HERE) { emu_load_matrices(r, row, true, file, line); }
+template <int OFFSET> DEV void load_matrices(unsigned r[4], shared_at row, EMU_HERE)
+{
+    emu_load_matrices(r, row + OFFSET, false, file, line);
+}
+template <int OFFSET> DEV void load_matrices_transposed(unsigned r[4], shared_at row, EMU_HERE)
+{
+    emu_load_matrices(r, row + OFFSET, true, file, line);
+}
 template <bool BF16> DEV void multiply(float c[4], const unsigned a[4], unsigned b0, unsigned b1, EMU_HERE)
 {
     emu_multiply(c, a, b0, b1, BF16, file, line);
