@@ -283,8 +283,9 @@ static pair *capacities(t_ctx *t, const char *preset, uint32_t rows) {
 }
 
 /*
- * One sequence in a batch for hundreds, at the first and the last place and around a multiple of 512, with a step in between that holds
- * nothing: bits and state as in a batch of its own size. Where a block ends, a step retrieves everything after one that retrieved nothing.
+ * One sequence in a batch for hundreds, at the first and the last place and around a multiple of 512, with a step in between that
+ * holds nothing: bits and state as in a batch of its own size. Where a block ends, a step retrieves everything after one that
+ * retrieved nothing.
  */
 static void capacity(t_ctx *t, const char *preset, uint32_t rows) {
     static const uint32_t places[] = { 0, 599, 1, 511, 512, 513, 300, 599, 0 };
@@ -348,11 +349,21 @@ static const struct l_row {
     const char *name;
     void (*run)(t_ctx *t);
 } rows[] = {
-    { "commit", commit },     { "rejected rows", rejected },    { "truncate", truncate }, { "fork", fork },
-    { "move", move },         { "export and import", preempt }, { "attach", attach },     { "reset", reset },
-    { "own rows", own_rows }, { "repeated step", repeated },
-    { "capacity cis", capacity_cis }, { "capacity cis-mass", capacity_mass }, { "capacity several rows", capacity_rows },
-    { "capacity dense", capacity_dense }, { "crowd", crowd },
+    { "commit", commit },
+    { "rejected rows", rejected },
+    { "truncate", truncate },
+    { "fork", fork },
+    { "move", move },
+    { "export and import", preempt },
+    { "attach", attach },
+    { "reset", reset },
+    { "own rows", own_rows },
+    { "repeated step", repeated },
+    { "capacity cis", capacity_cis },
+    { "capacity cis-mass", capacity_mass },
+    { "capacity several rows", capacity_rows },
+    { "capacity dense", capacity_dense },
+    { "crowd", crowd },
 };
 
 static const char *row_name(int row) { return rows[row].name; }
