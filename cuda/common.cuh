@@ -333,7 +333,7 @@ DEV float merged_lse(const float *lse, i64 step, int parts, float *top)
 DEV int block_prefix(int x, int *before)
 {
     __shared__ int sums[32];
-    const int lane = lane_id(), warp = warp_id(), warps = (blockDim.x + 31) >> 5;
+    const int lane = lane_id(), warp = warp_id();
     int s = x;
 #pragma unroll
     for (int w = 1; w < 32; w <<= 1) {
@@ -343,13 +343,9 @@ DEV int block_prefix(int x, int *before)
     if (lane == 31)
         sums[warp] = s;
     __syncthreads();
-    int total = 0;
-    *before = s - x;
-    for (int i = 0; i < warps; i++) {
-        *before += i < warp ? sums[i] : 0;
-        total += sums[i];
-    }
-    return total;
+    const int mine = lane < (int)((blockDim.x + 31) >> 5) ? sums[lane] : 0;
+    *before = s - x + __reduce_add_sync(FULL, lane < warp ? mine : 0);
+    return __reduce_add_sync(FULL, mine);
 }
 
 /* The first of 32 * n ascending numbers in shared memory that is above x, of which there is one; by a whole warp, n <= 32. */

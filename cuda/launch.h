@@ -46,18 +46,19 @@ typedef struct prhs_cu_retrieve {
     prhs_k_moments moments;
     prhs_i32 has_moments;
     prhs_i32 pass;                        /* attends before it in the step: the next one's counts are written */
+    prhs_i32 room, reserved;              /* keys that shared memory holds; by the capacity up to PRHS_K_SLICE, else by the device */
 } prhs_cu_retrieve;
 
 /*
- * prhs_retrieve takes blocks of PRHS_RETRIEVE_THREADS threads with PRHS_RETRIEVE_SHARED bytes of dynamic shared memory, by the batch's
- * max_kv_len: three bitmaps of the candidates, and room for their keys, or for those near the threshold; then scratch for moments of D
- * channels in the same place.
+ * prhs_retrieve's dynamic shared memory, in words, for `room` keys: three bitmaps of so many bits, and the keys, which are looked at a few
+ * at a time, past the last one too; then scratch for the moments of D channels in the same place.
  */
-#define PRHS_RETRIEVE_MOST 1024
-#define PRHS_RETRIEVE_THREADS(n) ((n) <= 8192 ? 256 : (n) <= 32768 ? 512 : PRHS_RETRIEVE_MOST)
-#define PRHS_RETRIEVE_MARKS(n) ((n) > PRHS_K_MARK_LONG ? 0 : 3 * PRHS_K_MARK_WORDS(n)) /* words; none: they are in the workspace */
-#define PRHS_RETRIEVE_ROOM(n) ((n) <= 24544 ? ((n) + 32 + 3) / 4 * 4 : 24576) /* words */
-#define PRHS_RETRIEVE_WORDS(n) (PRHS_RETRIEVE_MARKS(n) + PRHS_RETRIEVE_ROOM(n))
-#define PRHS_RETRIEVE_SHARED(n, dim) (4 * (PRHS_RETRIEVE_WORDS(n) > 32 * (dim) ? PRHS_RETRIEVE_WORDS(n) : 32 * (dim)))
+#define PRHS_RETRIEVE_MOST 1024     /* threads */
+#define PRHS_RETRIEVE_LEAST 256
+#define PRHS_RETRIEVE_ROOM 32768    /* keys near the threshold of a sliced middle, at most */
+#define PRHS_RETRIEVE_PAST 512
+#define PRHS_RETRIEVE_BITS(room) (((room) + 255) / 128 * 4)
+#define PRHS_RETRIEVE_WORDS(room) (3 * PRHS_RETRIEVE_BITS(room) + (room) + PRHS_RETRIEVE_PAST)
+#define PRHS_RETRIEVE_SHARED(room, dim) (4 * (PRHS_RETRIEVE_WORDS(room) > 32 * (dim) ? PRHS_RETRIEVE_WORDS(room) : 32 * (dim)))
 
 #endif

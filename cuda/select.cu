@@ -1,14 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * select: exact top-k of the middle's runs, the list, and what later steps need of the retrieval; then the moments of the unit's heads
- * where the step has them. A block takes a unit.
+ * where the step has them. A block takes a unit. Of a long middle it takes a slice: it keeps the keys that a sample says may be listed,
+ * and sums up the rest; the block that comes last at the unit chooses among what all have kept. Where the sample misled it does their work
+ * anew, so that the list is exact in any case. Slices are cut by positions: bits do not depend on blocks.
  */
+#include "dropped.cuh"
+#include "keys.cuh"
 #include "moments.cuh"
-#include "topk.cuh"
 
-#define LISTED 2048              /* list entries that are written together */
-#define HIGHEST 3.402823466e38f /* the largest number */
-#define STRANDS 1024             /* the dropped scores are summed in so many strands, however many threads there are */
+#define SAMPLE 2048 /* keys, in pairs of neighbours */
+
+/* What a unit's slices leave for each other, in the workspace. */
+struct leavings {
+    unsigned *inside, *keys; /* bitmap of the runs that may be listed; their keys, of each slice from its first bit on */
+    int *counts;             /* by slice */
+    float2 *parts;           /* what the other tokens sum up to: [group][head] */
+};
 
 /* A unit, the same for all threads of the block. */
 struct job {
@@ -16,155 +24,89 @@ struct job {
     prhs_set set;
     i64 b;
     int u;
-    int first, runs;  /* runs: positions first, first + run, ... */
-    int origin, n;    /* bit i of a bitmap stands for the run at origin + i * run; n bits, the first of them may be none */
+    candidates c;
     int *list;
     const float *scores, *lse; /* of the unit's first head; heads are score_stride apart */
-    unsigned *marks, *forced, *inside, *room;
-    int cap;          /* words of room, less a few */
+    bool raw;                  /* keys are scores, not weights */
+    unsigned *marks, *forced;  /* bitmaps: the list; neighbours that dilation forces into it */
+    int cap;                   /* keys that the room holds */
+    leavings left;
 };
 
-/* A bracket for scores. Inside are numbers only, unless the bracket holds +inf as well. */
-struct score_limits {
-    float high, low;
-    DEV_MEMBER score_limits(const bracket &b)
-        : high(b.high == BAD_KEY ? -NOTHING : b.high > order_key(HIGHEST) ? HIGHEST : key_value(b.high)),
-          low(b.low > order_key(HIGHEST) ? -NOTHING : b.low <= NOTHING_KEY ? -HIGHEST : key_value(b.low))
-    {
-    }
-    DEV_MEMBER bool above(float x) const { return !(x <= high); }
-    DEV_MEMBER bool inside(float x) const { return x >= low && x <= high; }
-};
-template <bool RAW> struct words {
-    typedef unsigned word;
-    typedef bracket limits;
-};
-template <> struct words<true> {
-    typedef float word;
-    typedef score_limits limits;
+/* Shared memory: a bitmap of the room, and the room for keys. Not in the job, so that the compiler knows it for what it is. */
+struct space {
+    unsigned *bits, *room;
 };
 
-/* Keys from the scores. RAW: a token's score; else a run's joint weight. */
-template <bool RAW> struct score_keys {
-    static const bool IN_ORDER = true;
-    static const int WIDE = RAW ? 8 : 4;
-    typedef typename words<RAW>::word word;
-    typedef typename words<RAW>::limits limits;
-    const float *scores, *lse; /* scores: from bit 0's token on */
-    const unsigned *out;       /* bits of `out` are no candidates; may be null */
-    i64 stride;
-    int n, skew, run, heads;   /* the first `skew` bits are none either */
-    bool largest;              /* the heads' largest weight, not their sum */
-    DEV_MEMBER int count() const { return n; }
-    DEV_MEMBER int at(int i) const { return i; }
-    DEV_MEMBER bool none(int i) const { return i >= n || i < skew || (out && out[i >> 5] >> (i & 31) & 1); }
-    DEV_MEMBER unsigned key(int i) const
-    {
-        unsigned k[1];
-        keys<1>(i, k);
-        return k[0];
-    }
-    DEV_MEMBER void some(int i, float x[WIDE]) const
-    {
-        const int tile = i - lane_id();
-        const bool whole = tile >= skew && tile + 32 * WIDE <= n && !out;
-#pragma unroll
-        for (int t = 0; t < WIDE; t++)
-            x[t] = whole || i + 32 * t < n ? __ldg(scores + i + 32 * t) : NOTHING;
-        if (!whole) {
-#pragma unroll
-            for (int t = 0; t < WIDE; t++)
-                x[t] = none(i + 32 * t) ? NOTHING : x[t];
-        }
-    }
-    DEV_MEMBER void some(int i, unsigned k[WIDE]) const { keys<WIDE>(i, k); }
-    /* Keys i, i + 32, ...: their loads are under way together. */
-    template <int N> DEV_MEMBER void keys(int i, unsigned *k) const
-    {
-        float sum[N];
-#pragma unroll
-        for (int t = 0; t < N; t++)
-            sum[t] = RAW && i + 32 * t < n ? __ldg(scores + i + 32 * t) : 0.0f;
-        for (int r = 0; !RAW && r < run; r++)
-            add_weights<N>(i, r, sum);
-#pragma unroll
-        for (int t = 0; t < N; t++)
-            k[t] = none(i + 32 * t) ? 0 : order_key(sum[t]);
-    }
-    /* Token r of each run. */
-    template <int N> DEV_MEMBER void add_weights(int i, int r, float *sum) const
-    {
-        float joint[N];
-        bool bad[N];
-#pragma unroll
-        for (int t = 0; t < N; t++) {
-            joint[t] = 0.0f;
-            bad[t] = false;
-        }
-#pragma unroll 2
-        for (int h = 0; h < heads; h++) {
-            const float *s = scores + h * stride + r;
-            const float l = lse[h];
-            float x[N];
-#pragma unroll
-            for (int t = 0; t < N; t++)
-                x[t] = i + 32 * t < n ? __ldg(s + (i + 32 * t) * run) : NOTHING;
-#pragma unroll
-            for (int t = 0; t < N; t++) {
-                const float w = expf(x[t] - l);
-                bad[t] |= bad_score(x[t]);
-                joint[t] = largest ? fmaxf(joint[t], w) : joint[t] + w;
-            }
-        }
-#pragma unroll
-        for (int t = 0; t < N; t++)
-            sum[t] += bad[t] ? NEVER : joint[t];
-    }
+/* Keys in the order of places. */
+struct chosen_from {
+    unsigned *keys;         /* in the room, or in the workspace */
+    int n;
+    const unsigned *inside; /* the bitmap of their places; null: every place has one */
+    unsigned *chosen;       /* a bitmap of n bits; where every place has a key, the unit's marks */
+    bool in_room;
 };
 
-/* All keys into room, then the best `want` of them. */
-template <bool RAW> DEV void settle_stored(const score_keys<RAW> &s, int want, const job &j, topk_shared *sh)
+template <bool RAW> DEV key_source<RAW> source_of(const prhs_k_select &a, const job &j)
 {
-    const int wide = RAW ? 16 : 4;
-    unsigned *const room = j.room;
-    reach seen = { 0, 0 };
-    for (int tile = warp_id() * wide * 32; tile < s.n; tile += blockDim.x * wide) {
-        const int i = tile + lane_id();
-        unsigned k[wide];
-        s.template keys<wide>(i, k);
-#pragma unroll
-        for (int t = 0; t < wide; t++) {
-            seen.add(k[t]);
-            if (i + 32 * t < s.n)
-                room[i + 32 * t] = k[t];
-        }
-    }
-    settle(stored_keys{ room, s.n }, seen, want, RAW, j.marks, j.marks, j.inside, sh);
+    return key_source<RAW>{ j.scores + j.c.origin, j.lse, a.work.score_stride, j.c.n, j.c.n - j.c.runs, j.c.run, a.shape.unit_heads,
+                            a.policy.join == PRHS_K_JOIN_MAX };
 }
 
-/* Marks the best `want` runs, of which `valid` may be taken; bits of `out` may not. */
-template <bool RAW> DEV void take_best(const prhs_k_select &a, const job &j, int want, int valid, const unsigned *out, topk_shared *sh)
+/* --- bitmaps --- */
+
+/* A thread's words of a bitmap, and the bits of `count` before them. */
+struct word_share {
+    int first, end, before, total;
+};
+template <class Bits> DEV word_share share_words(int n, Bits bits)
 {
-    const score_keys<RAW> s = { j.scores + j.origin, j.lse, out, a.work.score_stride, j.n, j.n - j.runs, j.set.run, a.shape.unit_heads,
-                                a.policy.join == PRHS_K_JOIN_MAX };
+    const int words = (n + 31) >> 5, each = (words + blockDim.x - 1) / blockDim.x;
+    word_share s;
+    s.first = min((int)threadIdx.x * each, words);
+    s.end = min(s.first + each, words);
+    int sum = 0;
+    for (int w = s.first; w < s.end; w++)
+        sum += __popc(bits(w));
+    s.total = block_prefix(sum, &s.before);
+    return s;
+}
+
+/* The chosen ones of the keys as the unit's marks. Ends with a barrier. */
+DEV_CALL void mark_places(const job &j, const chosen_from &from)
+{
+    if (!from.inside)
+        return;
+    word_share s = share_words(j.c.n, [&](int w) { return from.inside[w]; });
+    for (int w = s.first; w < s.end; w++) {
+        unsigned marks = 0;
+        for (unsigned in = from.inside[w]; in; in &= in - 1, s.before++)
+            if (from.chosen[s.before >> 5] >> (s.before & 31) & 1)
+                marks |= in & (0 - in);
+        j.marks[w] = marks;
+    }
     __syncthreads();
-    if (want <= 0) {
-        for (int i = threadIdx.x; i <= (j.n - 1) >> 5; i += blockDim.x)
-            j.marks[i] = 0;
-        __syncthreads();
-    } else if (j.n > j.cap) {
-        settle_many(s, want, valid, RAW, j.marks, j.inside, j.room, j.cap, sh);
-    } else {
-        settle_stored<RAW>(s, want, j, sh);
-    }
 }
 
-/* The neighbours of the marked runs, as far as there are such runs; returns their number. */
-DEV int spread(const prhs_k_select &a, const job &j, topk_shared *sh)
+/* Keys at forced places become 0. Ends with a barrier. */
+DEV_CALL void leave_out(const job &j, const chosen_from &from)
 {
-    const int words = (j.n + 31) >> 5, skew = j.n - j.runs;
+    word_share s = share_words(j.c.n, [&](int w) { return from.inside ? from.inside[w] : ~0u; });
+    for (int w = s.first; w < s.end; w++) {
+        const unsigned in = from.inside ? from.inside[w] : ~0u;
+        for (unsigned bits = j.forced[w] & in; bits; bits &= bits - 1)
+            from.keys[s.before + __popc(in & ((bits & (0 - bits)) - 1))] = 0;
+        s.before += __popc(in);
+    }
+    __syncthreads();
+}
+
+/* The neighbours of the marked runs, as far as there are such runs; returns their number. Ends with a barrier. */
+DEV_CALL int spread(const prhs_k_select &a, const job &j)
+{
+    const int words = (j.c.n + 31) >> 5, skew = j.c.n - j.c.runs;
     const unsigned *marks = j.marks;
-    int count = 0, total;
+    int count = 0, before;
     for (int w = threadIdx.x; w < words; w += blockDim.x) {
         unsigned bits = 0;
         for (int d = -a.policy.dilate_back; d <= a.policy.dilate_ahead; d++) {
@@ -175,186 +117,354 @@ DEV int spread(const prhs_k_select &a, const job &j, topk_shared *sh)
         }
         if (w == 0)
             bits &= ~0u << skew;
-        if (w == words - 1 && j.n & 31)
-            bits &= (1u << (j.n & 31)) - 1;
+        if (w == words - 1 && j.c.n & 31)
+            bits &= (1u << (j.c.n & 31)) - 1;
         j.forced[w] = bits;
         count += __popc(bits);
     }
-    block_before(count, sh->sums, &total);
+    const int total = block_prefix(count, &before);
+    __syncthreads();
     return total;
 }
 
-/* The marked runs' positions, ascending; returns their number, at most `most`. */
-DEV int write_list(const job &j, int run, int most, topk_shared *sh)
+/* Marks what the list takes. Ends with a barrier. */
+DEV void mark_best(const prhs_k_select &a, const job &j, const space &mem, const chosen_from &from, const reach &seen, topk_shared *sh)
 {
-    const int words = (j.n + 31) >> 5, each = (words + blockDim.x - 1) / blockDim.x, first = threadIdx.x * each;
-    const int end = min(first + each, words), origin = j.origin;
+    const int m = min(a.policy.dilate_m, j.c.keep), words = (j.c.n + 31) >> 5;
+    int want = j.c.keep;
+#pragma unroll 1
+    for (int pass = m > 0 ? 0 : 1; pass < 2; pass++) {
+        const int best = pass ? want : m;
+        if (best <= 0) {
+            for (int w = threadIdx.x; w < words; w += blockDim.x)
+                j.marks[w] = 0;
+            __syncthreads();
+        } else {
+            if (from.in_room)
+                choose(mem.room, from.n, best, j.raw, seen, mem.bits, sh);
+            else
+                choose_anywhere(from.keys, from.n, best, from.chosen, sh);
+            mark_places(j, from);
+        }
+        if (pass == 0) {
+            want -= spread(a, j);
+            leave_out(j, from);
+        }
+    }
+    if (m > 0) {
+        for (int w = threadIdx.x; w < words; w += blockDim.x)
+            j.marks[w] |= j.forced[w];
+        __syncthreads();
+    }
+}
+
+/* put(index, place) for the bits that `bits` says, ascending; returns their number. Ends with a barrier. */
+template <class Bits> DEV int collect(const job &j, int *to, int cap, Bits bits)
+{
+    word_share s = share_words(j.c.n, bits);
+    for (int w = s.first; w < s.end; w++)
+        for (unsigned b = bits(w); b; b &= b - 1, s.before++)
+            if (s.before < cap)
+                to[s.before] = j.c.origin + (w * 32 + __ffs((int)b) - 1) * j.c.run;
+    __syncthreads();
+    return s.total;
+}
+
+/* The marked runs' positions, ascending; returns their number, at most the list's room. A barrier has to follow. */
+DEV int write_list(const job &j, const space &mem)
+{
+    int *const staged = (int *)mem.room, *const list = j.list;
     const unsigned *marks = j.marks;
-    int *const staged = (int *)sh->bins, *const list = j.list;
-    int count = 0, total;
-    for (int w = first; w < end; w++)
-        count += __popc(marks[w]);
-    const int before = block_before(count, sh->sums, &total);
-    total = min(total, most);
-    for (int from = 0; from < total; from += LISTED) {
-        int at = before - from;
-        for (int w = first; w < end && at < LISTED && at + count > 0; w++)
-            for (unsigned bits = marks[w]; bits; bits &= bits - 1, at++)
-                if (at >= 0 && at < LISTED)
-                    staged[at] = origin + (w * 32 + __ffs((int)bits) - 1) * run;
-        __syncthreads();
-        for (int i = threadIdx.x; i < min(LISTED, total - from); i += blockDim.x)
-            list[from + i] = staged[i];
-        __syncthreads();
-    }
+    if (j.c.keep > j.cap) /* straight to the list */
+        return min(collect(j, list, j.c.keep, [&](int w) { return marks[w]; }), j.c.keep);
+    const int total = min(collect(j, staged, j.c.keep, [&](int w) { return marks[w]; }), j.c.keep);
+    for (int i = threadIdx.x; i < total; i += blockDim.x)
+        list[i] = staged[i];
     return total;
 }
 
-/* The list of the best k runs. */
-template <bool RAW> DEV int fill_list(const prhs_k_select &a, const job &j, topk_shared *sh)
+/* --- keys --- */
+
+/* Keys of bits [begin, end) and some more into the room, 0 where there is none. begin: a multiple of 32. Adds them to *seen. */
+template <bool RAW> DEV void fill_room(const prhs_k_select &a, const job &j, int begin, int end, unsigned *room, reach *seen)
 {
-    const prhs_k_policy &p = a.policy;
-    const int keep = min(p.k / p.run, a.state.list_cap), m = min(p.dilate_m, keep);
-    if (j.runs <= keep) {
-        for (int i = threadIdx.x; i < j.runs; i += blockDim.x)
-            j.list[i] = j.first + i * p.run;
-        return j.runs;
-    }
-    const unsigned *out = nullptr;
-    for (int want = m > 0 ? m : keep, valid = j.runs;;) {
-        take_best<RAW>(a, j, want, valid, out, sh);
-        if (out || m <= 0)
-            break;
-        const int forced = spread(a, j, sh);
-        out = j.forced;
-        want = keep - forced;
-        valid = j.runs - forced;
-    }
-    for (int w = threadIdx.x; out && w < (j.n + 31) >> 5; w += blockDim.x)
-        j.marks[w] |= out[w];
-    __syncthreads();
-    return write_list(j, p.run, keep, sh);
+    source_of<RAW>(a, j).each_key(begin, end, [&](int i, unsigned k) {
+        seen->add(k);
+        room[i - begin] = k;
+    });
 }
 
-/* What tells the dropped positions. */
-struct dropping {
-    const unsigned *marks;
-    int first, end, origin, run, runs;
-    /* Which of the four positions from p on, a multiple of 4, are dropped: bits 0 to 3. */
-    DEV_MEMBER unsigned four(int p) const
-    {
-        if (run == 1)
-            return ~(marks[(p - origin) >> 5] >> ((p - origin) & 31)) & 15;
-        unsigned out = 0;
-        for (int t = 0; t < 4; t++) {
-            const int i = p + t < first ? runs : (p + t - first) / run;
-            out |= i < runs && !(marks[i >> 5] >> (i & 31) & 1) ? 1u << t : 0;
+/* --- slices --- */
+
+/* Groups of dropped tokens in a slice. */
+DEV int slice_groups(const candidates &c) { return (c.each * c.run + GROUP - 1) / GROUP; }
+
+/* Keys of `samples` bits, in pairs of neighbours, into the room, and zeros after them. */
+template <bool RAW> DEV void sample_keys(const prhs_k_select &a, const job &j, int samples, unsigned *room, reach *seen)
+{
+    const key_source<RAW> s = source_of<RAW>(a, j);
+    const unsigned stride = j.c.n / (samples / 2);
+    for (int i = threadIdx.x; i < samples + PAST; i += blockDim.x) {
+        if (i >= samples) {
+            room[i] = 0;
+            continue;
         }
-        return out;
+        const unsigned pair = i >> 1;
+        const int at[1] = { (int)(pair * stride + (pair * 2654435769u >> 12) % (stride - 1)) + (i & 1) };
+        unsigned k[1];
+        s.template keys<1, false>(at, k);
+        room[i] = k[0];
+        seen->add(k[0]);
     }
-};
+}
 
-/* sum: relative to top. A NaN makes it NaN, and so does +inf, less itself. */
-struct strand {
-    float top, sum;
-};
-
-/* The dropped scores of one head at p, p + 4 * STRANDS, ... */
-DEV strand sum_strand(const dropping &d, const float *scores, int p)
+/* A key that more than the best `keep` of the unit reach, as far as a sample can tell; 1, that all reach, where few would not. */
+DEV unsigned guess_low(const prhs_k_select &a, const job &j, const space &mem, topk_shared *sh)
 {
-    strand z = { LOWEST, 0.0f };
-#pragma unroll 2
-    for (; p < d.end; p += 4 * STRANDS) {
-        const float4 s = __ldg((const float4 *)(scores + p));
-        const unsigned out = d.four(p);
-        const float x[4] = { out & 1 ? s.x : NOTHING, out & 2 ? s.y : NOTHING, out & 4 ? s.z : NOTHING, out & 8 ? s.w : NOTHING };
-        const float top = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
-        if (top > z.top) {
-            z.sum *= exp_weight(z.top - top);
-            z.top = top;
+    const int samples = max(SAMPLE / j.c.run, 64) & ~1, n = j.c.n;
+    const float rank = (float)j.c.keep * ((float)samples / (float)n);
+    const float wanted = rank + 8.0f + 6.0f * sqrtf(rank * fmaxf(1.0f - rank / (float)samples, 0.0f));
+    if (n < 4 * samples || wanted >= (float)samples || wanted * ((float)n / (float)samples) > 0.95f * (float)j.cap)
+        return 1;
+    reach seen;
+    if (j.raw)
+        sample_keys<true>(a, j, samples, mem.room, &seen);
+    else
+        sample_keys<false>(a, j, samples, mem.room, &seen);
+    return key_of_rank(mem.room, samples, (int)ceilf(wanted), j.raw, seen, sh);
+}
+
+/* Keeps all places of a slice, whose keys are in the room. */
+DEV void keep_all(const job &j, int begin, int n, const unsigned *room)
+{
+    for (int i = threadIdx.x; i < (n + 31) / 32 * 32; i += blockDim.x) {
+        const unsigned in = __ballot_sync(FULL, i < n);
+        if (lane_id() == 0)
+            j.left.inside[(begin + i) >> 5] = in;
+        if (i < n)
+            j.left.keys[begin + i] = room[i];
+    }
+    if (threadIdx.x == 0)
+        j.left.counts[begin / j.c.each] = n;
+}
+
+/* Keeps the keys of a slice from `low` on, all where it is 1, and sums up the tokens of the others. The keys are in the room. */
+DEV void leave_slice(const prhs_k_select &a, const job &j, const space &mem, int slice, unsigned low)
+{
+    const int begin = slice * j.c.each, n = min(j.c.each, j.c.n - begin), heads = a.shape.unit_heads;
+    unsigned *const bits = mem.bits, *const inside = j.left.inside + (begin >> 5), *keys = j.left.keys + begin;
+    const unsigned *const room = mem.room;
+    __syncthreads();
+    if (low <= 1) {
+        keep_all(j, begin, n, room);
+        return;
+    }
+    for (int i = threadIdx.x; i < (n + 31) / 32 * 32; i += blockDim.x) {
+        const unsigned in = __ballot_sync(FULL, i < n && room[i] >= low);
+        if (lane_id() == 0)
+            bits[i >> 5] = inside[i >> 5] = in;
+    }
+    __syncthreads();
+    word_share s = share_words(n, [&](int w) { return bits[w]; });
+    if (threadIdx.x == 0)
+        j.left.counts[slice] = s.total;
+    for (int w = s.first; w < s.end; w++)
+        for (unsigned b = bits[w]; b; b &= b - 1)
+            keys[s.before++] = room[w * 32 + __ffs((int)b) - 1];
+    if (a.state.head_off == PRHS_NONE)
+        return;
+    const int origin = j.c.origin + begin * j.c.run, groups = slice_groups(j.c);
+    const dropping d = { bits, nullptr, max(j.c.first, origin), origin + n * j.c.run, origin, j.c.run };
+    sum_groups(d, j.scores, a.work.score_stride, heads, groups, j.left.parts + slice * groups * heads);
+}
+
+/* All slices anew, with all places. Ends with a barrier. */
+DEV_CALL void keep_everything(const prhs_k_select &a, const job &j, unsigned *room)
+{
+    reach seen;
+    for (int begin = 0; begin < j.c.n; begin += j.c.each) {
+        const int n = min(j.c.each, j.c.n - begin);
+        if (j.raw)
+            fill_room<true>(a, j, begin, begin + n, room, &seen);
+        else
+            fill_room<false>(a, j, begin, begin + n, room, &seen);
+        __syncthreads();
+        keep_all(j, begin, n, room);
+        __syncthreads();
+    }
+}
+
+/* Whether this block is the last one of the unit to come here. */
+DEV bool comes_last(int *arrived, int slices)
+{
+    __shared__ bool last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicAdd(arrived, 1) == slices - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    return last;
+}
+
+/* Keys that the slices before `slice` have kept; by a warp. */
+DEV int kept_before(const job &j, int slice)
+{
+    int sum = 0;
+    for (int i = lane_id(); i < slice; i += 32)
+        sum += j.left.counts[i];
+    return __reduce_add_sync(FULL, sum);
+}
+
+/* What the slices have kept comes together in the room: warps share slices. */
+DEV void fetch_kept(const job &j, unsigned *room, reach *seen)
+{
+    const int warps = blockDim.x >> 5, slices = j.c.slices, each = max(warps / slices, 1), teams = warps / each;
+    const int team = warp_id() / each, lane = warp_id() % each * 32 + lane_id();
+    for (int s = team; s < slices && team < teams; s += teams) {
+        const int to = kept_before(j, s), n = j.left.counts[s];
+        const unsigned *keys = j.left.keys + s * j.c.each;
+#pragma unroll 8
+        for (int i = lane; i < n; i += 32 * each) {
+            const unsigned k = keys[i];
+            room[to + i] = k;
+            seen->add(k);
         }
-        z.sum += (exp_weight(x[0] - z.top) + exp_weight(x[1] - z.top)) + (exp_weight(x[2] - z.top) + exp_weight(x[3] - z.top));
     }
-    return z;
 }
 
-/* L_D of a head; all threads get it. NaN where a dropped score is NaN or +inf. */
-DEV float dropped_lse(const dropping &d, const float *scores)
+/* Where the list is to be chosen from, when all slices are done. False: nothing is summed up, every place has a key. */
+DEV_CALL bool gather_kept(const prhs_k_select &a, const job &j, const space mem, unsigned low, chosen_from *from, reach *seen)
 {
-    __shared__ float tops[STRANDS / 32], sums[STRANDS / 32];
-    for (int s = threadIdx.x; s < STRANDS; s += blockDim.x) {
-        const strand z = sum_strand(d, scores, d.first / 4 * 4 + 4 * s);
-        const float top = warp_max(z.top), sum = warp_sum(z.sum * expf(z.top - top));
-        if (lane_id() == 0) {
-            tops[s >> 5] = top;
-            sums[s >> 5] = sum;
+    int total = kept_before(j, j.c.slices);
+    if (low > 1 && (total < j.c.keep || total > j.cap)) {
+        keep_everything(a, j, mem.room);
+        low = 1;
+        total = j.c.n;
+    }
+    if (total <= j.cap) {
+        fetch_kept(j, mem.room, seen);
+        for (int i = threadIdx.x; i < PAST; i += blockDim.x)
+            mem.room[total + i] = 0;
+        *from = chosen_from{ mem.room, total, j.left.inside, mem.bits, true };
+    } else {
+        *from = chosen_from{ j.left.keys, j.c.n, nullptr, j.marks, false };
+    }
+    return low > 1;
+}
+
+/* The slices' groups in which dilation has taken something from what was summed up: anew. */
+DEV void sum_dilated(const prhs_k_select &a, const job &j)
+{
+    const int groups = slice_groups(j.c), heads = a.shape.unit_heads, run = j.c.run;
+    for (int i = warp_id(); i < j.c.slices * groups; i += blockDim.x >> 5) {
+        const int slice = i / groups, first = slice * j.c.each, end = min(first + j.c.each, j.c.n);
+        const int p = j.c.origin + first * run + i % groups * GROUP;
+        const dropping out = { j.left.inside, nullptr, j.c.first, j.c.origin + end * run, j.c.origin, run };
+        const dropping left = { j.left.inside, j.marks, out.first, out.end, out.origin, run };
+        bool other = false;
+#pragma unroll 1
+        for (int t = 0; t < GROUP / 32; t++)
+            other |= out.holds(p + lane_id() + 32 * t) != left.holds(p + lane_id() + 32 * t);
+        if (!__any_sync(FULL, other))
+            continue;
+        for (int h = 0; h < heads; h++) {
+            const float2 z = sum_group(left, j.scores + h * a.work.score_stride, p);
+            if (lane_id() == 0)
+                j.left.parts[i * heads + h] = z;
         }
     }
-    __syncthreads();
-    const float mine = tops[lane_id()], top = warp_max(mine), sum = warp_sum(sums[lane_id()] * expf(mine - top));
-    __syncthreads();
-    return sum == 0.0f ? NOTHING : top + logf(sum);
 }
 
-/* Log-sum-exps of the unit's heads over all scored tokens: a warp a head. */
-DEV void merge_norms(const prhs_k_select &a, const job &j, const byte *ws, float *lse)
+/* Sums up what the slices have kept and the list has not taken, beside what they have summed up. Returns the number of all groups. */
+DEV_CALL int sum_kept(const prhs_k_select &a, const job &j, unsigned *room)
 {
-    const prhs_k_work &w = a.work;
-    const int chunks = chunk_count(j.e.pos0 + 1, w.score_chunk_min, w.score_chunks), lane = lane_id();
-    for (int h = warp_id(); h < a.shape.unit_heads; h += blockDim.x >> 5) {
-        const float4 *norm = (const float4 *)(ws + w.norm_off) + (j.b * a.shape.heads + j.u * a.shape.unit_heads + h) * w.score_chunks;
-        float top = LOWEST, sum = 0.0f;
-        for (int i = lane; i < chunks; i += 32)
-            top = fmaxf(top, norm[i].x);
-        top = warp_max(top);
-        for (int i = lane; i < chunks; i += 32)
-            sum += norm[i].y * expf(norm[i].x - top);
-        sum = warp_sum(sum);
-        if (lane == 0)
-            lse[h] = sum == 0.0f ? 0.0f : top + logf(sum);
-    }
-    __syncthreads();
+    const unsigned *marks = j.marks, *inside = j.left.inside;
+    const int groups = j.c.slices * slice_groups(j.c), heads = a.shape.unit_heads;
+    if (a.policy.dilate_m > 0)
+        sum_dilated(a, j);
+    const int n = collect(j, (int *)room, j.cap, [&](int w) { return inside[w] & ~marks[w]; });
+    sum_places((const int *)room, n, j.c.run, j.scores, a.work.score_stride, heads, j.left.parts + groups * heads);
+    return groups + (n + GROUP - 1) / GROUP;
 }
 
-/* What later steps need: the set, its position, the queries, and what was dropped. */
-DEV void store_reference(const prhs_cu_retrieve &p, const job &j)
+/* --- a unit --- */
+
+/* Marks the list's runs. False: another block does that. *summed: the slices have summed up what they did not keep. */
+DEV bool mark_list(const prhs_cu_retrieve &p, const job &j, const space &mem, int slice, topk_shared *sh, bool *summed)
+{
+    const prhs_k_select &a = p.select;
+    const int begin = slice * j.c.each, end = min(begin + j.c.each, j.c.n);
+    chosen_from from = { mem.room, j.c.n, nullptr, mem.bits, true };
+    unsigned low = 1;
+    reach seen;
+    if (j.c.slices > 1) {
+        low = guess_low(a, j, mem, sh);
+        __syncthreads();
+    }
+    if (j.raw)
+        fill_room<true>(a, j, begin, end, mem.room, &seen);
+    else
+        fill_room<false>(a, j, begin, end, mem.room, &seen);
+    if (j.c.slices > 1) {
+        leave_slice(a, j, mem, slice, low);
+        if (!comes_last(&set_at(p.mem[PRHS_R_WORK], a.work, a.shape, j.b, j.u)->reserved[0], j.c.slices))
+            return false;
+        seen = reach();
+        *summed = gather_kept(a, j, mem, low, &from, &seen);
+    }
+    mark_best(a, j, mem, from, seen, sh);
+    return true;
+}
+
+/* L_D of the unit's heads, and its queries. The list is written. */
+DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, int count, bool summed)
 {
     const prhs_k_select &a = p.select;
     const prhs_k_state &st = a.state;
     const int heads = a.shape.unit_heads, head = j.u * heads, dim = a.shape.dim;
+    const i64 stride = a.work.score_stride;
+    const candidates &c = j.c;
     byte *state = p.mem[PRHS_R_STATE];
-    if (st.unit_off != PRHS_NONE && threadIdx.x == 0) {
-        prhs_unit_state *unit = SLOT_AT(state, st, unit_off, j.e.slot, prhs_unit_state) + j.u;
-        unit->set = j.set;
-        unit->set.end = j.e.pos0 + 1;
-        unit->ref_pos = j.e.pos0;
+    const bool some = st.head_off != PRHS_NONE && count < c.runs;
+    float2 *const parts = c.slices > 1 ? j.left.parts : (float2 *)mem.room;
+    int groups = 0;
+    if (some && summed) {
+        groups = sum_kept(a, j, mem.room);
+    } else if (some) {
+        const dropping d = { j.marks, nullptr, c.first, c.first + c.runs * c.run, c.origin, c.run };
+        groups = (d.end - d.origin + GROUP - 1) / GROUP;
+        sum_groups(d, j.scores, stride, heads, groups, parts);
     }
     if (st.qref_off != PRHS_NONE) {
         float *to = SLOT_AT(state, st, qref_off, j.e.slot, float) + (i64)head * dim;
         for (int i = threadIdx.x; i < heads * dim; i += blockDim.x)
             to[i] = load_one(a.q.dtype, row_at(a.q, p.mem[PRHS_R_Q], j.e.row0, head + i / dim), i % dim);
     }
-    if (threadIdx.x == 0 && j.set.count < j.runs) { /* before the first candidate and after the last one nothing is dropped */
-        j.marks[0] |= (1u << (j.n - j.runs)) - 1;
-        j.marks[(j.n - 1) >> 5] |= j.n & 31 ? ~0u << (j.n & 31) : 0;
-    }
     __syncthreads();
-    const dropping d = { j.marks, j.first, j.first + j.runs * j.set.run, j.origin, j.set.run, j.runs };
-    for (int h = 0; h < heads && st.head_off != PRHS_NONE; h++) {
-        const float l = j.set.count == j.runs ? NOTHING : dropped_lse(d, j.scores + h * a.work.score_stride);
-        if (threadIdx.x == 0)
+    for (int h = warp_id(); h < heads && st.head_off != PRHS_NONE; h += blockDim.x >> 5) {
+        const float l = some ? join_groups(parts, groups, heads, h) : NOTHING;
+        if (lane_id() == 0)
             SLOT_AT(state, st, head_off, j.e.slot, prhs_head_ref)[head + h].l_dropped = l;
     }
 }
 
-/* The chunks that the unit's rows have in the next attend. */
-DEV void store_count(const prhs_cu_retrieve &p, const job &j)
+/* The set, for this step and as a reference, and the chunks that the unit's rows have in the next attend. By one thread. */
+DEV void store_unit(const prhs_cu_retrieve &p, const job &j)
 {
     const prhs_k_select &a = p.select;
     byte *ws = p.mem[PRHS_R_WORK];
-    int sum = 0;
+    *set_at(ws, a.work, a.shape, j.b, j.u) = j.set;
+    if (a.state.unit_off != PRHS_NONE) {
+        prhs_unit_state *unit = SLOT_AT(p.mem[PRHS_R_STATE], a.state, unit_off, j.e.slot, prhs_unit_state) + j.u;
+        unit->set = j.set;
+        unit->set.end = j.e.pos0 + 1;
+        unit->ref_pos = j.e.pos0;
+    }
     if (a.work.attend_count_off == PRHS_NONE)
         return;
+    int sum = 0;
     for (int r = 0; r < j.e.rows; r++) {
         const int work = a.work.work_off == PRHS_NONE ? PRHS_WORK_SET
                                                       : INTS(ws, a.work.work_off)[(j.b * a.batch.rows + r) * a.shape.units + j.u];
@@ -363,28 +473,44 @@ DEV void store_count(const prhs_cu_retrieve &p, const job &j)
     INTS(ws, a.work.attend_count_off)[((i64)p.pass * a.batch.max_seqs + j.b) * a.shape.units + j.u] = max(sum, 1);
 }
 
-/* Cuts the middle into runs: what is no whole run joins the edge or the window. */
-DEV void cut_runs(const prhs_k_select &a, job *j)
+/* The set but for its count: what is no whole run joins the edge or the window. */
+DEV void lay_out(prhs_set *set, const candidates &c)
 {
-    prhs_set &set = j->set;
-    const int low = max(set.mid_begin, 0), high = min(set.mid_end, j->e.pos0 + 1), run = max(a.policy.run, 1);
-    j->first = (low + run - 1) / run * run;
-    j->runs = max(high / run - j->first / run, 0);
-    j->origin = run == 1 ? j->first & ~31 : j->first;
-    j->n = j->runs + (j->first - j->origin);
-    set.run = run;
-    set.edge_begin = set.edge_end = 0;
-    if (j->runs && j->first > low) {
-        set.edge_begin = low;
-        set.edge_end = j->first;
+    const int low = max(set->mid_begin, 0);
+    set->run = c.run;
+    set->edge_begin = set->edge_end = 0;
+    if (c.runs && c.first > low) {
+        set->edge_begin = low;
+        set->edge_end = c.first;
     }
-    set.win_begin = j->runs ? j->first + j->runs * run : low;
+    set->win_begin = c.runs ? c.first + c.runs * c.run : low;
+    set->reserved[0] = set->reserved[1] = 0;
+}
+
+/* Where what slices leave lies; and the bitmaps, which are in shared memory where a block takes a unit alone. */
+DEV void place_leavings(const prhs_cu_retrieve &p, unsigned *shared, job *j)
+{
+    const prhs_k_select &a = p.select;
+    const int longest = a.batch.max_kv_len;
+    j->marks = shared;
+    j->forced = shared + PRHS_RETRIEVE_BITS(p.room);
+    j->cap = p.room;
+    if (j->c.slices == 1)
+        return;
+    const int slices = PRHS_K_SLICES(longest), bitmap = slices * (PRHS_K_SLICE / 32);
+    unsigned *at = (unsigned *)(p.mem[PRHS_R_WORK] + a.work.slice_off) +
+                   (j->b * a.shape.units + j->u) * PRHS_K_SLICE_WORDS((i64)longest, a.shape.unit_heads);
+    j->left.inside = at;
+    j->marks = at + bitmap;
+    j->forced = at + 2 * bitmap;
+    j->left.keys = at + 3 * bitmap;
+    j->left.counts = (int *)(j->left.keys + slices * PRHS_K_SLICE);
+    j->left.parts = (float2 *)(j->left.counts + (slices + 1) / 2 * 2);
 }
 
 /* By one thread. */
 DEV void start_job(const prhs_cu_retrieve &p, i64 b, int u, const float *lse, unsigned *shared, job *j)
 {
-    const int longest = p.select.batch.max_kv_len;
     const prhs_k_select &a = p.select;
     byte *ws = p.mem[PRHS_R_WORK];
     const prhs_set set = *set_at(ws, a.work, a.shape, b, u);
@@ -393,16 +519,13 @@ DEV void start_job(const prhs_cu_retrieve &p, i64 b, int u, const float *lse, un
     j->u = u;
     j->e = e;
     j->set = set;
+    j->c = candidates_of(a, set, e.pos0 + 1);
     j->scores = FLOATS(ws, a.work.score_off) + (b * a.shape.heads + (i64)u * a.shape.unit_heads) * a.work.score_stride;
     j->lse = lse;
+    j->raw = a.shape.unit_heads == 1 && a.policy.run == 1;
     j->list = SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)u * a.state.list_cap;
-    j->marks = a.work.mark_off == PRHS_NONE ? shared
-                                            : (unsigned *)(ws + a.work.mark_off) + (b * a.shape.units + u) * 3 * PRHS_K_MARK_WORDS(longest);
-    j->forced = j->marks + PRHS_K_MARK_WORDS(longest);
-    j->inside = j->forced + PRHS_K_MARK_WORDS(longest);
-    j->room = shared + PRHS_RETRIEVE_MARKS(longest);
-    j->cap = PRHS_RETRIEVE_ROOM(longest);
-    cut_runs(a, j);
+    lay_out(&j->set, j->c);
+    place_leavings(p, shared, j);
 }
 
 DEV_CALL void put_unit_moments(const prhs_cu_retrieve &p, const job &j, float *scratch)
@@ -411,37 +534,57 @@ DEV_CALL void put_unit_moments(const prhs_cu_retrieve &p, const job &j, float *s
         moments_of_head(p.moments, p.mem, j.b, j.u * p.select.shape.unit_heads + h, j.e, j.set, scratch);
 }
 
-DEV void retrieve_unit(const prhs_cu_retrieve &p, i64 b, int u, unsigned *shared, topk_shared *sh)
+/* A unit, or a slice of it. */
+DEV void retrieve(const prhs_cu_retrieve &p, i64 b, int u, int slice, unsigned *shared, topk_shared *sh)
 {
     __shared__ float lse[64];
     __shared__ job j;
     const prhs_k_select &a = p.select;
-    const bool raw = a.shape.unit_heads == 1 && a.policy.run == 1;
+    const space mem = { shared, shared + 3 * PRHS_RETRIEVE_BITS(p.room) };
+    const float4 *norms = (const float4 *)(p.mem[PRHS_R_WORK] + a.work.norm_off);
+    const int heads = a.shape.unit_heads;
+    bool mine = true, summed = false;
     if (threadIdx.x == 0)
         start_job(p, b, u, lse, shared, &j);
     __syncthreads();
-    if (!raw)
-        merge_norms(a, j, p.mem[PRHS_R_WORK], lse);
-    const int count = raw ? fill_list<true>(a, j, sh) : fill_list<false>(a, j, sh);
-    if (threadIdx.x == 0) {
-        j.set.count = count;
-        *set_at(p.mem[PRHS_R_WORK], a.work, a.shape, b, u) = j.set;
-        store_count(p, j);
+    if (!j.raw)
+        merge_norms(a.work, heads, j.e.pos0 + 1, norms + (b * a.shape.heads + (i64)u * heads) * a.work.score_chunks, lse);
+    int count = j.c.runs;
+    if (j.c.runs <= j.c.keep) {
+        for (int i = threadIdx.x; i < count; i += blockDim.x)
+            j.list[i] = j.c.first + i * j.c.run;
+    } else {
+        mine = mark_list(p, j, mem, slice, sh, &summed);
+        if (mine)
+            count = write_list(j, mem);
     }
     __syncthreads();
-    store_reference(p, j);
+    if (!mine)
+        return;
+    if (threadIdx.x == 0) {
+        j.set.count = count;
+        store_unit(p, j);
+    }
+    store_heads(p, j, mem, count, summed);
     __syncthreads();
-    if (p.has_moments)
+    if (p.has_moments) {
         put_unit_moments(p, j, (float *)shared);
-    __syncthreads();
+        __syncthreads();
+    }
 }
 
-DEV int retrieves(const prhs_k_select &a, const byte *seqs, byte *ws, int i)
+/* The slices of unit i that retrieves. */
+DEV int count_slices(const prhs_k_select &a, const byte *seqs, byte *ws, int i)
 {
-    if (a.work.score_count_off != PRHS_NONE)
-        return INTS(ws, a.work.score_count_off)[i] > 0;
+    const bool kept = a.work.score_count_off != PRHS_NONE;
+    if (kept && INTS(ws, a.work.score_count_off)[i] <= 0)
+        return 0;
+    if (kept && a.work.slice_off == PRHS_NONE)
+        return 1;
     const i64 b = i / a.shape.units;
-    return entry_of(a.batch, seqs, b).kind != IDLE && set_at(ws, a.work, a.shape, b, i % a.shape.units)->mode == PRHS_MODE_RETRIEVE;
+    const entry e = entry_of(a.batch, seqs, b);
+    const prhs_set &set = *set_at(ws, a.work, a.shape, b, i % a.shape.units);
+    return e.kind == IDLE || set.mode != PRHS_MODE_RETRIEVE ? 0 : candidates_of(a, set, e.pos0 + 1).slices;
 }
 
 KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
@@ -451,8 +594,10 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     DYNAMIC_SHARED(shared);
     grid_begin();
     const prhs_k_select &a = p.select;
+    const int units = a.batch.max_seqs * a.shape.units, threads = blockDim.x;
     take_turns(
-        a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units, 1, prefix,
-        [&](int i) { return retrieves(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], i); },
-        [&](int i, int) { retrieve_unit(p, i / a.shape.units, i % a.shape.units, (unsigned *)shared, &sh); });
+        units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units,
+        min(min(TURNS_EACH, PRHS_RETRIEVE_MOST / threads), (units + threads - 1) / threads), prefix,
+        [&](int i) { return count_slices(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], i); },
+        [&](int i, int slice) { retrieve(p, i / a.shape.units, i % a.shape.units, slice, (unsigned *)shared, &sh); });
 }

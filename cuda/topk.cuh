@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Exact top-k by a whole block: the best `want` of n keys as bits of a bitmap. A histogram brackets the threshold, one pass over the keys
- * sorts them into above, below and between, and the few between are ranked against each other. Every guess is checked by counting; where
- * one fails (ties, odd distributions), digit by digit of the keys, then of the positions, leads to the same bits.
+ * Exact top-k by a whole block: the best `want` of n keys as bits of a bitmap. A histogram of all keys tells the bin of the last one that
+ * is taken; better bins are in, and the few keys of that bin are ranked against each other. Where they are many (ties, odd distributions)
+ * the bin is cut into bins anew, by keys and at last by places. Counts are exact, so that nothing is guessed and nothing has to be undone.
  */
 #ifndef PRHS_TOPK_CUH
 #define PRHS_TOPK_CUH
@@ -12,9 +12,10 @@
 #define DEV_MEMBER __device__ __forceinline__
 
 #define BINS 2048
-#define FEW (BINS / 2)            /* keys that are ranked against each other, at most */
-#define SAMPLE 4096
+#define PAST 128                  /* keys that are looked at past the end, at most */
+#define FEW 512                   /* keys that are ranked against each other, at most */
 #define BAD_KEY 0xffffffffu       /* NaN and +inf */
+#define HIGHEST 3.402823466e38f   /* the largest number */
 #define NOTHING_KEY 0x007fffffu   /* -inf; 0: no candidate */
 
 /* Larger keys come first: NaN and +inf, then by value; -0 is +0. */
@@ -25,88 +26,94 @@ DEV unsigned order_key(float x)
 }
 DEV float key_value(unsigned k) { return __uint_as_float(k & 0x80000000u ? k ^ 0x80000000u : ~k); }
 
-/* What the block's threads share. */
 struct found_bin {
     int bin, before, count; /* keys in better bins, and in this one */
 };
+
+struct few_keys {
+    unsigned key[FEW];
+    int at[FEW];
+};
+
+/* What the block's threads share. */
 struct topk_shared {
     union {
-        __align__(16) unsigned bins[BINS];
-        struct {
-            unsigned key[FEW];
-            int at[FEW];
-        } few;
+        __align__(16) unsigned bins[BINS + 4]; /* the last ones take what has no bin */
+        few_keys few;
     };
-    int sums[32];
-    found_bin found[2];
-    unsigned top, low;  /* the largest number's key; the inverse of the smallest's */
-    int above;
+    unsigned most[4][32]; /* the warps' largest */
+    found_bin found;
+    int fews;
 };
 
-/* Keys above `high` are in, those below `low` are not. */
-struct bracket {
-    unsigned high, low;
-    DEV_MEMBER bool above(unsigned k) const { return k > high; }
-    DEV_MEMBER bool inside(unsigned k) const { return k >= low && k <= high; }
-};
-
-/* A source of keys has count(), key(i), at(i): the key's position, and some(i, word): the WIDE keys i, i + 32, ..., or what `limits`, made
-   from a bracket, compares. Key 0: past the end, or no candidate. IN_ORDER: at(i) is i, and bit i of the bitmap stands for it. */
-struct stored_keys {
-    static const bool IN_ORDER = true;
-    static const int WIDE = 4;
-    typedef unsigned word;
-    typedef bracket limits;
-    const unsigned *keys;
-    int n;
-    DEV_MEMBER int count() const { return n; }
-    DEV_MEMBER int at(int i) const { return i; }
-    DEV_MEMBER unsigned key(int i) const { return keys[i]; }
-    DEV_MEMBER void some(int i, unsigned k[WIDE]) const
-    {
-#pragma unroll
-        for (int t = 0; t < WIDE; t++)
-            k[t] = i + 32 * t < n ? keys[i + 32 * t] : 0;
-    }
-};
-struct chosen_keys {
-    static const bool IN_ORDER = false;
-    static const int WIDE = 4;
-    typedef unsigned word;
-    typedef bracket limits;
-    const unsigned *keys;
-    const int *position;
-    int n;
-    DEV_MEMBER int count() const { return n; }
-    DEV_MEMBER int at(int i) const { return position[i]; }
-    DEV_MEMBER unsigned key(int i) const { return keys[i]; }
-    DEV_MEMBER void some(int i, unsigned k[WIDE]) const
-    {
-#pragma unroll
-        for (int t = 0; t < WIDE; t++)
-            k[t] = i + 32 * t < n ? keys[i + 32 * t] : 0;
-    }
-};
-
-/* Sum of x over the threads before this one; *total: over all. */
-DEV int block_before(int x, int *sums, int *total)
+DEV void put_most(topk_shared *sh, int which, unsigned x)
 {
-    const int lane = lane_id(), warp = warp_id();
-    int s = x;
-#pragma unroll
-    for (int w = 1; w < 32; w <<= 1) {
-        const int y = __shfl_up_sync(FULL, s, w);
-        s += lane >= w ? y : 0;
-    }
-    if (lane == 31)
-        sums[warp] = s;
-    __syncthreads();
-    const int mine = lane < (int)(blockDim.x >> 5) ? sums[lane] : 0;
-    *total = __reduce_add_sync(FULL, mine);
-    s += __reduce_add_sync(FULL, lane < warp ? mine : 0) - x;
-    __syncthreads();
-    return s;
+    x = __reduce_max_sync(FULL, x);
+    if (lane_id() == 0)
+        sh->most[which][warp_id()] = x;
 }
+/* After a barrier: the block's largest. */
+DEV unsigned get_most(const topk_shared *sh, int which)
+{
+    return __reduce_max_sync(FULL, lane_id() < (int)(blockDim.x >> 5) ? sh->most[which][lane_id()] : 0u);
+}
+
+/* The numbers among the keys that a thread has seen: the largest, plus 1, and the smallest, less FIRST_NUMBER. Others do no harm. */
+#define FIRST_NUMBER (NOTHING_KEY + 1)
+struct reach {
+    unsigned top, low;
+    DEV_MEMBER reach() : top(0), low(~0u) {}
+    DEV_MEMBER void add(unsigned k)
+    {
+        top = max(top, k + 1);
+        low = min(low, k - FIRST_NUMBER);
+    }
+};
+
+/* Bins of even width between two keys, counted from 1 down from the larger one; smaller keys share the last one. */
+struct ruler {
+    unsigned top;
+    int shift;
+    DEV_MEMBER int bin(unsigned k) const { return 1 + (int)min((top - k) >> shift, (unsigned)(BINS - 3)); }
+};
+DEV ruler ruler_of(unsigned top, unsigned low)
+{
+    ruler r = { top, max(21 - __clz((int)(top - low)), 0) };
+    r.shift += top > low && (top - low) >> r.shift > BINS - 3;
+    return r;
+}
+
+/*
+ * Rules of a round: bin(key, place) of a candidate is BINS for what comes after all bins, and -1 for what is in already. At first all keys
+ * are cut: scores by their value, weights by their key (their exponent, mostly). Bin 0: NaN and +inf, whose key has a NaN's bits.
+ */
+struct by_value {
+    static const int WIDE = PAST / 32;
+    float zero, scale; /* scale: neither 0 nor infinite */
+    DEV_MEMBER int bin(unsigned k, int) const
+    {
+        return 1 + (int)fminf(fmaxf((zero - key_value(k)) * scale, -1.0f), BINS - 3.0f);
+    }
+};
+struct by_key {
+    static const int WIDE = PAST / 32;
+    ruler r;
+    DEV_MEMBER int bin(unsigned k, int) const { return k == BAD_KEY ? 0 : r.bin(k); }
+};
+/* Later only keys in [low, high], or these keys at places in [from, to], are cut. */
+struct by_range {
+    static const int WIDE = 1;
+    unsigned high, low;
+    int from, to;
+    ruler r;
+    bool places;
+    DEV_MEMBER int bin(unsigned k, int i) const
+    {
+        if (k > high || (k >= low && i < from))
+            return -1;
+        return k < low || i > to ? BINS : r.bin(places ? ~(unsigned)i : k);
+    }
+};
 
 DEV void clear_bins(topk_shared *sh)
 {
@@ -114,306 +121,225 @@ DEV void clear_bins(topk_shared *sh)
         sh->bins[i] = 0;
 }
 
-/* The bins of two ranks, counted from 1 in the order of the bins; the first and the last bin for ranks that nobody has. */
-DEV void find_bins(topk_shared *sh, int rank0, int rank1)
+/*
+ * use(place, key, bin) for all keys, by whole warps, and for some past the end, which are 0: in memory, where a rule takes several at a
+ * time. Their loads are under way together.
+ */
+template <class Rule, class Use> DEV void each_bin(const unsigned *keys, int n, const Rule &rule, Use use)
 {
-    const int each = BINS / blockDim.x, first = threadIdx.x * each;
-    int sum = 0, total;
+    const int wide = Rule::WIDE;
+#pragma unroll 1
+    for (int tile = warp_id() * 32 * wide; tile < n; tile += blockDim.x * wide) {
+        const int i = tile + lane_id();
+        unsigned k[wide];
+        int b[wide];
+#pragma unroll
+        for (int t = 0; t < wide; t++)
+            k[t] = wide > 1 || i < n ? keys[i + 32 * t] : 0;
+#pragma unroll
+        for (int t = 0; t < wide; t++)
+            b[t] = max(rule.bin(k[t], i + 32 * t), k[t] ? -1 : BINS);
+#pragma unroll
+        for (int t = 0; t < wide; t++)
+            use(i + 32 * t, k[t], b[t]);
+    }
+}
+
+template <class Rule> DEV void count_keys(const unsigned *keys, int n, const Rule &rule, topk_shared *sh)
+{
+    each_bin(keys, n, rule, [&](int, unsigned, int b) { atomicAdd(&sh->bins[min((unsigned)b, (unsigned)BINS)], 1u); });
+}
+
+/* The bin of a rank, counted from 1 in the order of the bins; of the last key where there are fewer. */
+DEV found_bin find_bin(topk_shared *sh, int rank)
+{
+    const int each = BINS >> (31 - __clz((int)blockDim.x)), first = threadIdx.x * each; /* blocks are powers of 2 */
+    int sum = 0, before;
     __syncthreads();
     for (int i = 0; i < each; i += 2) {
         const uint2 b = *(const uint2 *)(sh->bins + first + i);
         sum += b.x + b.y;
     }
-    const int before = block_before(sum, sh->sums, &total);
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const int rank = r ? rank1 : rank0;
-        if (threadIdx.x == 0 && (rank < 1 || rank > total))
-            sh->found[r] = found_bin{ rank < 1 ? 0 : BINS - 1, 0, 0 };
-        if (before < rank && rank <= before + sum) {
-            int at = first, passed = before;
-            for (; passed + (int)sh->bins[at] < rank; at++)
-                passed += sh->bins[at];
-            sh->found[r] = found_bin{ at, passed, (int)sh->bins[at] };
-        }
+    rank = min(rank, block_prefix(sum, &before));
+    if (before < rank && rank <= before + sum) {
+        int at = first, passed = before;
+        for (; passed + (int)sh->bins[at] < rank; at++)
+            passed += sh->bins[at];
+        sh->found = found_bin{ at, passed, (int)sh->bins[at] };
     }
-    __syncthreads();
-}
-
-/* Bins of even width between the largest number and the smallest: of scores by their value, of weights by their key (their exponent,
-   mostly). Bin 0: NaN and +inf; the last ones: the smallest, and -inf. */
-struct ruler {
-    unsigned top;
-    int shift;         /* < 0: by value */
-    float zero, scale, step;
-    DEV_MEMBER int bin(unsigned k) const
-    {
-        if (k == BAD_KEY)
-            return 0;
-        if (shift >= 0)
-            return 1 + (int)min((top - k) >> shift, (unsigned)(BINS - 3));
-        return 1 + (int)fminf((zero - key_value(k)) * scale, BINS - 3.0f);
-    }
-    /* About the largest key of bin b. */
-    DEV_MEMBER unsigned edge(int b) const
-    {
-        if (b < 2)
-            return b < 1 ? BAD_KEY : BAD_KEY - 1;
-        if (b > BINS - 2)
-            return 1;
-        const unsigned down = shift >= 0 ? (unsigned)(b - 1) << shift : 0;
-        return shift < 0 ? order_key(zero - (b - 1) * step) : top > down ? top - down : 1;
-    }
-};
-
-DEV ruler ruler_of(unsigned top, unsigned low, bool by_value)
-{
-    ruler r = { top, -1, 0.0f, 0.0f, 0.0f };
-    if (by_value && top > low) {
-        r.zero = key_value(top);
-        const float range = r.zero - key_value(low);
-        r.scale = (BINS - 3) / range;
-        r.step = range / (BINS - 3);
-    }
-    if (!by_value) {
-        r.shift = max(21 - __clz((int)(top - low)), 0);
-        r.shift += top > low && (top - low) >> r.shift > BINS - 3;
-    }
-    return r;
-}
-
-/* The largest key of a number among those that a thread has seen, and the inverse of the smallest. */
-struct reach {
-    unsigned top, low;
-    DEV_MEMBER void add(unsigned k)
-    {
-        const bool number = k > NOTHING_KEY && k != BAD_KEY;
-        top = max(top, number ? k : 0u);
-        low = max(low, number ? ~k : 0u);
-    }
-};
-
-/* The keys between which ranks rank0 to rank1 lie, with a bin to spare on either side. seen: a part a thread. */
-template <class S> DEV bracket narrow(const S &s, const reach &seen, int rank0, int rank1, bool by_value, topk_shared *sh)
-{
-    const unsigned top = __reduce_max_sync(FULL, seen.top), low = __reduce_max_sync(FULL, seen.low);
-    __syncthreads();
     if (threadIdx.x == 0)
-        sh->top = sh->low = 0;
+        sh->fews = 0;
+    __syncthreads();
+    return sh->found;
+}
+
+/* What all have seen, and empty bins. */
+DEV reach meet(const reach &seen, topk_shared *sh)
+{
+    reach all;
+    put_most(sh, 0, seen.top);
+    put_most(sh, 1, ~seen.low);
     clear_bins(sh);
     __syncthreads();
-    if (lane_id() == 0) {
-        atomicMax(&sh->top, top);
-        atomicMax(&sh->low, low);
-    }
-    __syncthreads();
-    const ruler r = ruler_of(sh->top, ~sh->low, by_value);
-#pragma unroll 4
-    for (int i = threadIdx.x; i < s.count(); i += blockDim.x) {
-        const unsigned k = s.key(i);
-        if (k)
-            atomicAdd(&sh->bins[r.bin(k)], 1u);
-    }
-    find_bins(sh, rank0, rank1);
-    return bracket{ r.edge(sh->found[0].bin - 1), r.edge(sh->found[1].bin + 2) };
+    const unsigned top = get_most(sh, 0);
+    all.top = top ? top - 1 : 0;
+    all.low = ~get_most(sh, 1) + FIRST_NUMBER;
+    return all;
 }
-
-/* Where the keys are: bits of `up` for those above the bracket, bits of `in` for those inside. */
-template <class S> DEV void split(const S &s, const bracket &b, unsigned *up, unsigned *in)
+DEV by_value cut_values(const reach &all)
 {
-    const int lane = lane_id(), n = s.count(), wide = 32 * S::WIDE;
-    const typename S::limits limits = typename S::limits(b);
-    for (int tile = warp_id() * wide; tile < n; tile += blockDim.x * S::WIDE) {
-        typename S::word w[S::WIDE];
-        unsigned mine_up = 0, mine_in = 0;
-        s.some(tile + lane, w);
-#pragma unroll
-        for (int t = 0; t < S::WIDE; t++) {
-            const unsigned bits_up = __ballot_sync(FULL, limits.above(w[t])), bits_in = __ballot_sync(FULL, limits.inside(w[t]));
-            mine_up = lane == t ? bits_up : mine_up;
-            mine_in = lane == t ? bits_in : mine_in;
-        }
-        if (lane < S::WIDE && tile + 32 * lane < n) {
-            up[(tile >> 5) + lane] = mine_up;
-            in[(tile >> 5) + lane] = mine_in;
-        }
+    by_value rule = { 0.0f, 1.0f };
+    if (all.top >= all.low) {
+        rule.zero = key_value(all.top);
+        rule.scale = fminf(fmaxf((BINS - 3) / (rule.zero - key_value(all.low)), 1e-37f), HIGHEST);
     }
+    return rule;
 }
 
-/* Counts the bits of `up` into sh->above, and collects the keys of the bits of `in`, in order: at most `cap`. Returns their number. */
-template <class S>
-DEV int gather(const S &s, const unsigned *up, const unsigned *in, unsigned *keys, int *at, int cap, reach *seen, topk_shared *sh)
+/* A rule for what `last` has put into one bin. */
+template <class Rule> DEV by_range cut_bin(const unsigned *keys, int n, const Rule &last, int bin, topk_shared *sh)
 {
-    const int words = (s.count() + 31) >> 5, each = (words + blockDim.x - 1) / blockDim.x, first = threadIdx.x * each;
-    const int end = min(first + each, words);
-    int above = 0, inside = 0, total;
-    if (threadIdx.x == 0)
-        sh->above = 0;
-    __syncthreads();
-    for (int w = first; w < end; w++) {
-        above += __popc(up[w]);
-        inside += __popc(in[w]);
-    }
-    above = __reduce_add_sync(FULL, above);
-    if (lane_id() == 0)
-        atomicAdd(&sh->above, above);
-    int to = block_before(inside, sh->sums, &total);
-    for (int w = first; w < end; w++)
-        for (unsigned bits = in[w]; bits && to < cap; bits &= bits - 1, to++) {
-            const int i = w * 32 + __ffs((int)bits) - 1;
-            const unsigned k = s.key(i);
-            keys[to] = k;
-            at[to] = s.at(i);
-            seen->add(k);
+    by_range next;
+    unsigned high = 0, low = 0, to = 0, from = 0;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        const unsigned k = keys[i];
+        if (k && last.bin(k, i) == bin) {
+            high = max(high, k);
+            low = max(low, ~k);
+            to = max(to, (unsigned)i);
+            from = max(from, ~(unsigned)i);
         }
+    }
+    put_most(sh, 0, high);
+    put_most(sh, 1, low);
+    put_most(sh, 2, to);
+    put_most(sh, 3, from);
+    clear_bins(sh);
     __syncthreads();
-    return total;
+    next.high = get_most(sh, 0);
+    next.low = ~get_most(sh, 1);
+    next.places = next.high == next.low;
+    next.to = next.places ? (int)get_most(sh, 2) : n - 1;
+    next.from = next.places ? (int)~get_most(sh, 3) : 0;
+    next.r = next.places ? ruler_of(~(unsigned)next.from, ~(unsigned)next.to) : ruler_of(next.high, next.low);
+    return next;
 }
 
-DEV void mark(unsigned *marks, int at) { atomicOr(marks + (at >> 5), 1u << (at & 31)); }
+/* Marks what is in; of the last bin all, or none: then its keys are left in sh->few. */
+template <class Rule>
+DEV void mark_better(const unsigned *keys, int n, const Rule &rule, int bin, bool all, unsigned *chosen, topk_shared *sh)
+{
+    const int lane = lane_id(), in = all ? bin + 1 : bin, undecided = all ? -2 : bin;
+    each_bin(keys, n, rule, [&](int i, unsigned k, int b) {
+        const unsigned better = __ballot_sync(FULL, b < in), equal = __ballot_sync(FULL, b == undecided);
+        if (lane == 0)
+            chosen[i >> 5] = better;
+        if (equal) {
+            int to = 0;
+            if (lane == 0)
+                to = atomicAdd(&sh->fews, __popc(equal));
+            to = __shfl_sync(FULL, to, 0) + __popc(equal & ((1u << lane) - 1));
+            if (equal >> lane & 1) {
+                sh->few.key[to] = k;
+                sh->few.at[to] = i;
+            }
+        }
+    });
+}
 
 /* Marks the best `want` of the few by counting who is better. */
-DEV void rank_few(int n, int want, unsigned *marks, const topk_shared *sh)
+DEV void rank_few(int n, int want, unsigned *chosen, const topk_shared *sh)
 {
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
         const unsigned key = sh->few.key[i];
         const int at = sh->few.at[i];
         int better = 0;
+#pragma unroll 1
         for (int j = 0; j < n; j++)
             better += sh->few.key[j] > key || (sh->few.key[j] == key && sh->few.at[j] < at);
         if (better < want)
-            mark(marks, at);
+            atomicOr(chosen + (at >> 5), 1u << (at & 31));
     }
 }
 
-/* Keys above `key` are in, and keys equal to it up to position `at`. */
-struct limit {
-    unsigned key;
-    int at;
-};
-
-/* Digit by digit: three of the key, from the largest on, then three of the position, from the smallest on. */
-template <class S> DEV limit find_limit(const S &s, int want, topk_shared *sh)
+/* As many rounds as it takes, from `rule` on. */
+DEV_CALL void choose_later(const unsigned *keys, int n, int want, by_range rule, unsigned *chosen, topk_shared *sh)
 {
-    unsigned fixed = 0, value = 0; /* the digits of the key, or of the position, that are known */
-    limit l = { 0, 0 };
-    for (int round = 0; round < 6; round++) {
-        const bool places = round >= 3;
-        const int shift = round % 3 == 0 ? 21 : round % 3 == 1 ? 10 : 0;
-        const unsigned digit = round % 3 == 2 ? 1023 : 2047;
-        __syncthreads();
-        clear_bins(sh);
-        __syncthreads();
-        for (int i = threadIdx.x; i < s.count(); i += blockDim.x) {
-            const unsigned k = s.key(i), x = places ? (unsigned)s.at(i) : k;
-            if (k && (!places || k == l.key) && (x & fixed) == value)
-                atomicAdd(&sh->bins[places ? x >> shift & digit : digit - (x >> shift & digit)], 1u);
-        }
-        find_bins(sh, want, want);
-        const found_bin f = sh->found[0];
+    found_bin f;
+#pragma unroll 1
+    for (;;) {
+        count_keys(keys, n, rule, sh);
+        f = find_bin(sh, want);
         want -= f.before;
-        fixed |= digit << shift;
-        value |= (places ? f.bin : digit - f.bin) << shift;
-        if (!places)
-            l = limit{ value, 0x7fffffff };
-        else
-            l.at = (int)(value | ~fixed);
-        if (want == f.count) /* all that share these digits */
+        if (f.count <= FEW || f.count == want)
             break;
-        if (round == 2)
-            fixed = value = 0;
+        rule = cut_bin(keys, n, rule, f.bin, sh);
     }
-    return l;
-}
-
-/* Marks what find_limit finds. */
-template <class S> DEV_CALL void by_digits(const S s, int want, unsigned *marks, topk_shared *sh)
-{
-    const limit l = find_limit(s, want, sh);
-    const int n = s.count();
-    for (int tile = warp_id() * 32; tile < n; tile += blockDim.x) {
-        const int i = tile + lane_id();
-        const unsigned k = i < n ? s.key(i) : 0;
-        const bool in = k && (k > l.key || (k == l.key && s.at(i) <= l.at));
-        const unsigned bits = __ballot_sync(FULL, in);
-        if (S::IN_ORDER && lane_id() == 0)
-            marks[tile >> 5] = bits;
-        if (!S::IN_ORDER && in)
-            mark(marks, s.at(i));
-    }
+    mark_better(keys, n, rule, f.bin, f.count == want, chosen, sh);
+    __syncthreads();
+    if (f.count != want)
+        rank_few(f.count, want, chosen, sh);
     __syncthreads();
 }
 
-/*
- * Marks the best `want` of keys in shared memory; not in order: beside those that are marked already. up, in: bitmaps of as many bits as
- * there are keys; in order, up is marks.
- */
-template <class S>
-DEV void settle(const S &s, const reach &seen, int want, bool by_value, unsigned *marks, unsigned *up, unsigned *in, topk_shared *sh)
+/* The first round, and the others where it leaves too many. */
+template <class Rule> DEV void choose_by(const unsigned *keys, int n, int want, const Rule &rule, unsigned *chosen, topk_shared *sh)
 {
-    const bracket b = narrow(s, seen, want, want, by_value, sh);
-    reach few_seen = { 0, 0 };
-    split(s, b, up, in);
-    const int few = gather(s, up, in, sh->few.key, sh->few.at, FEW, &few_seen, sh), left = want - sh->above;
-    if (left < 0 || left > few || few > min(FEW, (int)blockDim.x)) {
-        by_digits(s, want, marks, sh);
+    count_keys(keys, n, rule, sh);
+    const found_bin f = find_bin(sh, want);
+    want -= f.before;
+    if (f.count > FEW && f.count != want) {
+        choose_later(keys, n, want, cut_bin(keys, n, rule, f.bin, sh), chosen, sh);
         return;
     }
-    if (!S::IN_ORDER)
-        for (int i = threadIdx.x; i < s.count(); i += blockDim.x)
-            if (up[i >> 5] >> (i & 31) & 1)
-                mark(marks, s.at(i));
-    if (left > 0)
-        rank_few(few, left, marks, sh);
+    mark_better(keys, n, rule, f.bin, f.count == want, chosen, sh);
+    __syncthreads();
+    if (f.count != want)
+        rank_few(f.count, want, chosen, sh);
     __syncthreads();
 }
 
-/* Samples the keys into room; returns how many are not 0. */
-template <class S> DEV int take_sample(const S &s, unsigned *room, reach *seen, topk_shared *sh)
+/*
+ * Makes `chosen` the bitmap of the best `want` of n keys, at least one, of which as many are not 0. Both have room for PAST more; these
+ * keys are 0. values: keys are of scores. seen: a part a thread. What the threads wrote to keys need not be visible yet; ends with a barrier.
+ */
+DEV void choose(const unsigned *keys, int n, int want, bool values, const reach &seen, unsigned *chosen, topk_shared *sh)
 {
-    const unsigned stride = s.count() / SAMPLE;
-    int real = 0, total;
-    for (int i = threadIdx.x; i < SAMPLE; i += 4 * blockDim.x) {
-        unsigned k[4];
-#pragma unroll
-        for (int t = 0; t < 4; t++) {
-            const unsigned at = i + t * blockDim.x;
-            k[t] = s.key((int)(at * stride + (at * 2654435769u >> 12) % stride));
-        }
-#pragma unroll
-        for (int t = 0; t < 4; t++) {
-            room[i + t * blockDim.x] = k[t];
-            real += k[t] != 0;
-            seen->add(k[t]);
-        }
-    }
-    block_before(real, sh->sums, &total);
-    return total;
+    const reach all = meet(seen, sh);
+    if (values)
+        choose_by(keys, n, want, cut_values(all), chosen, sh);
+    else
+        choose_by(keys, n, want, by_key{ ruler_of(all.top, all.low) }, chosen, sh);
 }
 
-/*
- * Marks the best `want` of keys that are computed anew each time, of which `valid` are not 0: a sample says where the threshold may be.
- * in: a bitmap like marks; room: shared memory of `words` words, SAMPLE and more.
- */
-template <class S>
-DEV void settle_many(const S &s, int want, int valid, bool by_value, unsigned *marks, unsigned *in, unsigned *room, int words,
-                     topk_shared *sh)
+/* The same of keys in any memory, slowly. */
+DEV void choose_anywhere(const unsigned *keys, int n, int want, unsigned *chosen, topk_shared *sh)
 {
-    const int cap = words * 15 / 32, spare = words / 32; /* two words a key that may be it, and two bits */
-    reach seen = { 0, 0 };
-    const int sampled = take_sample(s, room, &seen, sh);
-    const float rank = (float)want * ((float)sampled / (float)valid);
-    const float doubt = 8.0f + 6.0f * sqrtf(rank * fmaxf(1.0f - rank / sampled, 0.0f));
-    const bracket b = narrow(stored_keys{ room, SAMPLE }, seen, (int)floorf(rank - doubt), (int)ceilf(rank + doubt), by_value, sh);
-    split(s, b, marks, in);
-    seen = reach{ 0, 0 };
-    const int few = gather(s, marks, in, room, (int *)room + cap, cap, &seen, sh), left = want - sh->above;
-    if (left < 0 || left > few || few > cap || (b.high == BAD_KEY && sh->above)) {
-        by_digits(s, want, marks, sh);
-    } else if (left > 0) {
-        unsigned *const up = room + 2 * cap;
-        settle(chosen_keys{ room, (const int *)room + cap, few }, seen, left, by_value, marks, up, up + spare, sh);
-    }
+    clear_bins(sh);
+    __syncthreads();
+    choose_later(keys, n, want, by_range{ BAD_KEY, 1, 0, n - 1, ruler_of(BAD_KEY, 1), false }, chosen, sh);
+}
+
+/* The smallest key in the bins down to that of rank `rank`. */
+template <class Rule> DEV unsigned smallest_by(const unsigned *keys, int n, int rank, const Rule &rule, topk_shared *sh)
+{
+    count_keys(keys, n, rule, sh);
+    const found_bin f = find_bin(sh, rank);
+    unsigned low = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        if (keys[i] && rule.bin(keys[i], i) <= f.bin)
+            low = max(low, ~keys[i]);
+    put_most(sh, 2, low);
+    __syncthreads();
+    return ~get_most(sh, 2);
+}
+
+/* A key that about the best `rank` of n keys reach, or more. As choose(). */
+DEV unsigned key_of_rank(const unsigned *keys, int n, int rank, bool values, const reach &seen, topk_shared *sh)
+{
+    const reach all = meet(seen, sh);
+    return values ? smallest_by(keys, n, rank, cut_values(all), sh) : smallest_by(keys, n, rank, by_key{ ruler_of(all.top, all.low) }, sh);
 }
 
 #endif

@@ -134,9 +134,16 @@ typedef struct prhs_k_state {
 
 #define PRHS_PASSES 3                     /* attend + finish pairs of a layer step, at most */
 
-/* A bitmap of candidates, and the longest max_kv_len with which bitmaps are sure to fit into a GPU's shared memory. */
-#define PRHS_K_MARK_WORDS(n) (((n) / 32 + 5) / 4 * 4)
-#define PRHS_K_MARK_LONG 131072
+/*
+ * select on a GPU: tokens of a unit that one block takes alone; longer middles are cut into slices. What a unit's slices leave for each
+ * other, in words: three bitmaps of the middle's runs, the runs' keys, counts, and what the groups of dropped tokens sum up to.
+ */
+#define PRHS_K_SLICE 8192
+#define PRHS_K_GROUP 256
+#define PRHS_K_SLICES(n) (((n) + PRHS_K_SLICE - 1) / PRHS_K_SLICE)
+#define PRHS_K_GROUPS(n) ((n) / PRHS_K_GROUP + 2 * PRHS_K_SLICES(n) + 384) /* with those of the candidates that are dropped */
+#define PRHS_K_SLICE_WORDS(n, heads) \
+    ((PRHS_K_SLICES(n) * (3 * PRHS_K_SLICE / 32 + PRHS_K_SLICE + 2) + 2 * PRHS_K_GROUPS(n) * (heads) + 31) / 32 * 32)
 
 /* Units whose sets, work and counts may be read before it is known how many sequences are active. */
 #define PRHS_AHEAD 1024
@@ -163,8 +170,8 @@ typedef struct prhs_k_work {
     prhs_i64 judge_off;                   /* f32[max_seqs][heads][4], with the counts and moments: what verdicts rest on besides row 0's
                                              log-sum-exp: l_dropped, its estimated shift, delta at the reference, epsilon */
     prhs_i64 fresh_off;                   /* prhs_set[max_seqs][units], with judge_off: the sets of units that retrieve, or may */
-    prhs_i64 mark_off;                    /* u32[max_seqs][units][3][PRHS_K_MARK_WORDS(max_kv_len)]: select's bitmaps, with the counts and
-                                             where max_kv_len > PRHS_K_MARK_LONG; else PRHS_NONE */
+    prhs_i64 slice_off;                   /* u32[max_seqs][units][PRHS_K_SLICE_WORDS(max_kv_len, unit_heads)], with the counts and where
+                                             max_kv_len > PRHS_K_SLICE; else PRHS_NONE */
     prhs_i64 active_off;                  /* i32[4], then prhs_seq[max_seqs], with the counts: the sequences that decode or seed, closed
                                              up by plan. All arrays above are by their places; up to PRHS_AHEAD units the rest is idle */
     prhs_i32 chunks, chunk_min;           /* attend: at most `chunks` chunks of at least chunk_min tokens */

@@ -92,8 +92,8 @@ static void make_work(const prhs_extent *e, prhs_layout *l) {
     w->judge_off = take(&end, judges, seqs * s->heads * 4, 4);
     w->fresh_off = take(&end, judges, seqs * s->units, sizeof(prhs_set));
     w->active_off = take(&end, e->chunking.counts, 16 + seqs * (prhs_i64)sizeof(prhs_seq), 1);
-    w->mark_off = take(&end, e->chunking.counts && e->scores && e->max_kv_len > PRHS_K_MARK_LONG,
-                       seqs * s->units * 3 * PRHS_K_MARK_WORDS(e->max_kv_len), 4);
+    w->slice_off = take(&end, e->chunking.counts && e->scores && e->max_kv_len > PRHS_K_SLICE,
+                        seqs * s->units * PRHS_K_SLICE_WORDS((prhs_i64)e->max_kv_len, s->unit_heads), 4);
     l->work_bytes = align_up(end, PRHS_ALIGN);
 }
 
@@ -129,7 +129,7 @@ prhs_k_state prhs_layout_state(const prhs_layout *layout, prhs_i32 layer, uint64
 prhs_k_work prhs_layout_work(const prhs_layout *layout, uint64_t base) {
     prhs_k_work w = layout->work;
     prhs_i64 *offs[] = { &w.set_off, &w.work_off, &w.part_off, &w.part_lse_off, &w.lse_off, &w.score_off, &w.norm_off, &w.mom_off,
-                         &w.attend_count_off, &w.score_count_off, &w.judge_off, &w.fresh_off, &w.active_off, &w.mark_off };
+                         &w.attend_count_off, &w.score_count_off, &w.judge_off, &w.fresh_off, &w.active_off, &w.slice_off };
     for (size_t i = 0; i < sizeof offs / sizeof offs[0]; i++)
         move(offs[i], (prhs_i64)base);
     return w;

@@ -83,6 +83,7 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
             memset(&l->retrieve.moments, 0, sizeof l->retrieve.moments);
         l->retrieve.has_moments = count > 1;
         l->retrieve.pass = pass;
+        l->retrieve.room = l->retrieve.reserved = 0;
         return sizeof l->retrieve;
     default: break;
     }
@@ -154,7 +155,7 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs
     fill(&l, ops, *count, leader, pass);
     unsigned threads = kernel->choice.threads, shared = kernel->choice.shared, most = variant->grid;
     if (kernel->choice.sized) {
-        prhs_nv_size(leader, &threads, &shared);
+        l.retrieve.room = prhs_nv_size(dev, &kernel->choice, leader, &threads, &shared);
         const unsigned resident = prhs_nv_resident(dev, kernel, threads, shared);
         most = most < resident ? most : resident;
     }

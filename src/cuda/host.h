@@ -130,8 +130,8 @@ prhs_status prhs_nv_event_elapsed(prhs_event *begin, prhs_event *end, double *se
 
 /* table.c: which kernel serves a key, and how many blocks a launch needs. All pure. */
 bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why);
-/* The block of a launch whose choice is `sized`. */
-void prhs_nv_size(const prhs_op *op, unsigned *threads, unsigned *shared);
+/* The block of a launch whose choice is `sized`; returns the keys that its shared memory has room for. */
+prhs_i32 prhs_nv_size(const prhs_nv_device *dev, const prhs_nv_choice *choice, const prhs_op *op, unsigned *threads, unsigned *shared);
 /* Blocks that an op's items need by capacity. */
 uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op);
 /* The role (cuda/launch.h) of an op's buffer i. */

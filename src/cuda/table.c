@@ -129,10 +129,19 @@ bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_c
     return true;
 }
 
-void prhs_nv_size(const prhs_op *op, unsigned *threads, unsigned *shared) {
-    const prhs_i32 n = op->args.select.batch.max_kv_len;
-    *threads = PRHS_RETRIEVE_THREADS(n);
-    *shared = (unsigned)PRHS_RETRIEVE_SHARED(n, op->args.select.shape.dim);
+prhs_i32 prhs_nv_size(const prhs_nv_device *dev, const prhs_nv_choice *choice, const prhs_op *op, unsigned *threads, unsigned *shared) {
+    const prhs_k_select *a = &op->args.select;
+    const prhs_i32 n = a->batch.max_kv_len;
+    const uint64_t items = prhs_nv_blocks(choice, op), units = dev->head.info.compute_units;
+    prhs_i32 room = n <= PRHS_K_SLICE ? (n + 163) / 4 * 4 : PRHS_RETRIEVE_ROOM;
+    while (room > PRHS_K_SLICE && PRHS_RETRIEVE_SHARED(room, a->shape.dim) > (prhs_i64)choice->shared)
+        room -= 1024;
+    /* Of 64 registers a thread: as many threads as are resident at once. Short middles leave most of them idle. */
+    *threads = items <= units ? PRHS_RETRIEVE_MOST : items <= 2 * units || n > PRHS_K_SLICE ? PRHS_RETRIEVE_MOST / 2 : PRHS_RETRIEVE_LEAST;
+    while (*threads > PRHS_RETRIEVE_LEAST && *threads * 8 > (unsigned)n)
+        *threads /= 2;
+    *shared = (unsigned)PRHS_RETRIEVE_SHARED(room, a->shape.dim);
+    return room;
 }
 
 int prhs_nv_role(prhs_op_kind kind, int i) {
@@ -171,7 +180,7 @@ uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op) {
         BLOCKS(TRUNCATE, truncate, per_block(pairs(a->batch.max_seqs, a->shape.units), 128))
         BLOCKS(PLAN, plan, per_block(pairs(a->batch.max_seqs, a->shape.units + a->shape.kv_heads), 4))
         BLOCKS(SCORE, score, pairs(a->batch.max_seqs, a->shape.units) * (uint64_t)a->work.score_chunks)
-        BLOCKS(SELECT, select, pairs(a->batch.max_seqs, a->shape.units))
+        BLOCKS(SELECT, select, pairs(a->batch.max_seqs, a->shape.units) * PRHS_K_SLICES((uint64_t)a->batch.max_kv_len))
         BLOCKS(MOMENTS, moments, pairs(a->batch.max_seqs, a->shape.heads))
         BLOCKS(ATTEND, attend, pairs(a->batch.max_seqs, a->batch.rows) * pairs(a->shape.units, a->work.chunks))
         BLOCKS(FINISH, finish, pairs(a->batch.max_seqs, a->shape.units))

@@ -48,6 +48,18 @@ const t_case t_cases[] = {
     { "runs of 24", S_G1_D32, SUM, D_NORMAL, ONE, 1, 24, 72, 4, 8, 0, 0, 0, { 300, 60, 59, 58, 0, 129, 64 } },
     { "more than the smallest chunks", S_G1_D32, SUM, D_NORMAL, P256, 1, 1, 500, 4, 8, 0, 0, 0, { 20001, 37, 0, 16400, 0, 16385, 16384 } },
     { "a head of -inf alone", S_G3_D64, SUM, D_DEAD, NHD, 1, 1, 24, 4, 8, 0, 0, 0, { 300, 40, 37, 36, 0, 129, 64 } },
+    /* Middles that a GPU's select cuts into slices, at multiples of 8192; lengths around one and two of them. */
+    { "slices", S_G3_D64, SUM, D_NORMAL, P256, 1, 1, 500, 4, 8, 0, 0, 0, { 20001, 8200, 8201, 0, 16392, 16393, 37 } },
+    { "slices, ties", S_G1_D32, SUM, D_TIES, P256, 1, 1, 500, 4, 8, 0, 0, 0, { 20001, 8200, 8201, 0, 16392, 16393, 37 } },
+    { "slices, equal keys", S_G1_D32, SUM, D_EQUAL, P256, 1, 1, 500, 4, 8, 3, 1, 1, { 33100, 8201, 0, 16393, 0, 513, 514 } },
+    { "slices, infinite scores", S_G1_D32, SUM, D_INF, P256, 1, 1, 300, 4, 8, 0, 0, 0, { 20001, 8201, 0, 16393, 0, 313, 312 } },
+    { "slices, infinite and dilated", S_G1_D32, SUM, D_INF, P256, 1, 1, 600, 4, 8, 9, 2, 1, { 20001, 8201, 0, 16393, 0, 313, 312 } },
+    { "slices, nothing but -inf", S_G1_D32, SUM, D_DEAD, P256, 1, 1, 300, 4, 8, 0, 0, 0, { 20001, 8201, 0, 16393, 0, 313, 312 } },
+    { "slices, NaN in runs", S_G3_D64, SUM, D_NAN, P256, 1, 16, 1600, 5, 9, 4, 1, 2, { 20001, 8201, 0, 16400, 0, 8300, 312 } },
+    { "slices, peaks at the cuts", S_G3_D64, SUM, D_CUTS, P256, 1, 1, 300, 4, 8, 40, 2, 3, { 20001, 8201, 8202, 16393, 0, 16400, 312 } },
+    { "slices, peaks per head", S_G2_D64, EACH, D_CUTS, P256, 1, 1, 300, 4, 8, 40, 3, 1, { 20001, 8201, 8202, 16393, 0, 16400, 312 } },
+    { "slices, runs of 24", S_G3_D64, MAX, D_PEAKED, P256, 1, 24, 1200, 4, 8, 0, 0, 0, { 20001, 8300, 8201, 16500, 0, 1300, 1200 } },
+    { "slices, nearly all", S_G1_D32, MAX, D_NORMAL, P256, 1, 1, 8100, 4, 8, 0, 0, 0, { 9001, 8201, 8113, 8112, 0, 8202, 1 } },
 };
 const int t_case_count = sizeof t_cases / sizeof *t_cases, t_case_quick = 10;
 
@@ -67,6 +79,10 @@ static void plant(const t_case *c, const t_shape *sh, int32_t j, int32_t len, fl
     for (uint32_t h = 0; h < sh->kv_heads; h++, k += sh->dim) {
         if (c->data == D_TIES)
             t_normals(k, sh->dim, (uint64_t)(j / 3 % 5)); /* five different keys, again and again */
+        if (c->data == D_EQUAL)
+            t_normals(k, sh->dim, 1);
+        if (c->data == D_CUTS && (j + 2) % 8192 < 4)
+            k[0] = 8.0f;
         if (c->data == D_INF && j % 23 == 11)
             k[0] = j % 2 ? INFINITY : -INFINITY;
         if (c->data == D_NAN && len > 100 && (j == 57 || j == 90))
@@ -130,6 +146,8 @@ static void fill_queries(t_ctx *t, t_bench *b) {
     if (b->c->data == D_INF) /* -inf or +inf scores: heads of one sign each */
         for (size_t i = 0; i < n; i += b->sh->dim)
             b->Q[i] = fabsf(b->Q[i]) + 0.5f;
+    for (size_t i = 0; b->c->data == D_CUTS && i < n; i += b->sh->dim)
+        b->Q[i] = 2.0f;
     for (size_t i = 0; b->c->data == D_DEAD && i < n; i += (size_t)b->group * b->sh->dim)
         b->Q[i] = -INFINITY; /* the first head of each group scores -inf against every key */
     for (size_t i = 0; b->c->data == D_ZERO && i < n; i++)

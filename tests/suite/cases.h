@@ -7,7 +7,7 @@
 
 #define C_SEQS 7
 
-typedef enum t_data { D_NORMAL, D_PEAKED, D_TINY, D_HUGE, D_TIES, D_NAN, D_INF, D_ZERO, D_DEAD } t_data;
+typedef enum t_data { D_NORMAL, D_PEAKED, D_TINY, D_HUGE, D_TIES, D_NAN, D_INF, D_ZERO, D_DEAD, D_EQUAL, D_CUTS } t_data;
 
 typedef struct t_case {
     const char *name;
