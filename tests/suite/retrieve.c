@@ -31,6 +31,7 @@ static t_selection reference(t_bench *b, int seq, uint32_t unit, const prhs_set 
     t_select_rule rule = { c->k, c->granularity, c->dilate_m, c->dilate_back, c->dilate_ahead, c->join == PRHS_JOIN_MAX };
     t_unit u = { t_bench_q(b, seq, 0) + (size_t)unit * b->unit_heads * b->sh->dim,
                  b->K[seq],
+                 b->V[seq],
                  b->sh->kv_heads,
                  unit * b->unit_heads / b->group,
                  b->sh->dim,
@@ -90,11 +91,15 @@ static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *se
         uint64_t head = unit * b->unit_heads + g;
         float *mass = t_fetch(t, t_at(b->state.mem, slot + b->layout.masses + head * 16), 16);
         float *mu = t_fetch(t, t_at(b->state.mem, slot + b->layout.moments + head * dim * 8), dim * 8), *var = mu + dim;
+        float *value = t_fetch(t, t_at(b->state.mem, slot + b->layout.values + head * dim * 4), dim * 4);
         float *q = t_fetch(t, t_at(b->state.mem, slot + b->layout.queries + head * dim * 4), dim * 4);
         t_dropped want;
         t_drop_moments(t, ref, g, set, list, &want);
         T_CHECK(t, t_near((double)mass[0], want.l, 2 * ref->bar) || (want.vanishes && mass[0] == -INFINITY),
                 "sequence %d unit %u head %u: dropped log-sum %.9g instead of %.9g", seq, unit, g, (double)mass[0], want.l);
+        for (uint32_t d = 0; d < dim && mass[0] == -INFINITY; d++)
+            T_CHECK(t, mu[d] == 0 && var[d] == 0 && value[d] == 0, "sequence %d unit %u head %u: moments of nothing are %g, %g, %g", seq,
+                    unit, g, (double)mu[d], (double)var[d], (double)value[d]);
         for (uint32_t d = 0; d < dim && !want.vanishes; d++) {
             T_CHECK(t, q[d] == t_bench_q(b, seq, 0)[head * dim + d], "sequence %d head %u: the reference query", seq,
                     (unsigned)head);
@@ -104,6 +109,9 @@ static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *se
             T_CHECK(t, t_near((double)var[d], want.var[d], want.var_bar[d] / fmax(1, fabs(want.var[d]))),
                     "sequence %d unit %u head %u channel %u: variance %.9g instead of %.9g, bar %.3g", seq, unit, g, d,
                     (double)var[d], want.var[d], want.var_bar[d]);
+            T_CHECK(t, t_near((double)value[d], want.value[d], want.value_bar[d] / fmax(1, fabs(want.value[d]))),
+                    "sequence %d unit %u head %u channel %u: dropped value %.9g instead of %.9g, bar %.3g", seq, unit, g, d,
+                    (double)value[d], want.value[d], want.value_bar[d]);
         }
     }
 }
@@ -149,9 +157,9 @@ static void run(t_ctx *t, int row) {
     select.dilate_back = c->dilate_back;
     select.dilate_ahead = c->dilate_ahead;
     select.join = c->join == PRHS_JOIN_MAX ? PRHS_JOIN_MAX : PRHS_JOIN_SUM;
-    T_OK(t, prhs_op_score(b->ops, t->queue, &b->batch.b, &b->cache.kv, &b->q.r, 0, 1, b->ws.mem));
+    T_OK(t, prhs_op_score(b->ops, t->queue, &b->batch.b, &b->cache.kv, &b->q.r, 0, 2, b->ws.mem));
     T_OK(t, prhs_op_select(b->ops, t->queue, &b->batch.b, &b->q.r, &select, b->state.mem, b->ws.mem));
-    T_OK(t, prhs_op_moments(b->ops, t->queue, &b->batch.b, &b->cache.kv, b->state.mem, b->ws.mem));
+    T_OK(t, prhs_op_moments(b->ops, t->queue, &b->batch.b, &b->cache.kv, 1, b->state.mem, b->ws.mem));
     prhs_set *sets = t_bench_get_sets(b);
     int32_t *lists = t_alloc(t, units * cap * sizeof *lists);
     for (int i = 0; i < C_SEQS; i++)
