@@ -20,12 +20,19 @@
 #define PRHS_K_F16 1
 #define PRHS_K_BF16 2
 
-/* Gates and joins; equal to the enums of policy.h. */
+/* Gates, joins and residuals; equal to the enums of policy.h. */
 #define PRHS_K_GATE_NONE 0
 #define PRHS_K_GATE_COSINE 1
 #define PRHS_K_GATE_MASS 2
 #define PRHS_K_JOIN_SUM 0
 #define PRHS_K_JOIN_MAX 1
+#define PRHS_K_RESIDUAL_NONE 0
+#define PRHS_K_RESIDUAL_MEAN 1
+#define PRHS_K_RESIDUAL_RETRIEVED 2
+
+/* What score and moments sum: nothing; the middle's keys; its keys and its values. */
+#define PRHS_K_MOMENTS_KEYS 1
+#define PRHS_K_MOMENTS_VALUES 2
 
 /* Bits of the session's error word. */
 #define PRHS_FAULT_SLOT 1      /* a slot id >= max_slots */
@@ -116,6 +123,7 @@ typedef struct prhs_k_state {
     prhs_i64 qref_off;                    /* f32[heads][dim] */
     prhs_i64 head_off;                    /* prhs_head_ref[heads] */
     prhs_i64 moment_off;                  /* f32[heads][2][dim]: mean, variance of the dropped keys; PRHS_NONE without mass gate */
+    prhs_i64 vhat_off;                    /* f32[heads][dim]: mean value of the dropped tokens; PRHS_NONE without a retrieved residual */
     prhs_i64 vsum_off;                    /* i64[kv_heads][dim]; PRHS_NONE without a mean residual */
     prhs_i64 vcount_off;                  /* prhs_value_count[kv_heads] */
     prhs_i64 stat_slot_bytes;             /* bytes between the statistics of two slots */
@@ -160,6 +168,8 @@ typedef struct prhs_k_work {
                                              NaN/+inf; max and sum over the middle */
     prhs_i64 mom_off;                     /* f32[max_seqs][heads][score_chunks][2][dim]: sum w(k-c), sum w(k-c)^2 over the
                                              middle, w relative to the chunk's middle maximum; PRHS_NONE without moments */
+    prhs_i64 vmid_off;                    /* f32[max_seqs][heads][score_chunks][dim]: sum w v over the middle, w as in mom_off; PRHS_NONE
+                                             without moments of values */
     prhs_i64 score_stride;                /* floats */
     prhs_i64 attend_count_off;            /* i32[PRHS_PASSES][max_seqs][units]: chunks of the unit's rows in each attend of the step (1
                                              may stand for none); with its neighbours PRHS_NONE where a backend, or the ops tier, does
@@ -191,7 +201,7 @@ typedef struct prhs_k_policy {
     prhs_i32 dilate_m, dilate_back, dilate_ahead;
     prhs_i32 run;                         /* granularity g */
     prhs_i32 join;                        /* PRHS_K_JOIN_*; unit_heads == 1 where every head has its own list */
-    prhs_i32 residual;                    /* 0 none, 1 mean */
+    prhs_i32 residual;                    /* PRHS_K_RESIDUAL_* */
     prhs_u32 psaw, etf;                   /* a_l: P = a*t >> 32; 0: off */
 } prhs_k_policy;
 
@@ -238,7 +248,8 @@ typedef struct prhs_k_plan {
 } prhs_k_plan;
 
 /* Scores of the decision row's query heads for units whose mode is in `modes` (a bit per mode). full 0: positions
-   [0, sink_end) + [mid_begin, N); full 1: [0, N). Item: (sequence, unit, chunk of absolute positions). */
+   [0, sink_end) + [mid_begin, N); full 1: [0, N). moments: 0 or PRHS_K_MOMENTS_*, and their arrays in `work`. Item: (sequence, unit,
+   chunk of absolute positions). */
 typedef struct prhs_k_score {
     prhs_k_kv kv;
     prhs_k_batch batch;
@@ -259,7 +270,8 @@ typedef struct prhs_k_select {
     prhs_k_policy policy;                 /* k, run, dilation, join */
 } prhs_k_select;
 
-/* Mean and variance of the dropped keys from the score chunks' moments, minus the selected rows. Item: (sequence, head). */
+/* Mean and variance of the dropped keys from the score chunks' moments, minus the selected rows; where state.vhat_off is present the
+   dropped values' mean likewise. Item: (sequence, head). */
 typedef struct prhs_k_moments {
     prhs_k_kv kv;
     prhs_k_batch batch;

@@ -33,6 +33,7 @@ static bool make_state(const prhs_extent *e, prhs_layout *l) {
     k->head_off = take(&end, true, s->heads, sizeof(prhs_head_ref));
     k->qref_off = take(&end, e->lists, (prhs_i64)s->heads * s->dim, 4);
     k->moment_off = take(&end, e->moments, (prhs_i64)s->heads * 2 * s->dim, 4);
+    k->vhat_off = take(&end, e->values, (prhs_i64)s->heads * s->dim, 4);
     k->vsum_off = take(&end, e->sums, (prhs_i64)s->kv_heads * s->dim, 8);
     k->vcount_off = take(&end, e->sums, s->kv_heads, sizeof(prhs_value_count));
     k->list_off = take(&end, e->lists, (prhs_i64)s->units * e->list_cap, 4);
@@ -40,7 +41,7 @@ static bool make_state(const prhs_extent *e, prhs_layout *l) {
     k->slot_bytes = align_up(first + l->layer * e->layers, PRHS_ALIGN);
     if (k->slot_bytes > (INT64_C(1) << 60) / e->max_slots)
         return false;
-    prhs_i64 *offs[] = { &k->head_off, &k->qref_off, &k->moment_off, &k->vsum_off, &k->vcount_off, &k->list_off };
+    prhs_i64 *offs[] = { &k->head_off, &k->qref_off, &k->moment_off, &k->vhat_off, &k->vsum_off, &k->vcount_off, &k->list_off };
     for (size_t i = 0; i < sizeof offs / sizeof offs[0]; i++)
         if (*offs[i] != PRHS_NONE)
             *offs[i] += l->slots_off;
@@ -86,6 +87,7 @@ static void make_work(const prhs_extent *e, prhs_layout *l) {
     w->norm_off = take(&end, e->scores, seqs * s->heads * w->score_chunks * 4, 4);
     end = align_up(end, 64);
     w->mom_off = take(&end, e->moments, seqs * s->heads * w->score_chunks * 2 * s->dim, 4);
+    w->vmid_off = take(&end, e->values, seqs * s->heads * w->score_chunks * s->dim, 4);
     w->attend_count_off = take(&end, e->chunking.counts, PRHS_PASSES * seqs * s->units, 4);
     const bool judges = e->chunking.counts && e->moments;
     w->score_count_off = take(&end, e->chunking.counts, (judges ? 2 : 1) * seqs * s->units, 4);
@@ -117,6 +119,7 @@ prhs_k_state prhs_layout_state(const prhs_layout *layout, prhs_i32 layer, uint64
     move(&k.head_off, by);
     move(&k.qref_off, by);
     move(&k.moment_off, by);
+    move(&k.vhat_off, by);
     move(&k.vsum_off, by);
     move(&k.vcount_off, by);
     move(&k.list_off, by);
@@ -129,7 +132,7 @@ prhs_k_state prhs_layout_state(const prhs_layout *layout, prhs_i32 layer, uint64
 prhs_k_work prhs_layout_work(const prhs_layout *layout, uint64_t base) {
     prhs_k_work w = layout->work;
     prhs_i64 *offs[] = { &w.set_off, &w.work_off, &w.part_off, &w.part_lse_off, &w.lse_off, &w.score_off, &w.norm_off, &w.mom_off,
-                         &w.attend_count_off, &w.score_count_off, &w.judge_off, &w.fresh_off, &w.active_off, &w.slice_off };
+                         &w.vmid_off, &w.attend_count_off, &w.score_count_off, &w.judge_off, &w.fresh_off, &w.active_off, &w.slice_off };
     for (size_t i = 0; i < sizeof offs / sizeof offs[0]; i++)
         move(offs[i], (prhs_i64)base);
     return w;

@@ -42,7 +42,7 @@ static prhs_status resolve(prhs_device *dev, const prhs_ops_params *p, const cha
     prhs_extent extent = {
         .shape = shape, .layers = 1, .max_slots = o->limits.max_slots, .max_seqs = o->limits.max_seqs,
         .rows = o->limits.decode_rows, .max_kv_len = o->limits.max_kv_len, .list_cap = (prhs_i32)p->list_cap, .lists = true,
-        .moments = true, .sums = true, .stats = false, .scores = true, .chunking = o->chunking,
+        .moments = true, .values = true, .sums = true, .stats = false, .scores = true, .chunking = o->chunking,
     };
     if (!prhs_layout_make(&extent, &o->layout))
         return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: the capacities together ask for more than 2^60 bytes of state", call);
@@ -64,7 +64,7 @@ prhs_status prhs_ops_get_layout(prhs_device *device, const prhs_ops_params *para
         .size = sizeof *layout,
         .state_bytes = (uint64_t)o.layout.state_bytes, .slot_bytes = (uint64_t)k->slot_bytes, .lists = (uint64_t)k->list_off,
         .queries = (uint64_t)k->qref_off, .masses = (uint64_t)k->head_off, .moments = (uint64_t)k->moment_off,
-        .sums = (uint64_t)k->vsum_off, .counts = (uint64_t)k->vcount_off, .workspace_bytes = (uint64_t)o.layout.work_bytes,
+        .values = (uint64_t)k->vhat_off, .sums = (uint64_t)k->vsum_off, .counts = (uint64_t)k->vcount_off, .workspace_bytes = (uint64_t)o.layout.work_bytes,
         .sets = (uint64_t)w->set_off, .scores = (uint64_t)w->score_off, .score_stride = (uint64_t)w->score_stride,
         .units = (uint32_t)o.limits.shape.units,
     };
@@ -72,7 +72,7 @@ prhs_status prhs_ops_get_layout(prhs_device *device, const prhs_ops_params *para
 }
 
 /* Every op that a call below may enqueue, with just the members that its key reads. */
-enum { VARIANTS = 11 };
+enum { VARIANTS = 12 };
 
 static void variants(const prhs_ops *o, prhs_op_key keys[VARIANTS]) {
     const prhs_k_shape shape = o->limits.shape;
@@ -82,7 +82,8 @@ static void variants(const prhs_ops *o, prhs_op_key keys[VARIANTS]) {
         { .kind = PRHS_OP_APPEND, .args.append = { .shape = shape, .kv = kv, .k = q, .v = q } },
         { .kind = PRHS_OP_RANGE_SUM, .args.range_sum = { .shape = shape, .kv = kv } },
         { .kind = PRHS_OP_SCORE, .args.score = { .shape = shape, .kv = kv, .q = q, .moments = 0 } },
-        { .kind = PRHS_OP_SCORE, .args.score = { .shape = shape, .kv = kv, .q = q, .moments = 1 } },
+        { .kind = PRHS_OP_SCORE, .args.score = { .shape = shape, .kv = kv, .q = q, .moments = PRHS_K_MOMENTS_KEYS } },
+        { .kind = PRHS_OP_SCORE, .args.score = { .shape = shape, .kv = kv, .q = q, .moments = PRHS_K_MOMENTS_VALUES } },
         { .kind = PRHS_OP_SELECT, .args.select = { .shape = shape, .q = q } },
         { .kind = PRHS_OP_MOMENTS, .args.moments = { .shape = shape, .kv = kv } },
         { .kind = PRHS_OP_GATE, .args.gate = { .shape = shape, .q = q } },
@@ -107,7 +108,7 @@ prhs_status prhs_ops_get_paths(prhs_device *device, const prhs_ops_params *param
     for (size_t i = 0; i < VARIANTS && i < *count; i++) {
         paths[i].op = prhs_op_name(keys[i].kind);
         if (keys[i].moments)
-            paths[i].op = "score+moments";
+            paths[i].op = keys[i].moments == PRHS_K_MOMENTS_VALUES ? "score+values" : "score+moments";
         paths[i].path = device->backend->op_supported(device, &keys[i], &paths[i].why);
     }
     *count = VARIANTS;
@@ -271,17 +272,21 @@ prhs_status prhs_op_score(prhs_ops *ops, prhs_queue *queue, const prhs_batch *ba
     if (!ops || !queue || !batch || !kv || !q)
         return null_argument(ops, "prhs_op_score");
     call c = start(ops, "prhs_op_score", queue);
+    if (c.status == PRHS_OK && (moments < 0 || moments > PRHS_K_MOMENTS_VALUES))
+        c.status = prhs_fail(&ops->dev->log, PRHS_ERR_ARGUMENT, "prhs_op_score: moments is %d, must be 0, 1 or 2", moments);
     check_batch(&c, batch, true);
     check_kv(&c, kv);
     prhs_op op = { .kind = PRHS_OP_SCORE,
-                   .mem = { batch->seqs.buffer, batch->pages.buffer, q->mem.buffer, kv->k.buffer, ws.buffer } };
+                   .mem = { batch->seqs.buffer, batch->pages.buffer, q->mem.buffer, kv->k.buffer, kv->v.buffer, ws.buffer } };
     op.args.score = (prhs_k_score){
         .kv = c.kv, .batch = c.batch, .shape = c.limits.shape,
         .q = check_rows(&c, "q", q, batch->max_rows, c.limits.shape.heads, c.limits.q_dtype), .work = check_work(ops, &c, ws),
-        .modes = 1 << PRHS_MODE_RETRIEVE, .full = full != 0, .moments = moments != 0,
+        .modes = 1 << PRHS_MODE_RETRIEVE, .full = full != 0, .moments = moments,
     };
     if (!moments)
         op.args.score.work.mom_off = PRHS_NONE;
+    if (moments != PRHS_K_MOMENTS_VALUES)
+        op.args.score.work.vmid_off = PRHS_NONE;
     return enqueue(&c, queue, &op);
 }
 
@@ -322,7 +327,7 @@ prhs_status prhs_op_select(prhs_ops *ops, prhs_queue *queue, const prhs_batch *b
     return enqueue(&c, queue, &op);
 }
 
-prhs_status prhs_op_moments(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, prhs_mem state,
+prhs_status prhs_op_moments(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, int values, prhs_mem state,
                             prhs_mem ws) {
     if (!ops || !queue || !batch || !kv)
         return null_argument(ops, "prhs_op_moments");
@@ -330,11 +335,13 @@ prhs_status prhs_op_moments(prhs_ops *ops, prhs_queue *queue, const prhs_batch *
     check_batch(&c, batch, true);
     check_kv(&c, kv);
     prhs_op op = { .kind = PRHS_OP_MOMENTS,
-                   .mem = { batch->seqs.buffer, batch->pages.buffer, kv->k.buffer, state.buffer, ws.buffer } };
+                   .mem = { batch->seqs.buffer, batch->pages.buffer, kv->k.buffer, kv->v.buffer, state.buffer, ws.buffer } };
     op.args.moments = (prhs_k_moments){
         .kv = c.kv, .batch = c.batch, .shape = c.limits.shape, .state = check_state(ops, &c, state, false),
         .work = check_work(ops, &c, ws),
     };
+    if (!values)
+        op.args.moments.state.vhat_off = PRHS_NONE;
     return enqueue(&c, queue, &op);
 }
 

@@ -42,7 +42,7 @@ static prhs_k_policy layer_policy(const prhs_session *s, uint32_t layer) {
         .dilate_ahead = bounded(p->dilate_ahead, most),
         .run = (prhs_i32)p->granularity,
         .join = p->join == PRHS_JOIN_MAX ? PRHS_K_JOIN_MAX : PRHS_K_JOIN_SUM,
-        .residual = p->residual == PRHS_RESIDUAL_MEAN,
+        .residual = (prhs_i32)p->residual,
         .psaw = s->factors[2 * layer],
         .etf = s->factors[2 * layer + 1],
     };
@@ -53,7 +53,7 @@ static prhs_k_state layer_state(const prhs_session *s, uint32_t layer) {
     prhs_i32 index = prhs_sparse_index(s, layer);
     prhs_k_state k = prhs_layout_state(&s->layout, index < 0 ? 0 : index, s->state.offset);
     if (index < 0) {
-        k.unit_off = k.list_off = k.qref_off = k.head_off = k.moment_off = PRHS_NONE;
+        k.unit_off = k.list_off = k.qref_off = k.head_off = k.moment_off = k.vhat_off = PRHS_NONE;
         k.vsum_off = k.vcount_off = k.unit_stat_off = k.head_stat_off = PRHS_NONE;
     }
     return k;
@@ -127,27 +127,28 @@ static void add_finish(list *l, bool verify) {
     };
 }
 
-static void add_score(list *l, prhs_i32 modes, bool full, bool moments) {
+static void add_score(list *l, prhs_i32 modes, bool full, prhs_i32 moments) {
     const prhs_step_args *a = l->a;
-    prhs_op *op = ADD(l, SCORE, l->seqs, a->pages, a->q_mem, a->k_mem, l->s->work.buffer);
+    prhs_buffer *values = moments == PRHS_K_MOMENTS_VALUES ? a->v_mem : NULL;
+    prhs_op *op = ADD(l, SCORE, l->seqs, a->pages, a->q_mem, a->k_mem, values, l->s->work.buffer);
     op->args.score = (prhs_k_score){
         .kv = a->kv, .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .work = l->work, .modes = modes, .full = full,
         .moments = moments,
     };
     if (!moments)
-        op->args.score.work.mom_off = PRHS_NONE;
+        op->args.score.work.mom_off = op->args.score.work.vmid_off = PRHS_NONE;
 }
 
 static void add_retrieval(list *l) {
     const prhs_step_args *a = l->a;
-    add_score(l, 1 << PRHS_MODE_RETRIEVE, false, l->s->moments);
+    add_score(l, 1 << PRHS_MODE_RETRIEVE, false, l->s->values ? PRHS_K_MOMENTS_VALUES : l->s->moments ? PRHS_K_MOMENTS_KEYS : 0);
     prhs_op *op = ADD(l, SELECT, l->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer);
     op->args.select = (prhs_k_select){
         .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work, .policy = l->policy,
     };
     if (!l->s->moments)
         return;
-    op = ADD(l, MOMENTS, l->seqs, a->pages, a->k_mem, l->s->state.buffer, l->s->work.buffer);
+    op = ADD(l, MOMENTS, l->seqs, a->pages, a->k_mem, l->s->values ? a->v_mem : NULL, l->s->state.buffer, l->s->work.buffer);
     op->args.moments = (prhs_k_moments){
         .kv = a->kv, .batch = l->batch, .shape = l->s->limits.shape, .state = l->state, .work = l->work,
     };
@@ -157,7 +158,7 @@ static void add_audit(list *l) {
     const prhs_step_args *a = l->a;
     const prhs_i32 modes =
         1 << PRHS_MODE_WINDOW | 1 << PRHS_MODE_STREAM | 1 << PRHS_MODE_SHARE | 1 << PRHS_MODE_RETRIEVE;
-    add_score(l, modes, true, false);
+    add_score(l, modes, true, 0);
     prhs_op *op = ADD(l, AUDIT, l->seqs, l->s->state.buffer, l->s->work.buffer);
     op->args.audit = (prhs_k_audit){
         .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .out = a->out, .lse_off = PRHS_NONE, .state = l->state,
@@ -176,7 +177,8 @@ static void close_up(list *l) {
 
 size_t prhs_plan_step(const prhs_session *s, const prhs_step_args *a, prhs_op *ops) {
     list l = begin(s, a, ops);
-    const bool dense = l.policy.dense, retrieves = s->retrieves && !dense, mass = retrieves && s->moments;
+    const bool dense = l.policy.dense, retrieves = s->retrieves && !dense;
+    const bool mass = retrieves && s->params.policy.gate == PRHS_GATE_MASS;
     if (a->append || (s->sums && !dense) || s->params.validate)
         add_append(&l);
     if (a->kinds & PRHS_HAS_PREFILL)

@@ -28,7 +28,8 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
     s->dev = dev;
     s->params = *p;
     s->retrieves = p->policy.k > 0 && p->policy.k < p->max_kv_len && prhs_sparse_layers(p) > 0;
-    s->moments = s->retrieves && p->policy.gate == PRHS_GATE_MASS;
+    s->values = s->retrieves && p->policy.residual == PRHS_RESIDUAL_RETRIEVED;
+    s->moments = s->values || (s->retrieves && p->policy.gate == PRHS_GATE_MASS);
     s->sums = s->retrieves && p->policy.residual == PRHS_RESIDUAL_MEAN;
     s->limits = (prhs_limits){
         .dev = dev, .call = call, .shape = shape, .max_slots = (prhs_i32)p->max_slots, .max_seqs = (prhs_i32)p->max_seqs,
@@ -41,7 +42,7 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
         .shape = shape, .layers = (prhs_i32)prhs_sparse_layers(p), .max_slots = (prhs_i32)p->max_slots,
         .max_seqs = (prhs_i32)p->max_seqs, .rows = (prhs_i32)p->decode_rows, .max_kv_len = (prhs_i32)p->max_kv_len,
         .list_cap = s->retrieves ? (prhs_i32)(p->policy.k / p->policy.granularity) : 0, .lists = s->retrieves,
-        .moments = s->moments, .sums = s->sums, .stats = true, .scores = s->retrieves || p->audit,
+        .moments = s->moments, .values = s->values, .sums = s->sums, .stats = true, .scores = s->retrieves || p->audit,
         .chunking = dev->backend->chunking(dev, &key),
     };
     if (!prhs_layout_make(&extent, &s->layout))

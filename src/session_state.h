@@ -15,7 +15,8 @@ struct prhs_session {
     prhs_layout layout;
     prhs_mem state, work;
     bool retrieves;          /* the policy selects tokens at all */
-    bool moments, sums;      /* mass gate; mean residual */
+    bool moments, values;    /* of the dropped keys: mass gate; of their values, too: retrieved residual */
+    bool sums;               /* mean residual */
     uint32_t *factors;       /* [layers][2]: PSAW's and ETF's */
     prhs_event *fault_event; /* of the look at the error word that is in flight or was last seen */
     uint32_t *fault_word;    /* where it arrives: prhs_host_alloc() */

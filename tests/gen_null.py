@@ -56,7 +56,7 @@ VALUES = {
     "prhs_session_get_sizes.params": "&e->session_params", "prhs_session_create.params": "&e->session_params",
     "prhs_policy_preset.policy": "&e->policy", "prhs_policy_check.policy": "&e->policy",
     "prhs_psaw_start.policy": "&e->policy", "prhs_etf_frozen.policy": "&e->policy",
-    "prhs_op_score.full": "0", "prhs_op_score.moments": "0",
+    "prhs_op_score.full": "0", "prhs_op_score.moments": "0", "prhs_op_moments.values": "0",
     "prhs_event_elapsed.begin": "e->event", "prhs_event_elapsed.end": "e->event",
     "const prhs_log *": "&e->log", "prhs_device *": "e->dev", "const prhs_device *": "e->dev", "prhs_queue *": "e->queue",
     "prhs_buffer *": "e->buf", "const prhs_buffer *": "e->buf", "prhs_event *": "e->event",

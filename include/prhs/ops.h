@@ -44,6 +44,7 @@ typedef struct prhs_ops_layout {
     uint64_t queries;    /**< state: float32[H][D], reference queries */
     uint64_t masses;     /**< state: float32[H][4]: L_D, and three that ops leave alone */
     uint64_t moments;    /**< state: float32[H][2][D], mean and variance of the dropped keys */
+    uint64_t values;     /**< state: float32[H][D], mean value of the dropped tokens */
     uint64_t sums;       /**< state: int64[H_kv][D], value sums in units of 2^-24 */
     uint64_t counts;     /**< state: int32[H_kv][2], rows in the sum, and of these non-finite ones */
     uint64_t workspace_bytes;
@@ -100,7 +101,8 @@ PRHS_API prhs_status prhs_op_range_sum(prhs_ops *ops, prhs_queue *queue, const p
 
 /**
  * Scores of each entry's first decode row against K for units whose set.mode is PRHS_MODE_RETRIEVE: [0, sink_end) and
- * [mid_begin, own position], or with full != 0 all of [0, own position]. Results stay in the workspace for select and moments.
+ * [mid_begin, own position], or with full != 0 all of [0, own position]. Results stay in the workspace for select and moments: moments 1 keeps sums over the
+ * middle's keys, moments 2 over its values, too.
  */
 PRHS_API prhs_status prhs_op_score(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, const prhs_rows *q,
                                    int full, int moments, prhs_mem ws);
@@ -119,9 +121,12 @@ typedef struct prhs_select_params {
 PRHS_API prhs_status prhs_op_select(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_rows *q,
                                     const prhs_select_params *params, prhs_mem state, prhs_mem ws);
 
-/** Mean and variance of the keys that select dropped, per query head; needs a score call with moments != 0. */
-PRHS_API prhs_status prhs_op_moments(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, prhs_mem state,
-                                     prhs_mem ws);
+/**
+ * Of what select dropped, per query head: mean and variance of the keys, and with values != 0 the mean value, each token weighted by its
+ * attention. Needs a score call with moments 1, with values 2.
+ */
+PRHS_API prhs_status prhs_op_moments(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, int values,
+                                     prhs_mem state, prhs_mem ws);
 
 /** Arrays of the stand-alone gate, all float32 and contiguous. Start from PRHS_GATE_PARAMS_INIT. */
 typedef struct prhs_gate_params {

@@ -29,7 +29,9 @@ typedef enum prhs_join {
 /** What stands in for the dropped tokens in the output. */
 typedef enum prhs_residual {
     PRHS_RESIDUAL_NONE = 0,  /**< nothing: the kept weights are renormalised */
-    PRHS_RESIDUAL_MEAN = 1   /**< the mean of the KV head's cached values, weighted with the dropped mass */
+    PRHS_RESIDUAL_MEAN = 1,  /**< the mean of the KV head's cached values, weighted with the dropped mass */
+    PRHS_RESIDUAL_RETRIEVED = 2  /**< the dropped tokens' own mean value, weighted by their attention at the reference: retrievals
+                                      read V as well, and their output is that of dense attention */
 } prhs_residual;
 
 /** The policy. Fill it with prhs_policy_preset() and change what you need; 0 means 0. */

@@ -59,12 +59,23 @@ static bool estimate_row(const task *k, int r) {
     return holds;
 }
 
-/* o, with the dropped part replaced by the mean value. */
-static void put_mean(const task *k, float *o, float delta) {
+/* o of head j of the unit, with the dropped part replaced by what it was at the reference. */
+static void put_dropped(const task *k, int j, float delta) {
+    const prhs_k_finish *a = k->a;
+    int dim = a->shape.dim;
+    const float *vhat = (float *)prhs_cpu_state(&a->state, k->state, k->e->slot, a->state.vhat_off) + (k->first + j) * dim;
+    float *o = k->x->o + j * dim;
+    for (int d = 0; d < dim; d++)
+        o[d] = (1.0f - delta) * o[d] + delta * vhat[d];
+}
+
+/* The same, replaced by the mean of all values. */
+static void put_mean(const task *k, int j, float delta) {
     const prhs_k_finish *a = k->a;
     int hk = k->first / a->shape.group, dim = a->shape.dim;
     const prhs_i64 *sum = (prhs_i64 *)prhs_cpu_state(&a->state, k->state, k->e->slot, a->state.vsum_off) + hk * dim;
     const prhs_value_count *count = (prhs_value_count *)prhs_cpu_state(&a->state, k->state, k->e->slot, a->state.vcount_off) + hk;
+    float *o = k->x->o + j * dim;
     for (int d = 0; d < dim; d++) {
         float mean = count->nonfinite > 0 ? NAN : (float)((double)sum[d] / 16777216.0 / count->rows);
         o[d] = (1.0f - delta) * o[d] + delta * mean;
@@ -76,10 +87,12 @@ static void output(task *k, int r, bool masses) {
     const prhs_k_finish *a = k->a;
     int row = prhs_cpu_row_index(k->e, r), dim = a->shape.dim;
     for (int j = 0; j < k->heads; j++) {
-        float *o = k->x->o + j * dim;
-        if (masses && a->policy.residual && k->x->delta[j] != 0.0f)
-            put_mean(k, o, k->x->delta[j]);
-        prhs_cpu_store(a->out.dtype, prhs_cpu_row(&a->out, prhs_cpu_mem(k->op, OUT), row, k->first + j), dim, o);
+        float delta = masses ? k->x->delta[j] : 0.0f;
+        if (a->policy.residual == PRHS_K_RESIDUAL_MEAN && delta != 0.0f)
+            put_mean(k, j, delta);
+        else if (a->policy.residual == PRHS_K_RESIDUAL_RETRIEVED && delta != 0.0f)
+            put_dropped(k, j, delta);
+        prhs_cpu_store(a->out.dtype, prhs_cpu_row(&a->out, prhs_cpu_mem(k->op, OUT), row, k->first + j), dim, k->x->o + j * dim);
         if (a->lse_off != PRHS_NONE)
             ((float *)(void *)(prhs_cpu_mem(k->op, LSE) + a->lse_off))[(prhs_i64)row * a->shape.heads + k->first + j] =
                 k->x->lse[j];

@@ -1,27 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * score: the decision row's scores by position, chunk by chunk, with what select and moments need of each chunk: softmax norms of
- * the scored tokens and of the middle, and the middle's key moments about a pivot.
+ * the scored tokens and of the middle, the middle's key moments about a pivot, and the weighted sum of its values.
  */
 #include "rows.h"
 
-enum { SEQS, PAGES, Q, K, WORK };
+enum { SEQS, PAGES, Q, K, V, WORK };
 
 typedef struct scratch {
     float q[PRHS_CPU_MAX_GROUP * PRHS_CPU_MAX_DIM];
     float s[PRHS_CPU_MAX_GROUP * PRHS_CPU_TILE];
     float mom[PRHS_CPU_MAX_GROUP * 2 * PRHS_CPU_MAX_DIM];
+    float val[PRHS_CPU_MAX_GROUP * PRHS_CPU_MAX_DIM];
     float corr[PRHS_CPU_MAX_GROUP];
     float pivot[PRHS_CPU_MAX_DIM];
     prhs_cpu_norm other[PRHS_CPU_MAX_GROUP], middle[PRHS_CPU_MAX_GROUP]; /* scored tokens outside the middle, and in it */
-    prhs_cpu_tile k[2];
+    prhs_cpu_tile k[2], v;
 } scratch;
 _Static_assert(sizeof(scratch) <= PRHS_CPU_SCRATCH, "score's scratch");
 
 typedef struct task {
     const prhs_seq *e;
     const prhs_set *set;
-    prhs_cpu_cache k;
+    prhs_cpu_cache k, v;
     size_t b;
     int u, c, begin, end;
 } task;
@@ -44,8 +45,10 @@ static bool find_task(const prhs_op *op, size_t item, task *t) {
         return false;
     t->begin = (int)(t->c * chunk);
     t->end = t->begin + prhs_cpu_min((int)chunk, n - t->begin);
-    t->k = prhs_cpu_keys(&a->kv, &a->batch, prhs_cpu_mem(op, PAGES), prhs_cpu_mem(op, K), t->b,
-                         t->u * a->shape.unit_heads / a->shape.group);
+    int hk = t->u * a->shape.unit_heads / a->shape.group;
+    t->k = prhs_cpu_keys(&a->kv, &a->batch, prhs_cpu_mem(op, PAGES), prhs_cpu_mem(op, K), t->b, hk);
+    if (a->moments == PRHS_K_MOMENTS_VALUES)
+        t->v = prhs_cpu_values(&a->kv, &a->batch, prhs_cpu_mem(op, PAGES), prhs_cpu_mem(op, V), t->b, hk);
     return true;
 }
 
@@ -73,7 +76,7 @@ static void weigh(const prhs_op *op, const prhs_cpu_lanes *lanes, const task *t,
 static void score_range(const prhs_op *op, const prhs_cpu_lanes *lanes, const task *t, int begin, int end, bool middle,
                         scratch *x) {
     const prhs_k_score *a = &op->args.score;
-    bool moments = middle && a->moments;
+    bool moments = middle && a->moments, values = middle && a->moments == PRHS_K_MOMENTS_VALUES;
     if (begin < end)
         prhs_cpu_range(&t->k, begin, prhs_cpu_min(end, begin + PRHS_CPU_TILE), &x->k[0]);
     for (int j = begin, now = 0; j < end; j += PRHS_CPU_TILE, now = 1 - now) {
@@ -82,10 +85,16 @@ static void score_range(const prhs_op *op, const prhs_cpu_lanes *lanes, const ta
             prhs_cpu_range(&t->k, j + PRHS_CPU_TILE, prhs_cpu_min(end, j + 2 * PRHS_CPU_TILE), &x->k[1 - now]);
             ahead[0] = &x->k[1 - now];
         }
+        if (values) {
+            prhs_cpu_range(&t->v, j, j + k->n, &x->v);
+            ahead[1] = &x->v;
+        }
         lanes->dot(k, x->q, a->shape.unit_heads, a->shape.scale, x->s, ahead);
         weigh(op, lanes, t, j, k->n, moments, middle ? x->middle : x->other, x);
         if (moments)
             lanes->moments(k, x->s, a->shape.unit_heads, x->corr, x->pivot, x->mom);
+        if (values)
+            lanes->axpy(&x->v, x->s, PRHS_CPU_TILE, 1, a->shape.unit_heads, x->corr, x->val);
     }
 }
 
@@ -103,10 +112,12 @@ static void put_chunk(const prhs_op *op, const task *t, const scratch *x) {
         norm[3] = m->sum;
         if (!a->moments)
             continue;
-        float *mom = (float *)(void *)(work + a->work.mom_off) +
-                     (((prhs_i64)t->b * a->shape.heads + h) * a->work.score_chunks + t->c) * 2 * dim;
+        prhs_i64 slot = ((prhs_i64)t->b * a->shape.heads + h) * a->work.score_chunks + t->c;
+        float *mom = (float *)(void *)(work + a->work.mom_off) + slot * 2 * dim;
         memcpy(mom, x->mom + 2 * i * pad, (size_t)dim * sizeof *mom);
         memcpy(mom + dim, x->mom + (2 * i + 1) * pad, (size_t)dim * sizeof *mom);
+        if (a->moments == PRHS_K_MOMENTS_VALUES)
+            memcpy((float *)(void *)(work + a->work.vmid_off) + slot * dim, x->val + i * pad, (size_t)dim * sizeof *mom);
     }
 }
 
@@ -122,11 +133,10 @@ static void score_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t 
     int sinks = prhs_cpu_max(0, set->sink_end), low = prhs_cpu_max(sinks, set->mid_begin), high = prhs_cpu_max(low, set->mid_end);
     prhs_cpu_load_q(&a->q, prhs_cpu_mem(op, Q), prhs_cpu_row_index(t.e, 0), t.u * heads, heads, dim, x->q);
     memset(x->mom, 0, (size_t)(heads * 2 * PRHS_CPU_PAD(dim)) * sizeof *x->mom);
+    memset(x->val, 0, (size_t)(heads * PRHS_CPU_PAD(dim)) * sizeof *x->val);
     memset(x->pivot, 0, sizeof x->pivot);
-    for (int i = 0; i < 2; i++) {
-        x->k[i].dtype = a->kv.dtype;
-        x->k[i].dim = dim;
-    }
+    x->k[0].dtype = x->k[1].dtype = x->v.dtype = a->kv.dtype;
+    x->k[0].dim = x->k[1].dim = x->v.dim = dim;
     if (a->moments && set->mid_end > 0 && set->mid_end <= t.e->kv_len)
         prhs_cpu_load(a->kv.dtype, prhs_cpu_cached(&t.k, set->mid_end - 1), dim, x->pivot);
     for (int h = 0; h < heads; h++)

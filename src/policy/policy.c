@@ -79,7 +79,7 @@ static const char *gate_fault(const prhs_policy *p) {
         return "tau must lie in [-1, 1]";
     if (p->gate == PRHS_GATE_MASS && !(p->eps >= 0.0f && isfinite(p->eps)))
         return "eps must be finite and at least 0";
-    if ((int)p->residual < PRHS_RESIDUAL_NONE || p->residual > PRHS_RESIDUAL_MEAN)
+    if ((int)p->residual < PRHS_RESIDUAL_NONE || p->residual > PRHS_RESIDUAL_RETRIEVED)
         return "residual is no prhs_residual";
     if (p->residual != PRHS_RESIDUAL_NONE && p->k == 0)
         return "a residual needs the dropped mass, which is unknown with k = 0";

@@ -138,6 +138,42 @@ void oracle_moments_make(const double *q, const double *K, int D, double scale, 
     free(attended);
 }
 
+/*
+ * "V over the middle, minus the selected rows", taken over the dropped rows directly, as the moments are. Rules taken: a value that is not
+ * finite makes its channel what IEEE would have it: NaN where the token was selected (what is taken away again was NaN or infinite).
+ */
+void oracle_dropped_value(const double *q, const double *K, const double *V, int D, double scale, const oracle_set *set,
+                          const int *list, int n_list, const oracle_moments *m, double *vhat, double *bar) {
+    double *w = oracle_alloc((size_t)set->N, sizeof *w), eps = 4e-6;
+    int *every = oracle_alloc((size_t)set->N, sizeof *every);
+    unsigned char *attended = mark(set, list, n_list, set->N - 1);
+    oracle_scores(q, K, set->N, D, scale, w);
+    for (int j = 0; j < set->N; j++) {
+        every[j] = j;
+        w[j] = w[j] == -(double)INFINITY ? 0 : exp(w[j] - m->top);
+    }
+    eps *= oracle_bar(q, K, D, scale, every, set->N);
+    for (int d = 0; d < D; d++) {
+        double sum = 0, size = 0;
+        for (int j = set->mid_begin; j < set->mid_end; j++) {
+            double v = V[(size_t)j * (size_t)D + (size_t)d];
+            if (w[j] == 0)
+                continue;
+            size += w[j] * fabs(v);
+            if (!attended[j])
+                sum += w[j] * v;
+            else if (!isfinite(v))
+                sum = NAN;
+        }
+        vhat[d] = m->L_D == -(double)INFINITY ? 0 : sum / m->Z_f;
+        if (bar)
+            bar[d] = m->L_D == -(double)INFINITY ? 0 : eps * size / m->Z_f + 1e-6 * fabs(vhat[d]);
+    }
+    free(w);
+    free(every);
+    free(attended);
+}
+
 double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double L_C, double *x) {
     double rise = 0;
     for (int d = 0; d < D; d++) {

@@ -114,6 +114,12 @@ typedef struct oracle_moments {
 /* Moments of the middle's tokens that the set does not attend (at the decision row's N). Nothing dropped: mu = var = 0. */
 void oracle_moments_make(const double *q, const double *K, int D, double scale, const oracle_set *set, const int *list,
                          int n_list, double floor, oracle_moments *m);
+/*
+ * The dropped tokens' mean value with the weights of q, divided by m's Z_f: vhat[D]; 0 where nothing is dropped. bar[D] (or NULL): what
+ * float32 may be off that takes the kept tokens from the middle's sum.
+ */
+void oracle_dropped_value(const double *q, const double *K, const double *V, int D, double scale, const oracle_set *set,
+                          const int *list, int n_list, const oracle_moments *m, double *vhat, double *bar);
 /* The dropped mass predicted for q; *x (or NULL) is the predicted rise of L_D. */
 double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double L_C, double *x);
 /* What float32 may be off in an estimate `hat`; `bar`: F7's of the scores behind L_C. Needs the moments' bars. */
@@ -145,7 +151,7 @@ double oracle_sharing_bound(double K_max, int D, double tau);
 /* ---- session.c, step.c: a whole session ---- */
 
 enum { ORACLE_GATE_NONE, ORACLE_GATE_COSINE, ORACLE_GATE_MASS };
-enum { ORACLE_RESIDUAL_NONE, ORACLE_RESIDUAL_MEAN };
+enum { ORACLE_RESIDUAL_NONE, ORACLE_RESIDUAL_MEAN, ORACLE_RESIDUAL_RETRIEVED };
 /* Why a unit did not share. */
 enum { ORACLE_CAUSE_NONE, ORACLE_CAUSE_NO_REFERENCE, ORACLE_CAUSE_BLOCK, ORACLE_CAUSE_COSINE, ORACLE_CAUSE_MASS };
 
@@ -199,10 +205,11 @@ typedef struct oracle_head {
     double delta_ref;  /* of the reference in force after the verdict */
     double L_D;        /* of the reference in force after the verdict */
     double gate_cos, gate_hat, gate_ref; /* row 0: what its gate saw (reference before the verdict); else as above */
-    double weight;                       /* of v_mean in the output */
+    double weight;                       /* in the output: of the mean, or of the dropped tokens' value */
     double bar;                          /* F7's: 1e-6 * oracle_bar() of what was attended */
     double hat_bar;                      /* what float32 may be off in delta_hat */
-    double spread;                       /* |v_mean - o| / |output|: how an error in `weight` shows; 0 where the weight is 0 */
+    double spread;                       /* |value - o| / |output|: how an error in `weight` shows; 0 where the weight is 0 */
+    double value_bar;                    /* what float32 may be off in the dropped tokens' value, as it shows: of |output| */
 } oracle_head;
 
 typedef struct oracle_unit {

@@ -33,6 +33,8 @@ static void make_cache(const oracle_session *s, oracle_cache *c) {
         r->var = oracle_alloc(rows, sizeof *r->var);
         r->mu_bar = oracle_alloc(rows, sizeof *r->mu_bar);
         r->var_bar = oracle_alloc(rows, sizeof *r->var_bar);
+        r->value = oracle_alloc(rows, sizeof *r->value);
+        r->value_bar = oracle_alloc(rows, sizeof *r->value_bar);
         r->L_D = oracle_alloc(heads, sizeof *r->L_D);
         r->delta = oracle_alloc(heads, sizeof *r->delta);
         r->top = oracle_alloc(heads, sizeof *r->top);
@@ -80,6 +82,8 @@ static void free_cache(const oracle_session *s, oracle_cache *c) {
         free(r->var);
         free(r->mu_bar);
         free(r->var_bar);
+        free(r->value);
+        free(r->value_bar);
         free(r->L_D);
         free(r->delta);
         free(r->top);
@@ -196,6 +200,8 @@ static void copy_ref(const oracle_session *s, oracle_ref *to, const oracle_ref *
     copy(to->var, from->var, rows);
     copy(to->mu_bar, from->mu_bar, rows);
     copy(to->var_bar, from->var_bar, rows);
+    copy(to->value, from->value, rows);
+    copy(to->value_bar, from->value_bar, rows);
     copy(to->L_D, from->L_D, heads);
     copy(to->delta, from->delta, heads);
     copy(to->top, from->top, heads);

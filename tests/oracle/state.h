@@ -12,6 +12,7 @@ typedef struct oracle_ref {
     int *list, n_list;
     double *q;                                  /* [unit_heads][D] */
     double *mu, *var, *mu_bar, *var_bar;        /* [unit_heads][D] */
+    double *value, *value_bar;                  /* [unit_heads][D]: of the dropped tokens */
     double *L_D, *delta, *top, *Z_middle, *Z_f; /* [unit_heads] */
 } oracle_ref;
 

@@ -198,6 +198,8 @@ static void retrieve(const work *w, const oracle_set *fresh) {
     for (int g = 0; g < heads; g++) {
         oracle_moments m = oracle_ref_moments(ref, g, D);
         oracle_moments_make(query(w, 0, g), keys(w), D, p->scale, &ref->set, ref->list, ref->n_list, p->floor, &m);
+        oracle_dropped_value(query(w, 0, g), keys(w), w->c->V[kv_head(w)], D, p->scale, &ref->set, ref->list, ref->n_list, &m,
+                             ref->value + (size_t)g * (size_t)D, ref->value_bar + (size_t)g * (size_t)D);
         ref->L_D[g] = m.L_D;
         ref->top[g] = m.top;
         ref->Z_middle[g] = m.Z_middle;
@@ -230,7 +232,7 @@ static void row_head(const work *w, int row, int g) {
     h->lse = attend(w, row, g, &u->set, u->list, u->n_list, output(w, row, g), &h->bar);
     h->delta_full =
         oracle_dropped(query(w, row, g), keys(w), w->s->p.D, w->s->p.scale, &u->set, u->list, u->n_list, w->t + row, NULL);
-    h->weight = h->spread = 0;
+    h->weight = h->spread = h->value_bar = 0;
     if (u->mode == ORACLE_DENSE)
         h->delta = 0;
     if (!has_list(u->mode))
@@ -249,7 +251,7 @@ static void row_head(const work *w, int row, int g) {
         h->gate_ref = h->delta_ref;
     }
     /* Rule taken: a stale mass puts no residual in ("a residual on shared steps needs the mass gate", further rows share). */
-    if (w->s->p.residual == ORACLE_RESIDUAL_MEAN && (row == 0 || w->s->p.gate == ORACLE_GATE_MASS))
+    if (w->s->p.residual != ORACLE_RESIDUAL_NONE && (row == 0 || w->s->p.gate == ORACLE_GATE_MASS))
         h->weight = h->delta;
 }
 
@@ -259,22 +261,28 @@ static void row_dense(const work *w, int row) {
     for (int g = 0; g < w->s->unit_heads; g++) {
         oracle_head *h = head(w, row, g);
         h->lse = attend(w, row, g, &all, NULL, 0, output(w, row, g), &h->bar);
-        h->delta = h->delta_full = h->weight = h->spread = 0;
+        h->delta = h->delta_full = h->weight = h->spread = h->value_bar = 0;
     }
 }
 
-/* Puts the residual in. */
+/* Puts the residual in: the mean of all values, or the reference's of the dropped ones. */
 static void mix(const work *w, int row, int g, const double *mean) {
+    const int own = w->s->p.residual == ORACLE_RESIDUAL_RETRIEVED;
+    const double *value = own ? reference(w)->value + (size_t)g * (size_t)w->s->p.D : mean;
+    const double *bar = reference(w)->value_bar + (size_t)g * (size_t)w->s->p.D;
     oracle_head *h = head(w, row, g);
-    double *o = output(w, row, g), gap = 0, norm = 0;
+    double *o = output(w, row, g), gap = 0, norm = 0, off = 0;
     if (h->weight == 0)
         return;
-    for (int d = 0; d < w->s->p.D; d++)
-        gap += (mean[d] - o[d]) * (mean[d] - o[d]);
-    oracle_mix(o, mean, h->weight, w->s->p.D);
+    for (int d = 0; d < w->s->p.D; d++) {
+        gap += (value[d] - o[d]) * (value[d] - o[d]);
+        off += bar[d] * bar[d];
+    }
+    oracle_mix(o, value, h->weight, w->s->p.D);
     for (int d = 0; d < w->s->p.D; d++)
         norm += o[d] * o[d];
     h->spread = sqrt(gap / norm);
+    h->value_bar = own ? h->weight * sqrt(off / norm) : 0;
 }
 
 /* A row of the unit: the set, its own gate if it is a further row, the residual. */
@@ -308,7 +316,7 @@ static void clear_rows(const work *w) {
     double x = NAN;
     for (int row = 0; row < w->R; row++)
         for (int g = 0; g < w->s->unit_heads; g++)
-            *head(w, row, g) = (oracle_head){ x, x, x, x, x, x, x, x, x, x, x, x, x, x };
+            *head(w, row, g) = (oracle_head){ x, x, x, x, x, x, x, x, x, x, x, x, x, x, x };
 }
 
 /* Row 0's verdict, the library's where it is followed, and what it brings about. */

@@ -41,7 +41,7 @@ typedef struct t_env {
     prhs_select_params select;
     prhs_gate_params gate;
     prhs_merge_params merge;
-    int sign;
+    int sign, moments;
     /* tier 3 */
     prhs_policy policy;
     uint32_t layers, layer, slot, slot2, unit, head;

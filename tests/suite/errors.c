@@ -106,9 +106,9 @@ static prhs_status call_ops(t_env *e, call c) {
     case OPS_CREATE: return prhs_ops_create(e->dev, &e->ops_params, &e->new_ops);
     case APPEND: return prhs_op_append(e->ops, e->queue, &e->batch, &e->kv, &e->k, &e->v, e->ops_state);
     case RANGE_SUM: return prhs_op_range_sum(e->ops, e->queue, &e->batch, &e->kv, e->sign, e->ops_state);
-    case SCORE: return prhs_op_score(e->ops, e->queue, &e->batch, &e->kv, &e->q, 0, 0, e->ops_ws);
+    case SCORE: return prhs_op_score(e->ops, e->queue, &e->batch, &e->kv, &e->q, 0, e->moments, e->ops_ws);
     case SELECT: return prhs_op_select(e->ops, e->queue, &e->batch, &e->q, &e->select, e->ops_state, e->ops_ws);
-    case MOMENTS: return prhs_op_moments(e->ops, e->queue, &e->batch, &e->kv, e->ops_state, e->ops_ws);
+    case MOMENTS: return prhs_op_moments(e->ops, e->queue, &e->batch, &e->kv, 0, e->ops_state, e->ops_ws);
     case GATE: return prhs_op_gate(e->ops, e->queue, &e->q, &e->gate);
     case ATTEND: return prhs_op_attend(e->ops, e->queue, &e->batch, &e->kv, &e->q, e->ops_state, e->ops_ws, &e->out, e->lse);
     case PREFILL:

@@ -36,7 +36,9 @@ static oracle_params params_of(const t_setup *s) {
     o.ahead = (int)p->dilate_ahead;
     o.granularity = (int)p->granularity;
     o.join = p->join == PRHS_JOIN_MAX ? ORACLE_JOIN_MAX : p->join == PRHS_JOIN_PER_HEAD ? ORACLE_JOIN_PER_HEAD : ORACLE_JOIN_SUM;
-    o.residual = p->residual == PRHS_RESIDUAL_MEAN ? ORACLE_RESIDUAL_MEAN : ORACLE_RESIDUAL_NONE;
+    o.residual = p->residual == PRHS_RESIDUAL_MEAN        ? ORACLE_RESIDUAL_MEAN
+                 : p->residual == PRHS_RESIDUAL_RETRIEVED ? ORACLE_RESIDUAL_RETRIEVED
+                                                          : ORACLE_RESIDUAL_NONE;
     o.psaw = (int)p->psaw;
     o.psaw_layer = (int)p->psaw_layer;
     o.phi = (double)p->psaw_phi;
@@ -306,6 +308,13 @@ static void count(const where *at, uint32_t u) {
         c->rows_dense += p->res->dense[(size_t)r * p->units + u];
 }
 
+/* What a row may be off more than its attention, by its residual. On a retrieval the retrieved one makes it plain attention again. */
+static double residual_bar(const r_pair *p, const oracle_head *h, int32_t row, uint32_t unit) {
+    const int whole = p->w.s.policy.residual == PRHS_RESIDUAL_RETRIEVED && row == 0 && p->res->unit[unit].mode == ORACLE_RETRIEVE;
+    const double off = h->delta_hat == h->weight ? h->hat_bar : 4 * h->bar * h->weight; /* estimated or exact */
+    return h->weight > 0 && !whole ? h->spread * off + h->value_bar : 0;
+}
+
 static void decode(const where *at, int has_state) {
     r_pair *p = at->p;
     const t_shape *sh = p->w.s.shape;
@@ -323,9 +332,8 @@ static void decode(const where *at, int has_state) {
     for (int32_t r = 0; r < R; r++)
         for (uint32_t i = 0; i < sh->heads; i++) {
             const oracle_head *h = &p->res->head[(size_t)r * sh->heads + i];
-            double off = h->delta_hat == h->weight ? h->hat_bar : 4 * h->bar * h->weight; /* estimated or exact */
             check_row(at, r, i, p->res->out + ((size_t)r * sh->heads + i) * sh->dim, h->lse, h->bar,
-                      h->weight > 0 ? h->spread * off : 0, false);
+                      residual_bar(p, h, r, i / p->unit_heads), false);
         }
 }
 

@@ -149,9 +149,9 @@ static void run(t_ctx *t, int row) {
     select.dilate_back = c->dilate_back;
     select.dilate_ahead = c->dilate_ahead;
     select.join = c->join == PRHS_JOIN_MAX ? PRHS_JOIN_MAX : PRHS_JOIN_SUM;
-    T_OK(t, prhs_op_score(b->ops, t->queue, &b->batch.b, &b->cache.kv, &b->q.r, 0, 1, b->ws.mem));
+    T_OK(t, prhs_op_score(b->ops, t->queue, &b->batch.b, &b->cache.kv, &b->q.r, 0, 2, b->ws.mem));
     T_OK(t, prhs_op_select(b->ops, t->queue, &b->batch.b, &b->q.r, &select, b->state.mem, b->ws.mem));
-    T_OK(t, prhs_op_moments(b->ops, t->queue, &b->batch.b, &b->cache.kv, b->state.mem, b->ws.mem));
+    T_OK(t, prhs_op_moments(b->ops, t->queue, &b->batch.b, &b->cache.kv, 1, b->state.mem, b->ws.mem));
     prhs_set *sets = t_bench_get_sets(b);
     int32_t *lists = t_alloc(t, units * cap * sizeof *lists);
     for (int i = 0; i < C_SEQS; i++)

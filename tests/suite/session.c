@@ -47,6 +47,26 @@ static void all_sparse(prhs_policy *p) {
     p->eps = 0.02f;
 }
 static void all_dense(prhs_policy *p) { p->dense_layers = 3; }
+static void retrieved(prhs_policy *p) { p->residual = PRHS_RESIDUAL_RETRIEVED; }
+static void retrieved_loose(prhs_policy *p) {
+    retrieved(p);
+    p->dense_layers = 0;
+    p->eps = 0.3f;
+    p->tau = 0.2f;
+    p->block = 40;
+}
+static void retrieved_psaw(prhs_policy *p) {
+    psaw_mass(p);
+    retrieved(p);
+    p->eps = 0.2f;
+}
+static void retrieved_dilated(prhs_policy *p) {
+    retrieved(p);
+    p->tau = 0.3f;
+    p->dilate_m = 2;
+    p->dilate_back = 1;
+    p->dilate_ahead = 2;
+}
 static void loose(prhs_policy *p) {
     p->eps = 0.5f;
     p->tau = 0.0f;
@@ -98,6 +118,17 @@ static const r_row rows[] = {
     { "no sinks, one local", "cis-mass", S_G1_D32, P1, 2, 1, SUM, 1, no_sinks, 0, 60 },
     { "cis with a low threshold", "cis", S_G1_D32, NHD, 3, 1, SUM, 0, tau_low, 0, 60 },
     { "cpe runs per head", "cpe", S_G2_D64, HND, 2, 4, EACH, 0, one_best, 0, 60 },
+    { "retrieved audited", "cis-mass", S_G1_D32, NHD, 2, 1, SUM, 1, retrieved_loose, 0, 60 },
+    { "retrieved G3", "cis-mass", S_G3_D64, HND, 3, 1, SUM, 0, retrieved, 0, 60 },
+    { "retrieved G4 runs of 4", "cis-mass", S_G4_D128, ONE, 2, 4, MAX, 0, retrieved, 0, 60 },
+    { "retrieved per head, runs of 4", "cis-mass", S_G2_D64, P1, 3, 4, EACH, 0, retrieved_loose, 0, 60 },
+    { "retrieved with PSAW", "cis-mass", S_G1_D32, NHD, 2, 1, SUM, 1, retrieved_psaw, 0, 60 },
+    { "retrieved D80 dilated", "cis-mass", S_MQA_D80, P1, 2, 1, SUM, 0, retrieved_dilated, 0, 60 },
+    { "retrieved G16 D40", "cis-mass", S_G16_D40, P256, 1, 1, SUM, 0, retrieved_loose, 0, 60 },
+    { "retrieved D256", "cis-mass", S_G4_D256, NHD, 2, 1, SUM, 0, retrieved_loose, 0, 60 },
+    { "retrieved D128 bf16", "cis-mass", S_G1_D128, P256, 4, 1, SUM, 0, retrieved_loose, 0, 60 },
+    { "topk retrieved", "topk", S_G3_D64, HND, 2, 1, SUM, 1, retrieved, 0, 60 },
+    { "long retrieved", "cis-mass", S_G3_D64, NHD, 2, 1, SUM, 1, retrieved_loose, 14, 60 },
     { "long cis-mass", "cis-mass", S_G3_D64, NHD, 2, 1, SUM, 1, loose, 14, 60 },
     { "long cpe", "cpe", S_G1_D32, HND, 1, 1, SUM, 1, NULL, 20, 60 },
     { "long dense", "dense", S_G2_D64, P256, 2, 1, SUM, 0, NULL, 14, 60 },

@@ -91,7 +91,7 @@ static oracle_params params_of(const synth *s, const prhs_policy *p) {
         .ahead = (int)p->dilate_ahead,
         .granularity = (int)p->granularity,
         .join = joins[p->join],
-        .residual = p->residual == PRHS_RESIDUAL_MEAN ? ORACLE_RESIDUAL_MEAN : ORACLE_RESIDUAL_NONE,
+        .residual = residuals[p->residual],
         .psaw = (int)p->psaw,
         .psaw_layer = (int)p->psaw_layer,
         .phi = (double)p->psaw_phi,

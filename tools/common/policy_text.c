@@ -24,8 +24,9 @@ static bool parse_word(const char *key, const char *value, prhs_policy *p) {
     } words[] = {
         { "gate", "none", PRHS_GATE_NONE },         { "gate", "cosine", PRHS_GATE_COSINE },
         { "gate", "mass", PRHS_GATE_MASS },         { "residual", "none", PRHS_RESIDUAL_NONE },
-        { "residual", "mean", PRHS_RESIDUAL_MEAN }, { "join", "sum", PRHS_JOIN_SUM },
-        { "join", "max", PRHS_JOIN_MAX },           { "join", "head", PRHS_JOIN_PER_HEAD },
+        { "residual", "mean", PRHS_RESIDUAL_MEAN }, { "residual", "retrieved", PRHS_RESIDUAL_RETRIEVED },
+        { "join", "sum", PRHS_JOIN_SUM },           { "join", "max", PRHS_JOIN_MAX },
+        { "join", "head", PRHS_JOIN_PER_HEAD },
     };
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
         if (strcmp(key, words[i].key) == 0 && strcmp(value, words[i].value) == 0) {

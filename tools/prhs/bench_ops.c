@@ -43,7 +43,7 @@ static void run_select(void *arg, uint32_t i) {
 
 static void run_moments(void *arg, uint32_t i) {
     const op_bench *o = arg;
-    bench_must(prhs_op_moments(o->ops, o->b->queue, &o->batch, copy_of(o, i), o->state, o->ws));
+    bench_must(prhs_op_moments(o->ops, o->b->queue, &o->batch, copy_of(o, i), 0, o->state, o->ws));
 }
 
 static void run_attend(void *arg, uint32_t i) {
