@@ -31,6 +31,7 @@ static t_selection reference(t_bench *b, int seq, uint32_t unit, const prhs_set 
     t_select_rule rule = { c->k, c->granularity, c->dilate_m, c->dilate_back, c->dilate_ahead, c->join == PRHS_JOIN_MAX };
     t_unit u = { t_bench_q(b, seq, 0) + (size_t)unit * b->unit_heads * b->sh->dim,
                  b->K[seq],
+                 b->V[seq],
                  b->sh->kv_heads,
                  unit * b->unit_heads / b->group,
                  b->sh->dim,
@@ -90,6 +91,7 @@ static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *se
         uint64_t head = unit * b->unit_heads + g;
         float *mass = t_fetch(t, t_at(b->state.mem, slot + b->layout.masses + head * 16), 16);
         float *mu = t_fetch(t, t_at(b->state.mem, slot + b->layout.moments + head * dim * 8), dim * 8), *var = mu + dim;
+        float *value = t_fetch(t, t_at(b->state.mem, slot + b->layout.values + head * dim * 4), dim * 4);
         float *q = t_fetch(t, t_at(b->state.mem, slot + b->layout.queries + head * dim * 4), dim * 4);
         t_dropped want;
         t_drop_moments(t, ref, g, set, list, &want);
@@ -104,6 +106,9 @@ static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *se
             T_CHECK(t, t_near((double)var[d], want.var[d], want.var_bar[d] / fmax(1, fabs(want.var[d]))),
                     "sequence %d unit %u head %u channel %u: variance %.9g instead of %.9g, bar %.3g", seq, unit, g, d,
                     (double)var[d], want.var[d], want.var_bar[d]);
+            T_CHECK(t, t_near((double)value[d], want.value[d], want.value_bar[d] / fmax(1, fabs(want.value[d]))),
+                    "sequence %d unit %u head %u channel %u: dropped value %.9g instead of %.9g, bar %.3g", seq, unit, g, d,
+                    (double)value[d], want.value[d], want.value_bar[d]);
         }
     }
 }

@@ -200,6 +200,20 @@ static void dropped_mass(const t_selection *s, const double *x, const uint8_t *k
     out->vanishes = out->l - top < -80;
 }
 
+/* Channel d of the dropped tokens' mean value. What is not finite stays, attended (and taken away again) or not. */
+static void dropped_value(const t_selection *s, const double *x, const uint8_t *kept, double top, double zf, double eps, uint32_t d,
+                          t_dropped *out) {
+    double sum = 0, size = 0;
+    for (int32_t j = s->mid_begin; j < s->mid_end; j++) {
+        double w = x[j] == -(double)INFINITY ? 0 : exp(x[j] - top);
+        double v = (double)s->u.V[((size_t)j * s->u.kv_heads + s->u.hk) * s->u.dim + d];
+        size += w * fabs(v);
+        sum += kept[j] && isfinite(v) ? 0 : w * v;
+    }
+    out->value[d] = sum / zf;
+    out->value_bar[d] = eps * size / zf + 1e-6 * fabs(sum / zf);
+}
+
 void t_drop_moments(t_ctx *t, const t_selection *s, uint32_t head, const prhs_set *set, const int32_t *list, t_dropped *out) {
     const double *x = s->score + (size_t)head * (size_t)s->n;
     double top = -INFINITY, zm = 0;
@@ -229,6 +243,8 @@ void t_drop_moments(t_ctx *t, const t_selection *s, uint32_t head, const prhs_se
         }
         m1 /= zf;
         m2 /= zf;
+        dropped_value(s, x, kept, top, zf, eps, d, out);
+        out->value[d] = broken ? (double)NAN : out->value[d];
         double e1 = eps * a1 / zf + 1e-7 * fabs((double)c[d]), e2 = eps * a2 / zf;
         out->mean[d] = broken ? (double)NAN : (double)c[d] + m1;
         out->var[d] = broken ? (double)NAN : fmax(0, m2 - m1 * m1);

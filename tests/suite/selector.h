@@ -8,7 +8,7 @@
 /* A unit's decision query and its keys. */
 typedef struct t_unit {
     const float *q; /* [heads][dim] */
-    const float *K; /* [n][kv_heads][dim] */
+    const float *K, *V; /* [n][kv_heads][dim] */
     uint32_t kv_heads, hk, dim, heads;
     double scale;
 } t_unit;
@@ -42,7 +42,8 @@ int t_same_list(const t_selection *s, const int32_t *list, int32_t count, char *
 typedef struct t_dropped {
     double l;     /* log-sum-exp; -inf: nothing */
     int vanishes; /* so far below the middle's largest score that float32 weights are 0: -inf is right too */
-    double mean[256], var[256], mean_bar[256], var_bar[256];
+    double mean[256], var[256], mean_bar[256], var_bar[256];   /* of its keys */
+    double value[256], value_bar[256];                         /* mean value */
 } t_dropped;
 
 void t_drop_moments(t_ctx *t, const t_selection *s, uint32_t head, const prhs_set *set, const int32_t *list, t_dropped *out);

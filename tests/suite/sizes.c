@@ -10,14 +10,17 @@ static const struct s_row {
     const char *name;
     uint32_t decode_rows, slots;
     double share; /* of the K/V cache, at most */
+    prhs_residual residual;
 } rows[] = {
-    { "one row", 1, 1, 0.003 },
-    { "one row, 64 slots", 1, 64, 0.003 },
-    { "eight rows", 8, 4, 0.005 },
+    { "one row", 1, 1, 0.003, PRHS_RESIDUAL_MEAN },
+    { "one row, 64 slots", 1, 64, 0.003, PRHS_RESIDUAL_MEAN },
+    { "eight rows", 8, 4, 0.005, PRHS_RESIDUAL_MEAN },
+    { "one row, retrieved", 1, 1, 0.003, PRHS_RESIDUAL_RETRIEVED },
+    { "eight rows, retrieved", 8, 4, 0.005, PRHS_RESIDUAL_RETRIEVED },
 };
 #define ROWS (int)(sizeof rows / sizeof *rows)
 
-static const char *row_name(int row) { return row < ROWS ? rows[row].name : "exact"; }
+static const char *row_name(int row) { return row < ROWS ? rows[row].name : row == ROWS ? "exact" : "residuals"; }
 
 static prhs_session_params big(t_ctx *t) {
     prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
@@ -35,6 +38,7 @@ static void share(t_ctx *t, const struct s_row *row) {
     prhs_session_sizes sizes = { .size = sizeof sizes };
     p.decode_rows = row->decode_rows;
     p.max_slots = row->slots;
+    p.policy.residual = row->residual;
     T_CHECK(t, p.policy.k + p.policy.sinks + p.policy.local == 512, "the preset keeps %u tokens",
             p.policy.k + p.policy.sinks + p.policy.local);
     T_OK(t, prhs_session_get_sizes(t->dev, &p, &sizes));
@@ -46,13 +50,33 @@ static void share(t_ctx *t, const struct s_row *row) {
              sizes.workspace);
 }
 
+/* What a slot holds for its residual: one row of floats a head, or exact sums and counts; nothing where there is none. */
+static void residuals(t_ctx *t) {
+    const uint64_t layers = 31, retrieved = layers * 32 * 128 * 4, mean = layers * 8 * (128 * 8 + 8);
+    uint64_t slot[3];
+    for (int i = 0; i < 3; i++) {
+        prhs_session_params p = big(t);
+        prhs_session_sizes sizes = { .size = sizeof sizes };
+        p.policy.residual = (prhs_residual)i;
+        T_OK(t, prhs_session_get_sizes(t->dev, &p, &sizes));
+        slot[i] = sizes.slot;
+    }
+    for (int i = 1; i < 3; i++) {
+        const uint64_t want = i == PRHS_RESIDUAL_MEAN ? mean : retrieved, more = slot[i] - slot[PRHS_RESIDUAL_NONE];
+        T_CHECK(t, (more + 255) / 256 == (want + 255) / 256, "residual %d takes %" PRIu64 " bytes of a slot instead of %" PRIu64, i, more,
+                want);
+    }
+}
+
 /* Buffers of exactly the size queried work, with the guard bands right behind them; one byte less is refused. */
 static void exact(t_ctx *t) {
-    static const char *const presets[] = { "dense", "streaming", "topk", "cis", "cpe", "cis-mass" };
+    static const char *const presets[] = { "dense", "streaming", "topk", "cis", "cpe", "cis-mass", "cis-mass" };
     for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
         t_world w;
         t_setup s = t_setup_default(t, presets[i], &t_shapes[S_G3_D64]);
         s.max_kv_len = 97;
+        if (i == 6)
+            s.policy.residual = PRHS_RESIDUAL_RETRIEVED;
         s.decode_rows = 3;
         s.audit = 1;
         t_world_make(t, &w, &s);
@@ -80,8 +104,10 @@ static void exact(t_ctx *t) {
 static void run(t_ctx *t, int row) {
     if (row < ROWS)
         share(t, &rows[row]);
-    else
+    else if (row == ROWS)
         exact(t);
+    else
+        residuals(t);
 }
 
-const t_group t_group_sizes = { "sizes", ROWS + 1, ROWS + 1, row_name, run };
+const t_group t_group_sizes = { "sizes", ROWS + 2, ROWS + 2, row_name, run };

@@ -10,16 +10,17 @@ typedef struct pair {
     t_wseq *sa, *sb;
 } pair;
 
-static t_setup base(t_ctx *t) {
+static t_setup base(t_ctx *t, prhs_residual residual) {
     t_setup s = t_setup_default(t, "cis-mass", &t_shapes[S_G1_D32]);
     s.decode_rows = 4;
+    s.policy.residual = residual;
     s.seed = 99;
     return s;
 }
 
-static pair *make(t_ctx *t) {
+static pair *make(t_ctx *t, prhs_residual residual) {
     pair *p = t_alloc(t, sizeof *p);
-    t_setup s = base(t);
+    t_setup s = base(t, residual);
     t_world_make(t, &p->a, &s);
     t_world_make(t, &p->b, &s);
     p->sa = t_world_seq(&p->a, 1, 0);
@@ -54,8 +55,8 @@ static void same_step_of_b(t_ctx *t, pair *p) {
 }
 
 /* A step of R rows of which c are committed leaves the state of the same step with c rows. */
-static void commit(t_ctx *t) {
-    pair *p = make(t);
+static void commit(t_ctx *t, prhs_residual residual) {
+    pair *p = make(t, residual);
     for (int i = 0; i < 40; i++) {
         int32_t c = 1 + i % 4;
         t_world_one(&p->a, p->sa, 4, 0);
@@ -67,8 +68,8 @@ static void commit(t_ctx *t) {
 }
 
 /* Rejected rows leave no trace without a commit call too: the next step names the committed length. */
-static void rejected(t_ctx *t) {
-    pair *p = make(t);
+static void rejected(t_ctx *t, prhs_residual residual) {
+    pair *p = make(t, residual);
     for (int i = 0; i < 25; i++) {
         t_world_one(&p->a, p->sa, 3, 0);
         t_world_cut(&p->a, p->sa, p->sa->len - 2);
@@ -78,8 +79,8 @@ static void rejected(t_ctx *t) {
     same_step(t, p, "after rejected rows");
 }
 
-static void truncate(t_ctx *t) {
-    pair *p = make(t);
+static void truncate(t_ctx *t, prhs_residual residual) {
+    pair *p = make(t, residual);
     t_world_one(&p->a, p->sa, 1, 0);
     t_world_one(&p->b, p->sb, 1, 0);
     same_state(t, p, "before");
@@ -98,8 +99,8 @@ static void truncate(t_ctx *t) {
     T_CHECK(t, last < 71 || view.set.mode == PRHS_MODE_RETRIEVE, "the step after the truncation has mode %d", view.set.mode);
 }
 
-static void fork(t_ctx *t) {
-    pair *p = make(t);
+static void fork(t_ctx *t, prhs_residual residual) {
+    pair *p = make(t, residual);
     prhs_stats stats;
     for (int i = 0; i < 5; i++)
         same_step(t, p, "before the fork");
@@ -121,8 +122,8 @@ static void fork(t_ctx *t) {
     }
 }
 
-static void move(t_ctx *t) {
-    pair *p = make(t);
+static void move(t_ctx *t, prhs_residual residual) {
+    pair *p = make(t, residual);
     prhs_stats before, after;
     for (int i = 0; i < 5; i++)
         same_step(t, p, "before the move");
@@ -143,8 +144,8 @@ static void move(t_ctx *t) {
     same_step(t, p, "moved and forked onto itself");
 }
 
-static void preempt(t_ctx *t) {
-    pair *p = make(t);
+static void preempt(t_ctx *t, prhs_residual residual) {
+    pair *p = make(t, residual);
     for (int i = 0; i < 5; i++)
         same_step(t, p, "before");
     void *blob = t_world_export(&p->a, 0);
@@ -162,8 +163,8 @@ static void preempt(t_ctx *t) {
 }
 
 /* Attached and seeded rows serve as a prefilled and seeded prompt does. */
-static void attach(t_ctx *t) {
-    pair *p = make(t);
+static void attach(t_ctx *t, prhs_residual residual) {
+    pair *p = make(t, residual);
     t_world_resize(&p->a, p->sa, W_ATTACH, 70);
     void *blob = t_world_export(&p->a, 0);
     for (uint32_t l = 1; l < p->a.s.layers; l++)
@@ -175,8 +176,8 @@ static void attach(t_ctx *t) {
 }
 
 /* A reset slot is as good as new; its neighbours are not touched. */
-static void reset(t_ctx *t) {
-    pair *p = make(t);
+static void reset(t_ctx *t, prhs_residual residual) {
+    pair *p = make(t, residual);
     prhs_stats stats;
     t_wseq *other = t_world_seq(&p->a, 9, 1);
     void *empty = t_world_export(&p->a, 1);
@@ -191,8 +192,8 @@ static void reset(t_ctx *t) {
 }
 
 /* The engine writes K/V itself: the same bits as append. */
-static void own_rows(t_ctx *t) {
-    pair *p = make(t);
+static void own_rows(t_ctx *t, prhs_residual residual) {
+    pair *p = make(t, residual);
     for (int i = 0; i < 20; i++) {
         size_t n = p->a.s.shape->kv_heads * p->a.s.shape->dim;
         float k[256], v[256];
@@ -215,8 +216,8 @@ static void own_rows(t_ctx *t) {
 
 /* A step that is run again at the same position (an engine that retries) retrieves where it retrieved: its own list is no earlier
  * one. */
-static void repeated(t_ctx *t) {
-    pair *p = make(t);
+static void repeated(t_ctx *t, prhs_residual residual) {
+    pair *p = make(t, residual);
     int retrieved = 0;
     for (int i = 0; i < 30; i++) {
         t_world_one(&p->a, p->sa, 1, 0);
@@ -347,7 +348,7 @@ static void crowd(t_ctx *t) {
 
 static const struct l_row {
     const char *name;
-    void (*run)(t_ctx *t);
+    void (*run)(t_ctx *t, prhs_residual residual);
 } rows[] = {
     { "commit", commit },
     { "rejected rows", rejected },
@@ -366,8 +367,18 @@ static const struct l_row {
     { "crowd", crowd },
 };
 
-static const char *row_name(int row) { return rows[row].name; }
+#define ROWS (int)(sizeof rows / sizeof *rows)
 
-static void run(t_ctx *t, int row) { rows[row].run(t); }
+/* All of them once more with the residual that has state of its own. */
+static const char *row_name(int row) {
+    static const char *const again[] = {
+        "retrieved: commit", "retrieved: rejected rows", "retrieved: truncate", "retrieved: fork", "retrieved: move",
+        "retrieved: export and import", "retrieved: attach", "retrieved: reset", "retrieved: own rows", "retrieved: repeated step",
+    };
+    _Static_assert(sizeof again / sizeof *again == ROWS, "a name a row");
+    return row < ROWS ? rows[row].name : again[row - ROWS];
+}
 
-const t_group t_group_slots = { "slots", sizeof rows / sizeof *rows, sizeof rows / sizeof *rows, row_name, run };
+static void run(t_ctx *t, int row) { rows[row % ROWS].run(t, row < ROWS ? PRHS_RESIDUAL_MEAN : PRHS_RESIDUAL_RETRIEVED); }
+
+const t_group t_group_slots = { "slots", 2 * ROWS, 2 * ROWS, row_name, run };
