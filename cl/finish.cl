@@ -76,7 +76,10 @@ void output(const unit *x, int r, int work, const float *mass)
         int h = x->u * PRHS_UH + i, hk = h / PRHS_G;
         float l = merge_head(x, r, i, work, o), d = a->policy.residual ? mass[i] : 0.0f, scale = 0.0f;
         const __global long *sum = 0;
-        if (d != 0.0f) {
+        const __global float *vhat = 0;
+        if (d != 0.0f && a->policy.residual == PRHS_K_RESIDUAL_RETRIEVED)
+            vhat = SLOT_AT(x->st, &a->state, vhat_off, x->e.slot, float) + (long)h * PRHS_D;
+        if (d != 0.0f && a->policy.residual == PRHS_K_RESIDUAL_MEAN) {
             const __global prhs_value_count *count = SLOT_AT(x->st, &a->state, vcount_off, x->e.slot, prhs_value_count) + hk;
             sum = SLOT_AT(x->st, &a->state, vsum_off, x->e.slot, long) + (long)hk * PRHS_D;
             scale = count->nonfinite > 0 ? NAN : 0x1p-24f / (float)count->rows;
@@ -89,6 +92,8 @@ void output(const unit *x, int r, int work, const float *mass)
                     mean[k] = (float)sum[v * VW + k] * scale;
                 y = (1.0f - d) * y + d * VLOAD(0, mean);
             }
+            if (vhat)
+                y = (1.0f - d) * y + d * VLOAD(v, vhat);
             store_vec(PRHS_OUT, row_at(&a->out, x->out, x->e.row0 + r, h), v, y);
         }
         if (a->lse_off != PRHS_NONE)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moments: mean and variance of the dropped keys of one head: those of the whole middle, minus the attended rows. */
+/* moments: mean and variance of the dropped keys of one head, and the mean of their values: those of the whole middle, minus the attended
+   rows. */
 #include "common.clh"
 
 typedef struct job {
@@ -9,10 +10,11 @@ typedef struct job {
     int head;
     float top;
     vf pivot[NV], m1[NV], m2[NV];
+    vf value[NV]; /* where state.vhat_off is present */
 } job;
 
 /* Takes the rows [first, last) out. */
-void take_out(job *j, int first, int last, mem k_mem)
+void take_out(job *j, int first, int last, mem k_mem, mem v_mem)
 {
     for (int p = first; p < last; p++) {
         float s = j->scores[p], w = bad_score(s) ? NAN : exp(s - j->top);
@@ -24,6 +26,11 @@ void take_out(job *j, int first, int last, mem k_mem)
             j->m1[v] -= w * x;
             j->m2[v] -= w * (x * x);
         }
+        if (j->a->state.vhat_off == PRHS_NONE)
+            continue;
+        row = v_row(&j->a->kv, v_mem, j->pages, p, j->head);
+        for (int v = 0; v < NV; v++)
+            j->value[v] -= w * load_vec(PRHS_KV, row, v);
     }
 }
 
@@ -36,7 +43,7 @@ float merge(job *j, long slot, int chunks, mem ws)
     for (int i = 0; i < chunks; i++)
         j->top = fmax(j->top, norm[i * 4 + 2]);
     for (int v = 0; v < NV; v++)
-        j->m1[v] = j->m2[v] = 0.0f;
+        j->m1[v] = j->m2[v] = j->value[v] = 0.0f;
     for (int i = 0; i < chunks; i++) {
         const __global float *m = FLOATS(ws, j->a->work.mom_off) + (slot + i) * 2 * PRHS_D;
         float scale = exp(norm[i * 4 + 2] - j->top);
@@ -45,11 +52,14 @@ float merge(job *j, long slot, int chunks, mem ws)
             j->m1[v] += VLOAD(v, m) * scale;
             j->m2[v] += VLOAD(v, m + PRHS_D) * scale;
         }
+        m = FLOATS(ws, j->a->work.vmid_off) + (slot + i) * PRHS_D;
+        for (int v = 0; v < NV && j->a->state.vhat_off != PRHS_NONE; v++)
+            j->value[v] += VLOAD(v, m) * scale;
     }
     return total;
 }
 
-void moments_item(const prhs_k_moments *a, long item, mem seqs, mem pages, mem k_mem, mem state, mem ws)
+void moments_item(const prhs_k_moments *a, long item, mem seqs, mem pages, mem k_mem, mem v_mem, mem state, mem ws)
 {
     const prhs_k_shape *s = &a->shape;
     long b = item / s->heads;
@@ -59,10 +69,15 @@ void moments_item(const prhs_k_moments *a, long item, mem seqs, mem pages, mem k
     if (e.kind == IDLE || set.mode != PRHS_MODE_RETRIEVE)
         return;
     __global float *out = SLOT_AT(state, &a->state, moment_off, e.slot, float) + (long)h * 2 * PRHS_D;
+    __global float *vhat = 0;
+    if (a->state.vhat_off != PRHS_NONE)
+        vhat = SLOT_AT(state, &a->state, vhat_off, e.slot, float) + (long)h * PRHS_D;
     float dropped = SLOT_AT(state, &a->state, head_off, e.slot, prhs_head_ref)[h].l_dropped;
     if (dropped == -INFINITY) {
         for (int v = 0; v < 2 * NV; v++)
             VSTORE((vf)(0.0f), v, out);
+        for (int v = 0; v < NV && vhat; v++)
+            VSTORE((vf)(0.0f), v, vhat);
         return;
     }
     job j;
@@ -76,23 +91,25 @@ void moments_item(const prhs_k_moments *a, long item, mem seqs, mem pages, mem k
     int chunks = chunk_count(e.pos0 + 1, a->work.score_chunk_min, a->work.score_chunks);
     float total = merge(&j, (b * s->heads + h) * a->work.score_chunks, chunks, ws);
     const __global int *list = SLOT_AT(state, &a->state, list_off, e.slot, int) + (long)u * a->state.list_cap;
-    take_out(&j, set.edge_begin, set.edge_end, k_mem);
+    take_out(&j, set.edge_begin, set.edge_end, k_mem, v_mem);
     for (int i = 0; i < set.count; i++)
-        take_out(&j, list[i], list[i] + set.run, k_mem);
-    take_out(&j, set.win_begin, set.mid_end, k_mem);
+        take_out(&j, list[i], list[i] + set.run, k_mem, v_mem);
+    take_out(&j, set.win_begin, set.mid_end, k_mem, v_mem);
     float z = exp(dropped - j.top), least = total * 0x1p-20f;
     z = z < least ? least : z;
     for (int v = 0; v < NV; v++) {
         vf mean = j.m1[v] / z, var = j.m2[v] / z - mean * mean;
         VSTORE(j.pivot[v] + mean, v, out);
         VSTORE(select(var, (vf)(0.0f), var < 0.0f), v, out + PRHS_D);
+        if (vhat)
+            VSTORE(j.value[v] / z, v, vhat);
     }
 }
 
-__kernel void prhs_moments(mem seqs, mem pages, mem k_mem, mem state, mem ws, const prhs_k_moments args)
+__kernel void prhs_moments(mem seqs, mem pages, mem k_mem, mem v_mem, mem state, mem ws, const prhs_k_moments args)
 {
     prhs_k_moments a = args;
     long items = (long)a.batch.max_seqs * a.shape.heads;
     for (long item = get_global_id(0); item < items; item += get_global_size(0))
-        moments_item(&a, item, seqs, pages, k_mem, state, ws);
+        moments_item(&a, item, seqs, pages, k_mem, v_mem, state, ws);
 }

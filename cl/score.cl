@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* score: every candidate key against the decision row's queries, with the normalisers and, on demand, the moments of the middle. */
+/* score: every candidate key against the decision row's queries, with the normalisers and, on demand, the moments of the middle and the
+   weighted sum of its values. */
 #include "common.clh"
 
 #define HB (PRHS_UH < 4 ? PRHS_UH : 4)
@@ -74,6 +75,9 @@ void put_scores(const job *j, int h, int i, int n, const __global uchar *const *
 #if PRHS_MOMENTS
 typedef struct moments {
     vf pivot[NV], m1[HB][NV], m2[HB][NV];
+#if PRHS_MOMENTS == PRHS_K_MOMENTS_VALUES
+    vf value[HB][NV];
+#endif
 } moments;
 
 void moments_begin(const job *j, mem k_mem, moments *m)
@@ -85,6 +89,22 @@ void moments_begin(const job *j, mem k_mem, moments *m)
                           : (vf)(0.0f);
         for (int h = 0; h < HB; h++)
             m->m1[h][v] = m->m2[h][v] = 0.0f;
+#if PRHS_MOMENTS == PRHS_K_MOMENTS_VALUES
+        for (int h = 0; h < HB; h++)
+            m->value[h][v] = 0.0f;
+#endif
+    }
+}
+
+/* What was summed before the top of head h rose. */
+void moments_fade(moments *m, int h, float scale)
+{
+    for (int v = 0; v < NV; v++) {
+        m->m1[h][v] *= scale;
+        m->m2[h][v] *= scale;
+#if PRHS_MOMENTS == PRHS_K_MOMENTS_VALUES
+        m->value[h][v] *= scale;
+#endif
     }
 }
 
@@ -103,18 +123,38 @@ void moments_add(moments *m, const __global uchar *const *k, int first, int last
         }
 }
 
+#if PRHS_MOMENTS == PRHS_K_MOMENTS_VALUES
+/* The values of positions [i + first, i + last). */
+void values_add(const job *j, moments *m, mem v_mem, int i, int first, int last, float w[HB][BLOCK])
+{
+    for (int t = first; t < last; t++) {
+        const __global uchar *row = v_row(&j->a->kv, v_mem, j->pages, i + t, j->head);
+#pragma unroll
+        for (int v = 0; v < NV; v++) {
+            vf x = load_vec(PRHS_KV, row, v);
+#pragma unroll
+            for (int h = 0; h < HB; h++)
+                m->value[h][v] += w[h][t] * x;
+        }
+    }
+}
+#endif
+
 void moments_put(const job *j, const moments *m, int h, long slot, mem ws)
 {
     __global float *out = FLOATS(ws, j->a->work.mom_off) + slot * 2 * PRHS_D;
     for (int v = 0; v < NV; v++) {
         VSTORE(m->m1[h][v], v, out);
         VSTORE(m->m2[h][v], v, out + PRHS_D);
+#if PRHS_MOMENTS == PRHS_K_MOMENTS_VALUES
+        VSTORE(m->value[h][v], v, FLOATS(ws, j->a->work.vmid_off) + slot * PRHS_D);
+#endif
     }
 }
 #endif
 
 /* HB heads over the chunk [first, last); heads past the unit compute its last one again and are not written. */
-void score_heads(const job *j, const entry *e, int chunk, int first, int last, mem q, mem k_mem, mem ws)
+void score_heads(const job *j, const entry *e, int chunk, int first, int last, mem q, mem k_mem, mem v_mem, mem ws)
 {
     const prhs_k_score *a = j->a;
     const prhs_set *set = j->set;
@@ -147,14 +187,14 @@ void score_heads(const job *j, const entry *e, int chunk, int first, int last, m
             float16 w = add_block(&z[h], vload16(0, s[h]), valid, inside, &scale);
 #if PRHS_MOMENTS
             vstore16(w, 0, s[h]);
-            for (int v = 0; v < NV; v++) {
-                m.m1[h][v] *= scale;
-                m.m2[h][v] *= scale;
-            }
+            moments_fade(&m, h, scale);
 #endif
         }
 #if PRHS_MOMENTS
         moments_add(&m, kp, max(0, set->mid_begin - i), min(n, set->mid_end - i), s);
+#endif
+#if PRHS_MOMENTS == PRHS_K_MOMENTS_VALUES
+        values_add(j, &m, v_mem, i, max(0, set->mid_begin - i), min(n, set->mid_end - i), s);
 #endif
     }
     for (int h = 0; h < HB && j->h0 + h < PRHS_UH; h++) {
@@ -166,7 +206,7 @@ void score_heads(const job *j, const entry *e, int chunk, int first, int last, m
     }
 }
 
-__kernel void prhs_score(mem seqs, mem pages, mem q, mem k_mem, mem ws, const prhs_k_score args)
+__kernel void prhs_score(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem ws, const prhs_k_score args)
 {
     prhs_k_score a = args;
     const long id = get_global_id(0), num = get_global_size(0);
@@ -184,7 +224,7 @@ __kernel void prhs_score(mem seqs, mem pages, mem q, mem k_mem, mem ws, const pr
                 int chunk = (int)(next - count);
                 job j = { &a, &set, pages_of(&a.batch, pages, b), b, u, 0, u * PRHS_UH / PRHS_G };
                 for (; j.h0 < PRHS_UH; j.h0 += HB)
-                    score_heads(&j, &e, chunk, chunk * size, min((chunk + 1) * size, n), q, k_mem, ws);
+                    score_heads(&j, &e, chunk, chunk * size, min((chunk + 1) * size, n), q, k_mem, v_mem, ws);
             }
             count += chunks;
         }

@@ -256,14 +256,18 @@ DEV void store_four(int dtype, byte *row, int d, const float y[4])
     *(unsigned long long *)(row + d * 2) = bits;
 }
 
-/* Heads from h0 on: the warps' parts meet, the residual is added. */
+/* Heads from h0 on: the warps' parts meet, the residual is added: the mean, or what the reference dropped. */
 DEV void put_heads(const unit_job &x, const row_job &row, int h0, float4 mean)
 {
     const prhs_k_finish &a = x.a;
     const int dim = a.shape.dim, quads = dim / 4, i = threadIdx.x, h = h0 + i / quads;
     if (i >= merge_heads(dim) * quads || h >= a.shape.unit_heads)
         return;
-    const float one = 1.0f / x.sh->sum[h], d = a.policy.residual ? x.sh->mass[h] : 0.0f, m[4] = { mean.x, mean.y, mean.z, mean.w };
+    const float one = 1.0f / x.sh->sum[h], d = a.policy.residual ? x.sh->mass[h] : 0.0f;
+    if (a.policy.residual == PRHS_K_RESIDUAL_RETRIEVED && d != 0.0f)
+        mean = *(const float4 *)(SLOT_AT(x.mem[PRHS_R_STATE], a.state, vhat_off, x.e.slot, float) +
+                                 (i64)(x.u * a.shape.unit_heads + h) * dim + i % quads * 4);
+    const float m[4] = { mean.x, mean.y, mean.z, mean.w };
     float y[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) {
@@ -402,7 +406,7 @@ DEV void end_rows(const unit_job &x, int work)
     const int reference = sparse ? state_at(x)->set.end - state_at(x)->set.win_begin : 0;
     float4 mean = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     int next = 0;
-    if (sparse && a.policy.residual)
+    if (sparse && a.policy.residual == PRHS_K_RESIDUAL_MEAN)
         mean = mean_of(x);
 #pragma unroll 1
     for (int r = 0; r < x.e.rows; r++) {

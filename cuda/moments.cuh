@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * moments of one head by a whole block: those of the middle, which score left in chunks, minus the attended rows. Work is cut into
+ * moments of one head by a whole block: those of the middle, which score left in chunks, minus the attended rows; of keys, then where they
+ * are wanted of values, for which the first moment about zero is all there is. Work is cut into
  * MOMENT_SLICES slices whatever the block's size, and the slices are added in order: the bits are the same in any block.
  */
 #ifndef PRHS_MOMENTS_CUH
@@ -17,7 +18,10 @@ struct moment_job {
     byte *const *mem;
     const prhs_set &set;
     const int *list, *pages;
-    const float *scores;
+    const float *scores, *sums; /* sums: the head's chunks', `stride` floats each */
+    const byte *base;           /* of the rows: the cache's keys or values */
+    int stride;
+    bool values;
     i64 slot; /* of the head's first score chunk */
     int head; /* KV head */
     int chunks, rows; /* score chunks; attended rows of the middle */
@@ -60,8 +64,9 @@ DEV void add_chunk(const moment_job &j, int chunk, int channel, moment_sums *x)
 {
     const int dim = j.a.shape.dim;
     const float scale = expf(FLOATS(j.mem[PRHS_R_WORK], j.a.work.norm_off)[(j.slot + chunk) * 4 + 2] - j.top);
-    const float4 *m = (const float4 *)(FLOATS(j.mem[PRHS_R_WORK], j.a.work.mom_off) + (j.slot + chunk) * 2 * dim + channel);
-    const float4 y[4] = { m[0], m[1], m[dim / 4], m[dim / 4 + 1] };
+    const float4 *m = (const float4 *)(j.sums + (i64)chunk * j.stride + channel);
+    const int second = j.values ? 0 : dim / 4; /* values have none */
+    const float4 y[4] = { m[0], m[1], m[second], m[second + 1] };
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         x->m1[4 * i] += y[i].x * scale, x->m1[4 * i + 1] += y[i].y * scale;
@@ -82,7 +87,8 @@ DEV void take_out(const moment_job &j, int first, int width, const float pivot[8
     if (row < j.rows) {
         const int position = attended_position(j, row);
         const float s = j.scores[position];
-        at = place_of(j.a.kv, j.pages, position, j.head).k;
+        const place row_at = place_of(j.a.kv, j.pages, position, j.head);
+        at = j.values ? row_at.v : row_at.k;
         weight = bad_score(s) ? NEVER : expf(s - j.top);
     }
     for (int base = 0; base < n; base += UNROLL * per) {
@@ -96,7 +102,7 @@ DEV void take_out(const moment_job &j, int first, int width, const float pivot[8
             w[i] = from < n ? w[i] : 0.0f;
             raw[i] = zero_raw<T>();
             if (w[i] != 0.0f && channel < dim)
-                raw[i] = load_raw<T>(j.mem[PRHS_R_K] + (i64)((unsigned long long)high << 32 | low) + channel * (T == PRHS_K_F32 ? 4 : 2));
+                raw[i] = load_raw<T>(j.base + (i64)((unsigned long long)high << 32 | low) + channel * (T == PRHS_K_F32 ? 4 : 2));
         }
 #pragma unroll
         for (int i = 0; i < UNROLL; i++) {
@@ -119,7 +125,7 @@ template <int T> DEV void moment_slices(const moment_job &j, int width, float *s
 {
     const int dim = j.a.shape.dim, channel = lane_id() % width * 8, warps = blockDim.x >> 5;
     float pivot[8];
-    if (channel < dim) {
+    if (channel < dim && !j.values) {
         const i64 last = place_of(j.a.kv, j.pages, j.set.mid_end - 1, j.head).k;
         floats_of(load_raw<T>(j.mem[PRHS_R_K] + last + channel * (T == PRHS_K_F32 ? 4 : 2)), pivot);
     } else {
@@ -148,7 +154,7 @@ template <int T> DEV void moment_slices(const moment_job &j, int width, float *s
     }
 }
 
-/* Mean and variance from the slices, which a barrier has made visible. */
+/* Mean and variance, or the mean value, from the slices, which a barrier has made visible. */
 DEV void put_moments(const moment_job &j, const float *scratch, float dropped, float *out)
 {
     const int dim = j.a.shape.dim;
@@ -163,6 +169,10 @@ DEV void put_moments(const moment_job &j, const float *scratch, float dropped, f
             m2 += scratch[(i * 2 + 1) * dim + d];
         }
         const float mean = m1 / z, var = m2 / z - mean * mean;
+        if (j.values) {
+            out[d] = mean;
+            continue;
+        }
         out[d] = load_one(j.a.kv.dtype, j.mem[PRHS_R_K] + last, d) + mean;
         out[dim + d] = var < 0.0f ? 0.0f : var;
     }
@@ -177,27 +187,38 @@ DEV void moments_of_head(const prhs_k_moments &a, byte *const mem[], i64 b, int 
     const int dim = a.shape.dim, u = h / a.shape.unit_heads, width = dim <= 32 ? 4 : dim <= 64 ? 8 : dim <= 128 ? 16 : 32;
     byte *state = mem[PRHS_R_STATE];
     const i64 row = b * a.shape.heads + h;
+    const bool values = a.state.vhat_off != PRHS_NONE;
     float *out = SLOT_AT(state, a.state, moment_off, e.slot, float) + (i64)h * 2 * dim;
+    float *vhat = SLOT_AT(state, a.state, vhat_off, e.slot, float) + (i64)h * dim;
     const float dropped = SLOT_AT(state, a.state, head_off, e.slot, prhs_head_ref)[h].l_dropped;
     if (dropped == NOTHING) {
         for (int d = threadIdx.x; d < 2 * dim; d += blockDim.x)
             out[d] = 0.0f;
+        for (int d = threadIdx.x; d < dim && values; d += blockDim.x)
+            vhat[d] = 0.0f;
         return;
     }
     moment_job j = { a, mem, set, SLOT_AT(state, a.state, list_off, e.slot, int) + (i64)u * a.state.list_cap,
                      pages_of(a.batch, mem[PRHS_R_PAGES], e.table), FLOATS(mem[PRHS_R_WORK], a.work.score_off) + row * a.work.score_stride,
-                     row * a.work.score_chunks, h / a.shape.group, score_chunks(a.work, e.pos0 + 1),
+                     nullptr, nullptr, 0, false, row * a.work.score_chunks, h / a.shape.group, score_chunks(a.work, e.pos0 + 1),
                      set.edge_end - set.edge_begin + set.count * set.run + max(set.mid_end - set.win_begin, 0), 0.0f, 0.0f };
     merge_middle(FLOATS(mem[PRHS_R_WORK], a.work.norm_off) + j.slot * 4, j.chunks, &j.top, &j.total);
-    if (a.kv.dtype == PRHS_K_F32)
-        moment_slices<PRHS_K_F32>(j, width, scratch);
-    else if (a.kv.dtype == PRHS_K_F16)
-        moment_slices<PRHS_K_F16>(j, width, scratch);
-    else
-        moment_slices<PRHS_K_BF16>(j, width, scratch);
-    __syncthreads();
-    put_moments(j, scratch, dropped, out);
-    __syncthreads();
+#pragma unroll 1
+    for (int pass = 0; pass < 1 + values; pass++) {
+        j.values = pass;
+        j.stride = pass ? dim : 2 * dim;
+        j.sums = FLOATS(mem[PRHS_R_WORK], pass ? a.work.vmid_off : a.work.mom_off) + j.slot * j.stride;
+        j.base = mem[pass ? PRHS_R_V : PRHS_R_K];
+        if (a.kv.dtype == PRHS_K_F32)
+            moment_slices<PRHS_K_F32>(j, width, scratch);
+        else if (a.kv.dtype == PRHS_K_F16)
+            moment_slices<PRHS_K_F16>(j, width, scratch);
+        else
+            moment_slices<PRHS_K_BF16>(j, width, scratch);
+        __syncthreads();
+        put_moments(j, scratch, dropped, pass ? vhat : out);
+        __syncthreads();
+    }
 }
 
 #endif
