@@ -2,7 +2,6 @@
 /* score without tensor cores: any dtype; float32 arithmetic throughout. */
 #include "score.cuh"
 #include "tile.cuh"
-#include "values.cuh"
 
 #define OUTSIDE (-1.0f) /* the weight of a token that is not in the middle */
 
@@ -190,8 +189,6 @@ template <int T, int L, int HB, bool M> DEV void score_heads(const prhs_cu_score
     put_norms<HB>(a, mid, out, heads, slot, ws);
     if constexpr (M)
         put_moments<L, HB>(a, &x, mid, heads, slot, ws);
-    if (M && a.moments == PRHS_K_MOMENTS_VALUES)
-        put_values(p, j.pages, j.b * a.shape.heads + head, heads, j.chunk, max(j.first, j.set.mid_begin), min(j.last, j.set.mid_end));
     __syncthreads();
 }
 

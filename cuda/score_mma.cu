@@ -5,7 +5,6 @@
  */
 #include "ring.cuh"
 #include "score.cuh"
-#include "values.cuh"
 
 /* A job, as the block's threads share it. */
 struct order {
@@ -358,8 +357,6 @@ DEV void score_order(const prhs_cu_score &p, const order &now, const query_words
     put_norms<NT * 4>(a, mids, outs, heads, slot, ws);
     if constexpr (HM > 0)
         put_moments<DP, NT, HM>(a, x, mids, heads, slot, ws);
-    if (HM > 0 && a.moments == PRHS_K_MOMENTS_VALUES)
-        put_values(p, j.pages, j.b * a.shape.heads + head, heads, j.chunk, max(j.first, j.set.mid_begin), min(j.last, j.set.mid_end));
 }
 
 template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_score &p)

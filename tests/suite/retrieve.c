@@ -97,6 +97,9 @@ static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *se
         t_drop_moments(t, ref, g, set, list, &want);
         T_CHECK(t, t_near((double)mass[0], want.l, 2 * ref->bar) || (want.vanishes && mass[0] == -INFINITY),
                 "sequence %d unit %u head %u: dropped log-sum %.9g instead of %.9g", seq, unit, g, (double)mass[0], want.l);
+        for (uint32_t d = 0; d < dim && mass[0] == -INFINITY; d++)
+            T_CHECK(t, mu[d] == 0 && var[d] == 0 && value[d] == 0, "sequence %d unit %u head %u: moments of nothing are %g, %g, %g", seq,
+                    unit, g, (double)mu[d], (double)var[d], (double)value[d]);
         for (uint32_t d = 0; d < dim && !want.vanishes; d++) {
             T_CHECK(t, q[d] == t_bench_q(b, seq, 0)[head * dim + d], "sequence %d head %u: the reference query", seq,
                     (unsigned)head);
