@@ -89,7 +89,7 @@ static void make_work(const prhs_extent *e, prhs_layout *l) {
     w->mom_off = take(&end, e->moments, seqs * s->heads * w->score_chunks * 2 * s->dim, 4);
     w->vmid_off = take(&end, e->values, seqs * s->heads * w->score_chunks * s->dim, 4);
     w->attend_count_off = take(&end, e->chunking.counts, PRHS_PASSES * seqs * s->units, 4);
-    const bool judges = e->chunking.counts && e->moments;
+    const bool judges = e->chunking.counts && e->verdicts;
     w->score_count_off = take(&end, e->chunking.counts, (judges ? 2 : 1) * seqs * s->units, 4);
     w->judge_off = take(&end, judges, seqs * s->heads * 4, 4);
     w->fresh_off = take(&end, judges, seqs * s->units, sizeof(prhs_set));

@@ -42,7 +42,8 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
         .shape = shape, .layers = (prhs_i32)prhs_sparse_layers(p), .max_slots = (prhs_i32)p->max_slots,
         .max_seqs = (prhs_i32)p->max_seqs, .rows = (prhs_i32)p->decode_rows, .max_kv_len = (prhs_i32)p->max_kv_len,
         .list_cap = s->retrieves ? (prhs_i32)(p->policy.k / p->policy.granularity) : 0, .lists = s->retrieves,
-        .moments = s->moments, .values = s->values, .sums = s->sums, .stats = true, .scores = s->retrieves || p->audit,
+        .moments = s->moments, .values = s->values, .sums = s->sums, .stats = true,
+        .verdicts = s->retrieves && p->policy.gate == PRHS_GATE_MASS, .scores = s->retrieves || p->audit,
         .chunking = dev->backend->chunking(dev, &key),
     };
     if (!prhs_layout_make(&extent, &s->layout))

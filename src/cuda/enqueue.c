@@ -139,20 +139,14 @@ static void tell_first(prhs_nv_device *dev, prhs_nv_kernel *kernel, const prhs_o
     }
 }
 
-/* One launch for the first ops of a list; *count: how many it serves. */
-static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs_i32 pass, size_t *count) {
+/* Launches the kernel of a key for ops[0 .. count). */
+static prhs_status send(prhs_queue *queue, const prhs_op_key *key, launch *l, const prhs_op *leader, const prhs_op *ops, size_t count) {
     prhs_nv_device *dev = prhs_nv_device_of(queue->dev);
-    const prhs_op *leader = NULL;
-    launch l;
-    memset(l.mem, 0, sizeof l.mem);
-    *count = together(ops, n, &l, &leader);
-    const prhs_op_key key = prhs_op_key_of(leader);
-    const prhs_nv_variant *variant = prhs_nv_find(dev, &key);
+    const prhs_nv_variant *variant = prhs_nv_find(dev, key);
     if (!variant)
         return prhs_fail(&dev->head.log, PRHS_ERR_STATE, "cuda: %s was never prepared for this head size and these dtypes",
                          prhs_op_name(leader->kind));
     prhs_nv_kernel *kernel = variant->kernel;
-    fill(&l, ops, *count, leader, pass);
     unsigned threads = kernel->choice.threads, shared = kernel->choice.shared, most = variant->grid;
     if (kernel->choice.sized) {
         l.retrieve.room = prhs_nv_size(dev, &kernel->choice, leader, &threads, &shared);
@@ -162,8 +156,24 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs
     if (shared > kernel->choice.shared)
         return prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s needs %u bytes of shared memory for this max_kv_len, a block may have %u",
                          kernel->choice.name, shared, kernel->choice.shared);
-    tell_first(dev, kernel, ops, *count);
-    return submit(queue, kernel, &l, grid_of(kernel, most, ops, *count), threads, shared);
+    tell_first(dev, kernel, ops, count);
+    return submit(queue, kernel, l, grid_of(kernel, most, ops, count), threads, shared);
+}
+
+/* One launch for the first ops of a list (a second one where score sums values); *count: how many it serves. */
+static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs_i32 pass, size_t *count) {
+    const prhs_op *leader = NULL;
+    launch l;
+    memset(l.mem, 0, sizeof l.mem);
+    *count = together(ops, n, &l, &leader);
+    const prhs_op_key key = prhs_op_key_of(leader);
+    prhs_op_key first = key;
+    const bool values = key.kind == PRHS_OP_SCORE && key.moments == PRHS_K_MOMENTS_VALUES;
+    if (values)
+        first.moments = PRHS_K_MOMENTS_KEYS;
+    fill(&l, ops, *count, leader, pass);
+    prhs_status status = send(queue, &first, &l, leader, ops, *count);
+    return values && status == PRHS_OK ? send(queue, &key, &l, leader, ops, *count) : status;
 }
 
 prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n) {

@@ -100,6 +100,13 @@ prhs_status prhs_nv_op_prepare(prhs_device *device, const prhs_op_key *key) {
     const char *why = NULL;
     if (!prhs_nv_choose(dev, key, &choice, &why))
         return prhs_fail(&device->log, PRHS_ERR_UNSUPPORTED, "cuda: %s: %s", prhs_op_name(key->kind), why);
+    if (key->kind == PRHS_OP_SCORE && key->moments == PRHS_K_MOMENTS_VALUES) {
+        prhs_op_key first = *key;
+        first.moments = PRHS_K_MOMENTS_KEYS;
+        prhs_status status = prhs_nv_op_prepare(device, &first);
+        if (status != PRHS_OK)
+            return status;
+    }
     pthread_mutex_lock(&dev->prepare_lock);
     prhs_status status = prhs_nv_find(dev, key) ? PRHS_OK : prepare(dev, key, &choice);
     pthread_mutex_unlock(&dev->prepare_lock);

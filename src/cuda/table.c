@@ -63,6 +63,12 @@ static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, pr
 #undef SIMT
     const char *stem = kernels[key->kind].stem, *dtype = dtype_name(key->kv_dtype), *moments = key->moments ? "_m" : "";
     const bool score = key->kind == PRHS_OP_SCORE;
+    if (score && key->moments == PRHS_K_MOMENTS_VALUES) { /* score's second kernel */
+        snprintf(choice->name, sizeof choice->name, "prhs_values");
+        choice->file = "values";
+        *why = "one kernel serves every legal shape";
+        return;
+    }
     const int d = rung(key->dim, 64, 2);
     if (tensor(dev, key, why) && key->unit_heads >= (score ? SCORE_SHARERS : SERVE_SHARERS)) {
         static const int heads[3] = { 1, 4, 8 };

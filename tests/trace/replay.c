@@ -69,6 +69,7 @@ typedef struct job {
 static oracle_params params_of(const synth *s, const prhs_policy *p) {
     static const int gates[] = { ORACLE_GATE_NONE, ORACLE_GATE_COSINE, ORACLE_GATE_MASS };
     static const int joins[] = { ORACLE_JOIN_SUM, ORACLE_JOIN_MAX, ORACLE_JOIN_PER_HEAD };
+    static const int residuals[] = { ORACLE_RESIDUAL_NONE, ORACLE_RESIDUAL_MEAN, ORACLE_RESIDUAL_RETRIEVED };
     return (oracle_params){
         .L = (int)s->shape.layers,
         .H = (int)s->shape.heads,
