@@ -7,79 +7,95 @@
 #include "score.cuh"
 
 #define VALUE_HEADS 4 /* that share a row */
+#define VALUE_LOADS 4 /* rows in flight a lane */
 
-struct value_sums {
-    float v[VALUE_HEADS][8];
-};
-
-/* What the rows are weighted with: their scores, relative to the chunk's tops. */
-struct value_weights {
-    const float *scores;
+/* A block of channels of the chunk's middle, and the heads' sums so far; a lane has 16 bytes of a row: 8 channels, or 4 of float32. */
+struct value_job {
+    const byte *rows;    /* of the KV head, at the lane's channels */
+    const float *scores; /* of the first head */
     float top[VALUE_HEADS];
+    float sum[VALUE_HEADS][8];
+    int head, heads;     /* KV head; heads that there are */
+    int end, width;      /* positions; lanes a row */
+    bool real;           /* the lane has channels */
 };
 
-/* A warp's rows [base, base + 32) below `end`: a lane finds a row and its weights, then `width` lanes share each. */
-template <int T, int LOADS>
-DEV void add_values(const prhs_cu_score &p, const job &j, int head, int base, int end, int width, const value_weights &w, value_sums *x)
+DEV void floats_of_word(int dtype, const uint4 &w, float y[8])
 {
-    const prhs_k_score &a = p.a;
-    const int lane = lane_id(), channel = lane % width * 8, per = 32 / width, n = min(32, end - base);
-    const i64 at = place_of(a.kv, j.pages, min(base + lane, end - 1), head).v;
+    if (dtype == PRHS_K_F32) {
+        const raw8<PRHS_K_F32> r = { { w, make_uint4(0, 0, 0, 0) } };
+        floats_of(r, y);
+    } else if (dtype == PRHS_K_F16) {
+        floats_of(raw8<PRHS_K_F16>{ { w } }, y);
+    } else {
+        floats_of(raw8<PRHS_K_BF16>{ { w } }, y);
+    }
+}
+
+/* A warp's rows [base, base + 32) before the end: a lane finds a row and its weights, then `width` lanes share each. */
+DEV void add_values(const prhs_k_score &a, const job &j, int base, value_job *x)
+{
+    const int lane = lane_id(), per = 32 / x->width, n = min(32, x->end - base);
+    const i64 at = place_of(a.kv, j.pages, min(base + lane, x->end - 1), x->head).v;
     float weight[VALUE_HEADS];
 #pragma unroll
     for (int h = 0; h < VALUE_HEADS; h++) {
-        const float s = lane < n && w.top[h] != NOTHING ? w.scores[h * a.work.score_stride + base + lane] : NOTHING;
-        weight[h] = bad_score(s) ? NEVER : exp_weight(s - fmaxf(w.top[h], LOWEST));
+        const float s = lane < n && h < x->heads ? x->scores[h * a.work.score_stride + base + lane] : NOTHING;
+        weight[h] = bad_score(s) ? NEVER : exp_weight(s - x->top[h]);
     }
 #pragma unroll 1
-    for (int r = 0; r < n; r += LOADS * per) {
-        raw8<T> raw[LOADS];
+    for (int r = lane / x->width; r - lane / x->width < n; r += VALUE_LOADS * per) {
+        uint4 raw[VALUE_LOADS];
 #pragma unroll
-        for (int i = 0; i < LOADS; i++) {
-            const int from = r + i * per + lane / width;
-            const unsigned low = __shfl_sync(FULL, (unsigned)at, from & 31), high = __shfl_sync(FULL, (unsigned)(at >> 32), from & 31);
-            raw[i] = load_raw_or_zero<T>(p.mem[PRHS_R_V] + (i64)((unsigned long long)high << 32 | low) + channel * (T == PRHS_K_F32 ? 4 : 2),
-                                         from < n && channel < a.shape.dim);
+        for (int i = 0; i < VALUE_LOADS; i++) {
+            const int from = (r + i * per) & 31;
+            const unsigned low = __shfl_sync(FULL, (unsigned)at, from), high = __shfl_sync(FULL, (unsigned)(at >> 32), from);
+            raw[i] = load_stream_or_zero(x->rows + (i64)((unsigned long long)high << 32 | low), r + i * per < n && x->real);
         }
 #pragma unroll
-        for (int i = 0; i < LOADS; i++) {
-            const int from = r + i * per + lane / width;
+        for (int i = 0; i < VALUE_LOADS; i++) {
             float y[8];
-            floats_of(raw[i], y);
+            floats_of_word(a.kv.dtype, raw[i], y);
 #pragma unroll
             for (int h = 0; h < VALUE_HEADS; h++) {
-                const float wh = __shfl_sync(FULL, weight[h], from & 31);
+                const float w = __shfl_sync(FULL, weight[h], (r + i * per) & 31); /* 0 past the end; 32 is a whole number of rounds */
 #pragma unroll
                 for (int c = 0; c < 8; c++)
-                    x->v[h][c] += from < n ? wh * y[c] : 0.0f;
+                    x->sum[h][c] += w * y[c];
             }
         }
     }
 }
 
-/* The warps' sums of each head meet. slot: of the first head's chunk. */
-DEV void put_values(const prhs_k_score &a, value_sums *x, int heads, i64 slot, int width, byte *ws)
+/* The warps' sums meet: channels [first, first + 32 * each) of the chunk whose first head's sums lie at `out`. */
+DEV void put_values(const prhs_k_score &a, value_job *x, int first, int each, float *out)
 {
-    __shared__ float sums[WARPS][256];
-    const int dim = a.shape.dim, channel = lane_id() % width * 8;
+    __shared__ __align__(16) float sums[WARPS][256];
+#pragma unroll 1
+    for (int w = x->width; w < 32; w <<= 1)
+#pragma unroll
+        for (int h = 0; h < VALUE_HEADS; h++)
+#pragma unroll
+            for (int c = 0; c < 8; c++)
+                x->sum[h][c] += __shfl_xor_sync(FULL, x->sum[h][c], w);
 #pragma unroll
     for (int h = 0; h < VALUE_HEADS; h++) {
-#pragma unroll
-        for (int c = 0; c < 8; c++) {
-#pragma unroll 1
-            for (int w = width; w < 32; w <<= 1)
-                x->v[h][c] += __shfl_xor_sync(FULL, x->v[h][c], w);
-            if (lane_id() < width)
-                sums[warp_id()][channel + c] = x->v[h][c];
+        if (h >= x->heads)
+            break;
+        if (lane_id() < x->width) {
+            float4 *to = (float4 *)&sums[warp_id()][lane_id() * each];
+            to[0] = make_float4(x->sum[h][0], x->sum[h][1], x->sum[h][2], x->sum[h][3]);
+            if (each > 4)
+                to[1] = make_float4(x->sum[h][4], x->sum[h][5], x->sum[h][6], x->sum[h][7]);
         }
         __syncthreads();
 #pragma unroll 1
-        for (int d = threadIdx.x; d < dim && h < heads; d += THREADS) {
+        for (int d = threadIdx.x; d < min(32 * each, a.shape.dim - first); d += THREADS) {
             float s = 0.0f;
 #pragma unroll
             for (int w = 0; w < WARPS; w++)
                 s += sums[w][d];
-            FLOATS(ws, a.work.vmid_off)[(slot + (i64)h * a.work.score_chunks) * dim + d] = s;
+            out[(i64)h * a.work.score_chunks * a.shape.dim + first + d] = s;
         }
         __syncthreads();
     }
@@ -89,28 +105,27 @@ DEV void put_values(const prhs_k_score &a, value_sums *x, int heads, i64 slot, i
 DEV void value_heads(const prhs_cu_score &p, const job &j, int h0)
 {
     const prhs_k_score &a = p.a;
-    const int heads = min(VALUE_HEADS, a.shape.unit_heads - h0), first = j.u * a.shape.unit_heads + h0, head = first / a.shape.group;
-    const int dim = a.shape.dim, width = dim <= 32 ? 4 : dim <= 64 ? 8 : dim <= 128 ? 16 : 32;
-    const int begin = max(j.first, j.set.mid_begin), end = min(j.last, j.set.mid_end);
+    const int first = j.u * a.shape.unit_heads + h0, begin = max(j.first, j.set.mid_begin), each = a.kv.dtype == PRHS_K_F32 ? 4 : 8;
+    const int words = (a.shape.dim + each - 1) / each;
     const i64 row = j.b * a.shape.heads + first, slot = row * a.work.score_chunks + j.chunk;
     byte *ws = p.mem[PRHS_R_WORK];
-    value_weights w = { FLOATS(ws, a.work.score_off) + row * a.work.score_stride, {} };
-    value_sums x = {};
-#pragma unroll
-    for (int h = 0; h < VALUE_HEADS; h++)
-        w.top[h] = h < heads ? FLOATS(ws, a.work.norm_off)[(slot + (i64)h * a.work.score_chunks) * 4 + 2] : NOTHING;
 #pragma unroll 1
-    for (int base = begin + warp_id() * 32; base < end; base += WARPS * 32)
-        if (a.kv.dtype == PRHS_K_F32)
-            add_values<PRHS_K_F32, 2>(p, j, head, base, end, width, w, &x);
-        else if (a.kv.dtype == PRHS_K_F16)
-            add_values<PRHS_K_F16, 4>(p, j, head, base, end, width, w, &x);
-        else
-            add_values<PRHS_K_BF16, 4>(p, j, head, base, end, width, w, &x);
-    put_values(a, &x, heads, slot, width, ws);
+    for (int word = 0; word < words; word += 32) {
+        const int width = words <= 4 ? 4 : words <= 8 ? 8 : words <= 16 ? 16 : 32, mine = word + lane_id() % width;
+        value_job x = { p.mem[PRHS_R_V] + mine * 16, FLOATS(ws, a.work.score_off) + row * a.work.score_stride, {}, {},
+                        first / a.shape.group, min(VALUE_HEADS, a.shape.unit_heads - h0), min(j.last, j.set.mid_end), width, mine < words };
+#pragma unroll
+        for (int h = 0; h < VALUE_HEADS; h++)
+            x.top[h] = h < x.heads ? FLOATS(ws, a.work.norm_off)[(slot + (i64)h * a.work.score_chunks) * 4 + 2] : 0.0f;
+#pragma unroll 1
+        for (int base = begin + warp_id() * 32; base < x.end; base += WARPS * 32)
+            add_values(a, j, base, &x);
+        put_values(a, &x, word * each, each, FLOATS(ws, a.work.vmid_off) + slot * a.shape.dim);
+    }
 }
 
+/* By now the verdicts are in the counts. */
 KERNEL(prhs_values, prhs_cu_score, THREADS, 4)
 {
-    score<VALUE_HEADS, true>(p, [&](const job &j, int h0) { value_heads(p, j, h0); });
+    score<VALUE_HEADS, false>(p, [&](const job &j, int h0) { value_heads(p, j, h0); });
 }
