@@ -188,6 +188,7 @@ typedef struct step_case {
     uint32_t granularity, dense_layers;
     uint32_t kept;         /* 0: the shape's */
     uint32_t min_sparse_n;
+    prhs_residual residual; /* 0: the preset's */
 } step_case;
 
 typedef struct step_bench {

@@ -20,7 +20,7 @@ typedef struct op_bench {
     prhs_select_params select;
     prhs_gate_params gate;
     prhs_merge_params merge;
-    int moments;
+    int moments, values;
 } op_bench;
 
 static const prhs_kv *copy_of(const op_bench *o, uint32_t i) { return &o->cache.kv[i % o->cache.copies]; }
@@ -43,7 +43,7 @@ static void run_select(void *arg, uint32_t i) {
 
 static void run_moments(void *arg, uint32_t i) {
     const op_bench *o = arg;
-    bench_must(prhs_op_moments(o->ops, o->b->queue, &o->batch, copy_of(o, i), 0, o->state, o->ws));
+    bench_must(prhs_op_moments(o->ops, o->b->queue, &o->batch, copy_of(o, i), o->values, o->state, o->ws));
 }
 
 static void run_attend(void *arg, uint32_t i) {
@@ -212,6 +212,10 @@ static void decode_ops(op_bench *o) {
     row(o, "score with moments", run_score, keys + scores, keys, 0);
     row(o, "select", run_select, scores, 0, 0);
     row(o, "moments of the dropped keys", run_moments, one / 2 * o->select.k, one / 2 * o->select.k, 0);
+    o->moments = 2;
+    o->values = 1;
+    row(o, "score with moments of values", run_score, 2 * keys + scores, 2 * keys, 0);
+    row(o, "moments of the dropped values", run_moments, one * o->select.k, one * o->select.k, 0);
     row(o, "append", run_append, one, 0, 0);
     row(o, "gate", run_gate, 0, 0, 0);
     row(o, "merge of 8 parts", run_merge, 0, 0, 0);

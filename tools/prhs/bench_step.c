@@ -11,9 +11,9 @@
 
 #include "bench.h"
 
-const step_case step_dense = { "dense", "dense", 0, 1, 0, 0, 0 };
-const step_case step_cis = { "cis, rho 1/16, single tokens", "cis", 16, 1, 0, 0, 0 };
-const step_case step_mass = { "cis-mass, rho 1/7, mean", "cis-mass", 7, 1, 0, 0, 0 };
+const step_case step_dense = { "dense", "dense", 0, 1, 0, 0, 0, 0 };
+const step_case step_cis = { "cis, rho 1/16, single tokens", "cis", 16, 1, 0, 0, 0, 0 };
+const step_case step_mass = { "cis-mass, rho 1/7, mean", "cis-mass", 7, 1, 0, 0, 0, 0 };
 
 static prhs_session_params session_params(const step_bench *m) {
     const bench *b = m->b;
@@ -32,6 +32,8 @@ static prhs_session_params session_params(const step_bench *m) {
         p.policy.tau = -1.0f;
         p.policy.eps = 1.0f;
     }
+    if (c->residual)
+        p.policy.residual = c->residual;
     p.shape = (prhs_shape){ s->heads, s->kv_heads, s->dim, 0.0f };
     p.layers = BENCH_LAYERS;
     p.max_slots = p.max_seqs = p.max_rows = m->seqs;
@@ -170,12 +172,14 @@ void step_time(step_bench *m, uint32_t timed, bench_row *first, bench_row *row) 
     free(seconds);
 }
 
-/* What must move in a layer step, on average: K and V of what is kept, of the tokens since a retrieval, and all K at retrievals. */
+/* What must move in a layer step, on average: K and V of what is kept, of the tokens since a retrieval, and all K (and V, if that
+   is what stands in) at retrievals. */
 static double bytes_of(const bench *b, const bench_shape *s, const step_case *c) {
     if (!c->block)
         return bench_row_bytes(b, s, s->n);
     double all = bench_row_bytes(b, s, s->n), part = (double)c->dense_layers / BENCH_LAYERS;
-    double sparse = bench_row_bytes(b, s, (c->kept ? c->kept : s->kept) + (c->block - 1) / 2.0) + all / 2 / c->block;
+    double scored = c->residual == PRHS_RESIDUAL_RETRIEVED ? all : all / 2;
+    double sparse = bench_row_bytes(b, s, (c->kept ? c->kept : s->kept) + (c->block - 1) / 2.0) + scored / c->block;
     return (1 - part) * sparse + part * all;
 }
 
@@ -201,9 +205,10 @@ static double run_case(bench *b, const bench_shape *s, const bench_cache *cache,
 
 void bench_steps(bench *b, const bench_shape *s) {
     static const step_case cases[] = {
-        { "cis, rho 1/16, runs of 16", "cis", 16, 16, 0, 0, 0 },
-        { "cis, rho 1/16, single tokens, layer 0 dense", "cis", 16, 1, 1, 0, 0 },
-        { "cis-mass, rho 1/6, mean", "cis-mass", 6, 1, 0, 0, 0 },
+        { "cis, rho 1/16, runs of 16", "cis", 16, 16, 0, 0, 0, 0 },
+        { "cis, rho 1/16, single tokens, layer 0 dense", "cis", 16, 1, 1, 0, 0, 0 },
+        { "cis-mass, rho 1/6, mean", "cis-mass", 6, 1, 0, 0, 0, 0 },
+        { "cis-mass, rho 1/7, retrieved", "cis-mass", 7, 1, 0, 0, 0, PRHS_RESIDUAL_RETRIEVED },
     };
     bench_cache cache;
     uint32_t mark = b->buffer_count;
