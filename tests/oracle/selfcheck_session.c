@@ -391,6 +391,59 @@ static void check_residual(void) {
     oracle_session_free(s);
 }
 
+/* By hand, as above: the eight dropped tokens weigh the same, at the reference and for the row after it. */
+static void check_dropped_value(void) {
+    oracle_params p = { .L = 1, .H = 1, .H_kv = 1, .D = 2, .slots = 1, .scale = 1, .c_sink = 1, .c_local = 1, .k = 1 };
+    p.block = 100;
+    p.gate = ORACLE_GATE_MASS;
+    p.tau = 0.5;
+    p.eps = p.granularity = 1;
+    p.residual = ORACLE_RESIDUAL_RETRIEVED;
+    oracle_session *s = oracle_session_new(&p);
+    oracle_result *r = oracle_result_new(s, 3);
+    double K[13][2] = { { 0, 0 } }, V[13][2], q[3][2] = { { 1, 0 }, { 1, 0 }, { -1, 0 } };
+    K[3][0] = 4;
+    for (int j = 0; j < 13; j++) {
+        V[j][0] = j;
+        V[j][1] = j == 3 ? NAN : j == 5 ? INFINITY : 1; /* one selected, one dropped */
+    }
+    oracle_append(s, 0, 0, 13, K[0], V[0]);
+    CHECK(oracle_step(s, 0, 0, 3, q[0], NULL, r) == 0);
+    CHECK(near(r->out[0], (52 + 3 * exp(4)) / (10 + exp(4)), 1e-13) && isnan(r->out[1]));
+    CHECK(near(r->out[2], (63 + 3 * exp(4)) / (11 + exp(4)), 1e-13) && isnan(r->out[3]));
+    CHECK(r->dense[2] == 1 && near(r->out[4], (75 + 3 * exp(-4)) / (12 + exp(-4)), 1e-13));
+    oracle_result_free(r);
+    oracle_session_free(s);
+}
+
+/* Where every step retrieves, the output is dense attention's, whatever the lists. */
+static void check_dense_again(void) {
+    book *b = new_book();
+    for (int join = ORACLE_JOIN_SUM; join <= ORACLE_JOIN_PER_HEAD; join++) {
+        oracle_params p = base();
+        p.residual = ORACLE_RESIDUAL_RETRIEVED;
+        p.block = 1;
+        p.join = join;
+        p.granularity = 1 + join;
+        oracle_session *s = oracle_session_new(&p);
+        oracle_result *r[L];
+        int sparse = 0;
+        results(s, r);
+        for (int t = 0; t < 60; t++) {
+            step(s, b, 0, 1, r);
+            for (int l = 0; l < L; l++)
+                for (int h = 0; h < H; h++) {
+                    double o[D], lse = plain(b, l, h, t, o);
+                    CHECK(lse >= r[l]->head[h].lse - 1e-12 && oracle_distance(r[l]->out + h * D, o, D) < 1e-11);
+                    sparse += r[l]->head[h].weight > 0.01;
+                }
+        }
+        CHECK(sparse > 60);
+        drop(s, r, NULL);
+    }
+    free(b);
+}
+
 /* Every row of a decode step attends sinks and [P, own position] where everything in the window fits k; further back nothing. */
 static void check_psaw(void) {
     book *b = new_book();
@@ -490,6 +543,8 @@ int main(int argc, char **argv) {
         check_gates();
         check_blocks();
         check_residual();
+        check_dropped_value();
+        check_dense_again();
         check_psaw();
         check_runs();
         check_per_head();
