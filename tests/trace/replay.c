@@ -310,7 +310,8 @@ static void check_bytes(const char *policy, const cJSON *object, const synth *s,
         const bool dense = s->shape.first_layer + i < p->dense_layers;
         /* The reference counts dense layers by unit, whose K/V are read once a KV head. */
         rows += dense && p->join == PRHS_JOIN_PER_HEAD ? 2 * l->attended * s->shape.kv_heads / s->shape.heads : 2 * l->attended;
-        rows += l->scored + (l->mass_failed ? 2 * l->mass_failed * l->kept / l->sparse : 0);
+        rows += p->residual == PRHS_RESIDUAL_RETRIEVED ? 2 * l->scored : l->scored;
+        rows += l->mass_failed ? 2 * l->mass_failed * l->kept / l->sparse : 0;
     }
     for (uint32_t i = 0; i < s->shape.seqs; i++)
         steps += s->steps[i];
@@ -386,6 +387,7 @@ int main(int argc, char **argv) {
                                          "topk,k=24,sinks=2,local=8",
                                          "cis,k=24,m=4,s=8,tau=0.9,sinks=2,local=8",
                                          "cis-mass,k=24,s=8,eps=0.05,tau=0.5,sinks=2,local=8",
+                                         "cis-mass,k=24,s=8,eps=0.05,tau=0.5,sinks=2,local=8,residual=retrieved",
                                          NULL };
     static const char *const other[] = { "cis-mass,k=24,s=16,eps=0.02,tau=0.2,sinks=2,local=8,dense=2",
                                          "cis,k=24,m=0,g=4,s=8,tau=0.9,sinks=3,local=9,join=max,dense=0",

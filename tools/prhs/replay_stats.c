@@ -103,7 +103,7 @@ static replay_estimate estimate(const replay *r, const replay_samples *s, uint32
 static void count_bytes(const replay *r, double scored, replay_result *result) {
     const prhs_policy *p = &result->policy;
     const double row = 2.0 * r->shape.dim;
-    double rows = scored, all = 0.0, steps = 0.0;
+    double rows = p->residual == PRHS_RESIDUAL_RETRIEVED ? 2 * scored : scored, all = 0.0, steps = 0.0;
     for (uint32_t i = 0; i < r->shape.seqs; i++) {
         const trace_seq *s = replay_seq(r, i);
         all += s->steps * (s->context + (s->steps + 1) / 2.0);
