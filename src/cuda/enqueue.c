@@ -149,7 +149,7 @@ static prhs_status send(prhs_queue *queue, const prhs_op_key *key, launch *l, co
     prhs_nv_kernel *kernel = variant->kernel;
     unsigned threads = kernel->choice.threads, shared = kernel->choice.shared, most = variant->grid;
     if (kernel->choice.sized) {
-        l.retrieve.room = prhs_nv_size(dev, &kernel->choice, leader, &threads, &shared);
+        l->retrieve.room = prhs_nv_size(dev, &kernel->choice, leader, &threads, &shared);
         const unsigned resident = prhs_nv_resident(dev, kernel, threads, shared);
         most = most < resident ? most : resident;
     }
