@@ -2,6 +2,7 @@
 /* score without tensor cores: any dtype; float32 arithmetic throughout. */
 #include "score.cuh"
 #include "tile.cuh"
+#include "values.cuh"
 
 #define OUTSIDE (-1.0f) /* the weight of a token that is not in the middle */
 
@@ -209,3 +210,9 @@ template <int T, int L, int HB, bool M> DEV void score_heads(const prhs_cu_score
 SCORE_LANES(f32, PRHS_K_F32)
 SCORE_LANES(f16, PRHS_K_F16)
 SCORE_LANES(bf16, PRHS_K_BF16)
+
+/* By now the verdicts are in the counts. */
+KERNEL(prhs_values, prhs_cu_score, THREADS, 4)
+{
+    score<VALUE_HEADS, false>(p, [&](const job &j, int h0) { value_heads(p, j, h0); });
+}

@@ -65,7 +65,6 @@ static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, pr
     const bool score = key->kind == PRHS_OP_SCORE;
     if (score && key->moments == PRHS_K_MOMENTS_VALUES) { /* score's second kernel */
         snprintf(choice->name, sizeof choice->name, "prhs_values");
-        choice->file = "values";
         *why = "one kernel serves every legal shape";
         return;
     }

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * score's second kernel where values are summed, too: the middle's, weighted, chunk by chunk, once the chunk's scores and the maximum of its
- * middle are in memory. Any dtype and head size. Only the retrieved residual asks for it; inside the kernels that score it would cost each of
- * them registers, and its code many times.
+ * The middle's values, weighted and summed chunk by chunk, once the chunk's scores and the maximum of its middle are in memory: score's
+ * second kernel, where that is asked for (the retrieved residual). Any dtype and head size. Inside the kernels that score it would cost each
+ * of them registers, and its code many times.
  */
+#ifndef PRHS_VALUES_CUH
+#define PRHS_VALUES_CUH
+
 #include "score.cuh"
 
 #define VALUE_HEADS 4 /* that share a row */
@@ -124,8 +127,4 @@ DEV void value_heads(const prhs_cu_score &p, const job &j, int h0)
     }
 }
 
-/* By now the verdicts are in the counts. */
-KERNEL(prhs_values, prhs_cu_score, THREADS, 4)
-{
-    score<VALUE_HEADS, false>(p, [&](const job &j, int h0) { value_heads(p, j, h0); });
-}
+#endif
