@@ -39,6 +39,7 @@ typedef struct prhs_nv_kernel {
     prhs_drv_function function;
     prhs_drv_module module;        /* its own, of PTX; NULL: the function is of its file's module */
     unsigned resident;             /* blocks that a multiprocessor holds at once */
+    unsigned registers;            /* of a thread; sized kernels */
     bool overlap;                  /* it waits for its predecessor by itself */
     atomic_bool launched;
 } prhs_nv_kernel;

@@ -147,6 +147,11 @@ static prhs_status set_up(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
         status = prhs_nv_check(&dev->head, "cuFuncGetAttribute",
                                prhs_drv.FuncGetAttribute(&fixed, PRHS_DRV_FUNC_SHARED, kernel->function));
         choice->shared = fixed < dev->shared_most ? (unsigned)(dev->shared_most - fixed) : 0;
+        int registers = 0;
+        if (status == PRHS_OK)
+            status = prhs_nv_check(&dev->head, "cuFuncGetAttribute",
+                                   prhs_drv.FuncGetAttribute(&registers, PRHS_DRV_FUNC_REGISTERS, kernel->function));
+        kernel->registers = registers > 0 ? (unsigned)registers : 1;
     }
     if (status == PRHS_OK && choice->shared)
         status = allow_shared(dev, kernel->function, (int)choice->shared);
@@ -160,14 +165,18 @@ static prhs_status set_up(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
 }
 
 /*
- * A multiprocessor's shared memory is what one block may have and the KiB that the driver keeps for each. Blocks past those that fit would
- * take turns with them, at the price of being started one after the other even where there is nothing to do.
+ * A multiprocessor's shared memory is what one block may have and the KiB that the driver keeps for each; it has 64 Ki registers, given out
+ * in eights. Blocks past those that fit would take turns with them, at the price of being started one after the other even where there is
+ * nothing to do.
  */
 unsigned prhs_nv_resident(const prhs_nv_device *dev, const prhs_nv_kernel *kernel, unsigned threads, unsigned shared) {
-    enum { THREADS = 2048, BLOCKS = 8, KEPT = 1024 };
+    enum { THREADS = 2048, REGISTERS = 65536, BLOCKS = 8, KEPT = 1024 };
     const unsigned most = (unsigned)dev->shared_most, fixed = most - kernel->choice.shared;
     const unsigned by_shared = (most + KEPT) / (shared + fixed + KEPT), by_threads = THREADS / threads;
-    const unsigned least = by_shared < by_threads ? by_shared : by_threads, blocks = least < BLOCKS ? least : BLOCKS;
+    const unsigned by_registers = REGISTERS / ((kernel->registers + 7) / 8 * 8 * threads);
+    unsigned blocks = by_shared < by_threads ? by_shared : by_threads;
+    blocks = blocks < by_registers ? blocks : by_registers;
+    blocks = blocks < BLOCKS ? blocks : BLOCKS;
     return (blocks ? blocks : 1) * (dev->head.info.compute_units ? dev->head.info.compute_units : 1);
 }
 
