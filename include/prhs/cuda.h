@@ -27,7 +27,8 @@ typedef struct prhs_cuda_params {
  * Opens the engine's device; close it with prhs_device_close(). `log` is copied, NULL is silence. Whatever context is current on the
  * calling thread stays so, here and in all other calls. Thread-safe.
  * PRHS_ERR_ARGUMENT: params or device NULL, params->size unknown; the tuning file as in prhs_device_open(). PRHS_ERR_NO_DEVICE: this
- * machine has no usable libcuda.so.1, or no such ordinal. PRHS_ERR_UNSUPPORTED: compute capability below 8.0. PRHS_ERR_DRIVER: `context` is none. PRHS_ERR_MEMORY.
+ * machine has no usable libcuda.so.1, or no such ordinal. PRHS_ERR_UNSUPPORTED: compute capability below 8.0. PRHS_ERR_DRIVER:
+ * `context` is none. PRHS_ERR_MEMORY.
  */
 PRHS_API prhs_status prhs_cuda_device_open(const prhs_cuda_params *params, const prhs_log *log, prhs_device **device);
 

@@ -96,7 +96,8 @@ PRHS_API prhs_status prhs_enumerate(prhs_device_info *infos, size_t *count, cons
 /**
  * Opens a device; close it with prhs_device_close(). `log` is copied, NULL is silence. Thread-safe.
  * PRHS_ERR_ARGUMENT: params or device NULL, params->size unknown, backend not an enum value; the tuning file cannot be read, has a line
- * that is no row of it, or no row for this backend. PRHS_ERR_NO_DEVICE: no such backend or index. PRHS_ERR_UNSUPPORTED: the device lacks what libprhs needs. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY: as named.
+ * that is no row of it, or no row for this backend. PRHS_ERR_NO_DEVICE: no such backend or index. PRHS_ERR_UNSUPPORTED: the device
+ * lacks what libprhs needs. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY: as named.
  */
 PRHS_API prhs_status prhs_device_open(const prhs_device_params *params, const prhs_log *log, prhs_device **device);
 

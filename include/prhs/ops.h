@@ -101,8 +101,8 @@ PRHS_API prhs_status prhs_op_range_sum(prhs_ops *ops, prhs_queue *queue, const p
 
 /**
  * Scores of each entry's first decode row against K for units whose set.mode is PRHS_MODE_RETRIEVE: [0, sink_end) and
- * [mid_begin, own position], or with full != 0 all of [0, own position]. Results stay in the workspace for select and moments: moments 1 keeps sums over the
- * middle's keys, moments 2 over its values, too.
+ * [mid_begin, own position], or with full != 0 all of [0, own position]. Results stay in the workspace for select and moments:
+ * moments 1 keeps sums over the middle's keys, moments 2 over its values, too.
  */
 PRHS_API prhs_status prhs_op_score(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_kv *kv, const prhs_rows *q,
                                    int full, int moments, prhs_mem ws);
