@@ -64,7 +64,8 @@ prhs_status prhs_ops_get_layout(prhs_device *device, const prhs_ops_params *para
         .size = sizeof *layout,
         .state_bytes = (uint64_t)o.layout.state_bytes, .slot_bytes = (uint64_t)k->slot_bytes, .lists = (uint64_t)k->list_off,
         .queries = (uint64_t)k->qref_off, .masses = (uint64_t)k->head_off, .moments = (uint64_t)k->moment_off,
-        .values = (uint64_t)k->vhat_off, .sums = (uint64_t)k->vsum_off, .counts = (uint64_t)k->vcount_off, .workspace_bytes = (uint64_t)o.layout.work_bytes,
+        .values = (uint64_t)k->vhat_off, .sums = (uint64_t)k->vsum_off, .counts = (uint64_t)k->vcount_off,
+        .workspace_bytes = (uint64_t)o.layout.work_bytes,
         .sets = (uint64_t)w->set_off, .scores = (uint64_t)w->score_off, .score_stride = (uint64_t)w->score_stride,
         .units = (uint32_t)o.limits.shape.units,
     };

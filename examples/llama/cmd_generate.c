@@ -238,7 +238,8 @@ static bool parse_temperature(const char *text, float *out) {
 static int parse(generation *g, int argc, char **argv) {
     enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, KV, BATCH, TEMPERATURE, SEED, FILE_, IDS, NO_GRAPH, STATS, VERBOSE };
     static const struct option options[] = {
-        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "kv", 1, 0, KV },
+        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR },
+        { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "kv", 1, 0, KV },
         { "tokens", 1, 0, 'n' }, { "batch", 1, 0, BATCH }, { "temperature", 1, 0, TEMPERATURE }, { "seed", 1, 0, SEED },
         { "file", 0, 0, FILE_ }, { "ids", 0, 0, IDS }, { "no-graph", 0, 0, NO_GRAPH }, { "stats", 0, 0, STATS }, RECORD_OPTIONS,
         { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },

@@ -295,7 +295,8 @@ static int perplexity(job *j) {
 static int parse(job *j, int argc, char **argv) {
     enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, DOCS, CONTEXT, DECODE, KV, AT_END, TIMING, JSON, VERBOSE };
     static const struct option options[] = {
-        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "docs", 1, 0, DOCS },
+        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR },
+        { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "docs", 1, 0, DOCS },
         { "context", 1, 0, CONTEXT }, { "decode", 1, 0, DECODE }, { "kv", 1, 0, KV }, { "at-end", 0, 0, AT_END },
         RECORD_OPTIONS, { "timing", 0, 0, TIMING }, { "json", 1, 0, JSON }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };

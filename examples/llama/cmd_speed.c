@@ -153,7 +153,8 @@ static bool head(race *r) {
     if (ok) {
         const compute_ops *ops = r->f.c->ops;
         printf("%s: %s; linear layers: %s, %s weights; %s; the fastest of %u times %u tokens\n\n", prhs_backend_name(info.backend), info.name,
-               ops->name, r->f.c->half ? "float16" : "float32", r->graphs && ops->record ? "steps replayed from a graph" : "steps enqueued one by one", r->repeat, r->count);
+               ops->name, r->f.c->half ? "float16" : "float32",
+               r->graphs && ops->record ? "steps replayed from a graph" : "steps enqueued one by one", r->repeat, r->count);
         r->root = report_begin("speed", &info, r->f.c);
         cJSON_AddBoolToObject(r->root, "graph", r->graphs && ops->record);
         cJSON_AddNumberToObject(r->root, "tokens", r->count);
@@ -188,7 +189,8 @@ static bool append(list *l, const char *text) {
 static int parse(race *r, int argc, char **argv) {
     enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, CONTEXT, BATCH, REPEAT, KV, NO_GRAPH, JSON, VERBOSE };
     static const struct option options[] = {
-        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR }, { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY },
+        { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR },
+        { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY },
         { "context", 1, 0, CONTEXT }, { "batch", 1, 0, BATCH }, { "tokens", 1, 0, 'n' }, { "repeat", 1, 0, REPEAT }, { "kv", 1, 0, KV },
         { "no-graph", 0, 0, NO_GRAPH }, { "json", 1, 0, JSON }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };

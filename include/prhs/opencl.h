@@ -32,7 +32,8 @@ typedef struct prhs_opencl_params {
  * Opens the engine's device; close it with prhs_device_close(). `log` is copied, NULL is silence. Thread-safe.
  * PRHS_ERR_ARGUMENT: params, params->device or device NULL, params->size unknown, the context does not contain the device, the
  * platform is not the device's; the tuning file as in prhs_device_open(). PRHS_ERR_NO_DEVICE: this machine has no
- * libOpenCL.so.1. PRHS_ERR_UNSUPPORTED: built without OpenCL, or the device lacks what libprhs needs. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY: as named.
+ * libOpenCL.so.1. PRHS_ERR_UNSUPPORTED: built without OpenCL, or the device lacks what libprhs needs. PRHS_ERR_DRIVER,
+ * PRHS_ERR_MEMORY: as named.
  */
 PRHS_API prhs_status prhs_opencl_device_open(const prhs_opencl_params *params, const prhs_log *log, prhs_device **device);
 

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which kernel serves an op, with how many threads and how much shared memory, and how many items it has. Data; nothing here calls the driver. */
+/*
+ * Which kernel serves an op, with how many threads and how much shared memory, and how many items it has. Data; nothing here calls the
+ * driver.
+ */
 #include "host.h"
 
 #include <stdio.h>

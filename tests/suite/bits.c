@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Same inputs, same bits: one sequence alone and inside a ragged batch of seven with joins and leaves, in other slots and pages,
- * in other chunks of its prompt, with other thread counts and other numbers of work-groups; dense and a sparse policy whose middle holds at most k tokens.
+ * in other chunks of its prompt, with other thread counts and other numbers of work-groups; dense and a sparse policy whose middle
+ * holds at most k tokens.
  */
 #include <math.h>
 #include <stdio.h>
