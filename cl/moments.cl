@@ -3,15 +3,40 @@
    rows. */
 #include "common.clh"
 
+#define GATHER 32 /* attended rows that are summed before they are added to those before: errors do not grow with their number */
+
+typedef struct sums {
+    vf m1[NV], m2[NV];
+    vf value[NV]; /* where state.vhat_off is present */
+} sums;
+
 typedef struct job {
     const prhs_k_moments *a;
     const __global int *pages;
     const __global float *scores;
     int head;
     float top;
-    vf pivot[NV], m1[NV], m2[NV];
-    vf value[NV]; /* where state.vhat_off is present */
+    vf pivot[NV];
+    sums middle, gone, part; /* part: of `parts` attended rows that are not in gone yet */
+    int parts;
 } job;
+
+void clear(sums *s)
+{
+    for (int v = 0; v < NV; v++)
+        s->m1[v] = s->m2[v] = s->value[v] = 0.0f;
+}
+
+void gather(job *j)
+{
+    for (int v = 0; v < NV; v++) {
+        j->gone.m1[v] += j->part.m1[v];
+        j->gone.m2[v] += j->part.m2[v];
+        j->gone.value[v] += j->part.value[v];
+    }
+    clear(&j->part);
+    j->parts = 0;
+}
 
 /* Takes the rows [first, last) out. */
 void take_out(job *j, int first, int last, mem k_mem, mem v_mem)
@@ -23,14 +48,14 @@ void take_out(job *j, int first, int last, mem k_mem, mem v_mem)
         const __global uchar *row = k_row(&j->a->kv, k_mem, j->pages, p, j->head);
         for (int v = 0; v < NV; v++) {
             vf x = load_vec(PRHS_KV, row, v) - j->pivot[v];
-            j->m1[v] -= w * x;
-            j->m2[v] -= w * (x * x);
+            j->part.m1[v] += w * x;
+            j->part.m2[v] += w * (x * x);
         }
-        if (j->a->state.vhat_off == PRHS_NONE)
-            continue;
         row = v_row(&j->a->kv, v_mem, j->pages, p, j->head);
-        for (int v = 0; v < NV; v++)
-            j->value[v] -= w * load_vec(PRHS_KV, row, v);
+        for (int v = 0; v < NV && j->a->state.vhat_off != PRHS_NONE; v++)
+            j->part.value[v] += w * load_vec(PRHS_KV, row, v);
+        if (++j->parts == GATHER)
+            gather(j);
     }
 }
 
@@ -42,19 +67,18 @@ float merge(job *j, long slot, int chunks, mem ws)
     j->top = LOWEST;
     for (int i = 0; i < chunks; i++)
         j->top = fmax(j->top, norm[i * 4 + 2]);
-    for (int v = 0; v < NV; v++)
-        j->m1[v] = j->m2[v] = j->value[v] = 0.0f;
+    clear(&j->middle);
     for (int i = 0; i < chunks; i++) {
         const __global float *m = FLOATS(ws, j->a->work.mom_off) + (slot + i) * 2 * PRHS_D;
         float scale = exp(norm[i * 4 + 2] - j->top);
         total += norm[i * 4 + 3] * scale;
         for (int v = 0; v < NV; v++) {
-            j->m1[v] += VLOAD(v, m) * scale;
-            j->m2[v] += VLOAD(v, m + PRHS_D) * scale;
+            j->middle.m1[v] += VLOAD(v, m) * scale;
+            j->middle.m2[v] += VLOAD(v, m + PRHS_D) * scale;
         }
         m = FLOATS(ws, j->a->work.vmid_off) + (slot + i) * PRHS_D;
         for (int v = 0; v < NV && j->a->state.vhat_off != PRHS_NONE; v++)
-            j->value[v] += VLOAD(v, m) * scale;
+            j->middle.value[v] += VLOAD(v, m) * scale;
     }
     return total;
 }
@@ -91,18 +115,22 @@ void moments_item(const prhs_k_moments *a, long item, mem seqs, mem pages, mem k
     int chunks = chunk_count(e.pos0 + 1, a->work.score_chunk_min, a->work.score_chunks);
     float total = merge(&j, (b * s->heads + h) * a->work.score_chunks, chunks, ws);
     const __global int *list = SLOT_AT(state, &a->state, list_off, e.slot, int) + (long)u * a->state.list_cap;
+    clear(&j.gone);
+    clear(&j.part);
+    j.parts = 0;
     take_out(&j, set.edge_begin, set.edge_end, k_mem, v_mem);
     for (int i = 0; i < set.count; i++)
         take_out(&j, list[i], list[i] + set.run, k_mem, v_mem);
     take_out(&j, set.win_begin, set.mid_end, k_mem, v_mem);
+    gather(&j);
     float z = exp(dropped - j.top), least = total * 0x1p-20f;
     z = z < least ? least : z;
     for (int v = 0; v < NV; v++) {
-        vf mean = j.m1[v] / z, var = j.m2[v] / z - mean * mean;
+        vf mean = (j.middle.m1[v] - j.gone.m1[v]) / z, var = (j.middle.m2[v] - j.gone.m2[v]) / z - mean * mean;
         VSTORE(j.pivot[v] + mean, v, out);
         VSTORE(select(var, (vf)(0.0f), var < 0.0f), v, out + PRHS_D);
         if (vhat)
-            VSTORE(j.value[v] / z, v, vhat);
+            VSTORE((j.middle.value[v] - j.gone.value[v]) / z, v, vhat);
     }
 }
 

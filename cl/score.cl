@@ -111,16 +111,26 @@ void moments_fade(moments *m, int h, float scale)
 /* Rows [first, last) of a block with their weights. */
 void moments_add(moments *m, const __global uchar *const *k, int first, int last, float w[HB][BLOCK])
 {
-    for (int t = first; t < last; t++)
 #pragma unroll
-        for (int v = 0; v < NV; v++) {
+    for (int v = 0; v < NV; v++) {
+        vf m1[HB], m2[HB]; /* of this block alone: errors grow with its rows, then with the blocks */
+#pragma unroll
+        for (int h = 0; h < HB; h++)
+            m1[h] = m2[h] = 0.0f;
+        for (int t = first; t < last; t++) {
             vf x = load_vec(PRHS_KV, k[t], v) - m->pivot[v], xx = x * x;
 #pragma unroll
             for (int h = 0; h < HB; h++) {
-                m->m1[h][v] += w[h][t] * x;
-                m->m2[h][v] += w[h][t] * xx;
+                m1[h] += w[h][t] * x;
+                m2[h] += w[h][t] * xx;
             }
         }
+#pragma unroll
+        for (int h = 0; h < HB; h++) {
+            m->m1[h][v] += m1[h];
+            m->m2[h][v] += m2[h];
+        }
+    }
 }
 
 #if PRHS_MOMENTS == PRHS_K_MOMENTS_VALUES

@@ -100,8 +100,11 @@ template <class G> DEV void load_block(const prhs_cu_prefill &p, const tile &t, 
     }
 }
 
-/* q.k of the thread's lanes and keys, in sums of 4, then 16: closer to the exact dot product than one long one. */
-template <class G> DEV void dots(const float *shared, int dim, float s[G::own][4])
+/*
+ * q.k of the thread's lanes and keys, in sums of 4, then 16; what is lost where these are added up is in `low`: a rounded score of some size
+ * is off by more than a weight may be.
+ */
+template <class G> DEV void dots(const float *shared, int dim, float s[G::own][4], float low[G::own][4])
 {
     const int tx = threadIdx.x % 8, ty = threadIdx.x / 8;
     const float *q = shared + G::q_at + ty * G::own * G::row, *k = shared + G::k_at + tx * G::row;
@@ -109,7 +112,7 @@ template <class G> DEV void dots(const float *shared, int dim, float s[G::own][4
     for (int r = 0; r < G::own; r++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            s[r][i] = 0.0f;
+            s[r][i] = low[r][i] = 0.0f;
 #pragma unroll 1
     for (int c = 0; c < dim; c += 16) {
         float sum[G::own][4] = { { 0 } };
@@ -130,17 +133,25 @@ template <class G> DEV void dots(const float *shared, int dim, float s[G::own][4
 #pragma unroll
         for (int r = 0; r < G::own; r++)
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                s[r][i] += sum[r][i];
+            for (int i = 0; i < 4; i++) {
+                const float before = s[r][i], after = before + sum[r][i], back = after - before;
+                low[r][i] += (before - (after - back)) + (sum[r][i] - back);
+                s[r][i] = after;
+            }
     }
+#pragma unroll
+    for (int r = 0; r < G::own; r++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            low[r][i] = finite(low[r][i]) ? low[r][i] : 0.0f;
 }
 
 /*
  * Scores become weights relative to the lane's maximum, in shared memory; what was gathered since the last fold is brought to a new one. A
  * token that weighs nothing because it is hidden or its score is -inf is told from one whose weight vanishes by the sign of its 0.
  */
-template <class G> DEV void soften(const prhs_cu_prefill &p, const tile &t, int key, bool hide, float s[G::own][4], float *shared,
-                                   running<G> &x)
+template <class G> DEV void soften(const prhs_cu_prefill &p, const tile &t, int key, bool hide, float s[G::own][4],
+                                   const float low[G::own][4], float *shared, running<G> &x)
 {
     const int tx = threadIdx.x % 8, ty = threadIdx.x / 8;
     const float scale = p.a.shape.scale;
@@ -161,7 +172,7 @@ template <class G> DEV void soften(const prhs_cu_prefill &p, const tile &t, int 
         const float factor = expf((x.top[r] - top) * scale);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const float w = s[r][i] == NOTHING ? -0.0f : expf((s[r][i] - top) * scale);
+            const float w = s[r][i] == NOTHING ? -0.0f : expf((s[r][i] - top + low[r][i]) * scale);
             sum += w;
             shared[G::weight_at + lane * G::weight_row + i * 8 + tx] = w;
         }
@@ -274,9 +285,9 @@ template <class G> DEV void attend(const prhs_cu_prefill &p, const tile &t, floa
             odd[turn ^ 1] = 0; /* nobody reads the last block's any more */
         __syncthreads();
         if (sees_some(own, p.a.sinks, i * KEYS, KEYS)) {
-            float s[G::own][4];
-            dots<G>(shared, p.a.shape.dim, s);
-            soften<G>(p, t, i * KEYS, !sees_all(own, p.a.sinks, i * KEYS, KEYS), s, shared, x);
+            float s[G::own][4], low[G::own][4];
+            dots<G>(shared, p.a.shape.dim, s, low);
+            soften<G>(p, t, i * KEYS, !sees_all(own, p.a.sinks, i * KEYS, KEYS), s, low, shared, x);
             __syncwarp();
             add_values<G>(shared, p.a.shape.dim, x);
             if (odd[turn])

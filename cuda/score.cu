@@ -98,7 +98,7 @@ DEV void score_tiles(const prhs_cu_score &p, const job &j, int head, const float
             sh->at[t] = place_of(a.kv, j.pages, min(base + t, j.last - 1), head);
         __syncwarp();
         load_rows<T, L, HB, loads<T, HB, M>()>(p.mem[PRHS_R_K], sh->at, false, min(tl::TOKENS, j.last - base), a.shape.dim, k);
-        score_rows<T, L, HB, loads<T, HB, M>()>(k, q, a.shape.scale, sh->s);
+        score_rows<T, L, HB, loads<T, HB, M>()>(k, q, sh->s);
         __syncwarp();
 #pragma unroll
         for (int at = 0; at < tl::TOKENS; at += 32)
@@ -166,7 +166,7 @@ template <int T, int L, int HB, bool M> DEV void score_heads(const prhs_cu_score
     byte *ws = p.mem[PRHS_R_WORK];
     float q[HB][8], *rows[HB];
     running<HB, M> x;
-    load_queries<L, HB>(a.q, p.mem[PRHS_R_Q], j.e.row0, head, heads, a.shape.dim, q);
+    load_queries<L, HB>(a.q, p.mem[PRHS_R_Q], j.e.row0, head, heads, a.shape.dim, a.shape.scale, q);
 #pragma unroll
     for (int h = 0; h < HB; h++) {
         rows[h] = h < heads ? FLOATS(ws, a.work.score_off) + (j.b * a.shape.heads + head + h) * a.work.score_stride : nullptr;

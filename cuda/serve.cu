@@ -82,7 +82,7 @@ DEV void attend_tiles(const prhs_cu_serve &p, const job &j, int head, const floa
         load_rows<T, L, HB, loads<T, HB>()>(p.mem[PRHS_R_K], sh->at, false, n, a.shape.dim, k);
         load_rows<T, L, HB, loads<T, HB>()>(p.mem[PRHS_R_V], sh->at, true, n, a.shape.dim, v);
         look_up(a, j, base + WARPS * tl::TOKENS, head, &next);
-        score_rows<T, L, HB, loads<T, HB>()>(k, q, a.shape.scale, sh->s);
+        score_rows<T, L, HB, loads<T, HB>()>(k, q, sh->s);
         __syncwarp();
         soften<tl::TOKENS, HB>(x, sh->s, n);
         __syncwarp();
@@ -115,7 +115,7 @@ template <int T, int L, int HB> DEV void attend_heads(const prhs_cu_serve &p, co
     const int heads = min(HB, a.shape.unit_heads - h0), head = j.u * a.shape.unit_heads + h0, lane = lane_id(), warp = warp_id();
     float q[HB][8];
     running<HB> x;
-    load_queries<L, HB>(a.q, p.mem[PRHS_R_Q], j.e.row0 + j.r, head, heads, a.shape.dim, q);
+    load_queries<L, HB>(a.q, p.mem[PRHS_R_Q], j.e.row0 + j.r, head, heads, a.shape.dim, a.shape.scale, q);
 #pragma unroll
     for (int h = 0; h < HB; h++) {
         x.top[h] = LOWEST;

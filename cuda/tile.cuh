@@ -49,14 +49,21 @@ DEV float warp_top(float x)
     return __int_as_float(top ^ ((top >> 31) & 0x7fffffff));
 }
 
-/* The queries of HB heads, 8 channels a lane; heads past the unit's last one repeat it. */
-template <int L, int HB> DEV void load_queries(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, float out[HB][8])
+/*
+ * The queries of HB heads, 8 channels a lane, times the scale: rounded here, channel by channel, and not once more where the score is as
+ * large as it gets. Heads past the unit's last one repeat it.
+ */
+template <int L, int HB>
+DEV void load_queries(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, float scale, float out[HB][8])
 {
     const int c = lane_id() % L * 8;
 #pragma unroll
     for (int h = 0; h < HB; h++) {
         if (c < dim) {
             load_eight(rows.dtype, row_at(rows, q, row, head + min(h, heads - 1)) + c * element(rows.dtype), out[h]);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                out[h][i] *= scale;
         } else {
 #pragma unroll
             for (int i = 0; i < 8; i++)
@@ -78,7 +85,7 @@ template <int T, int L, int HB, int LOADS> DEV void load_rows(const byte *base, 
 }
 
 /* Scores of the tile's rows into s[token][head]. */
-template <int T, int L, int HB, int LOADS> DEV void score_rows(const raw8<T> *k, const float q[HB][8], float scale, float *s)
+template <int T, int L, int HB, int LOADS> DEV void score_rows(const raw8<T> *k, const float q[HB][8], float *s)
 {
     typedef tile<T, L, HB, LOADS> tl;
     float part[tl::VALUES];
@@ -100,7 +107,7 @@ template <int T, int L, int HB, int LOADS> DEV void score_rows(const raw8<T> *k,
 #pragma unroll
     for (int f = 0; f < tl::WHOLE; f++) {
         const int i = off + f, token = i / HB * tl::ROWS + lane_id() / L;
-        s[token * HB + i % HB] = part[f] * scale;
+        s[token * HB + i % HB] = part[f];
     }
 }
 
