@@ -378,47 +378,89 @@ struct read_index {
 };
 
 /*
- * The block's next item: index *i, the index's item *item. All threads of the block call it together; it has barriers. prefix: shared,
- * `each` ints a thread. look(first): before the indices from `first` on are counted, as many as there is prefix.
+ * Counts the next window of indices; total: its items. False: no index is left. All threads of the block call it together; it has barriers.
+ * prefix: shared, `each` ints a thread. look(first): before the indices from `first` on are counted, as many as there is prefix.
  */
+template <class Count, class Read, class Look> DEV bool turns_window(turns *t, int n, int *prefix, Count count, Read read, Look look)
+{
+    const int each = t->each;
+    t->base += t->total;
+    t->first += each * blockDim.x;
+    t->total = 0;
+    const int end = t->first ? min(t->real, n) : n;
+    if (t->first >= end)
+        return false;
+    look(t->first);
+    const int mine = t->first + each * threadIdx.x;
+    int sums[TURNS_EACH], sum = 0, before;
+    decltype(read(0)) seen[TURNS_EACH];
+#pragma unroll
+    for (int k = 0; k < TURNS_EACH; k++)
+        seen[k] = read(min(mine + (k < each ? k : 0), end - 1));
+#pragma unroll
+    for (int k = 0; k < TURNS_EACH; k++)
+        sums[k] = k < each && mine + k < end ? count(seen[k]) : 0;
+#pragma unroll
+    for (int k = 0; k < TURNS_EACH; k++)
+        sums[k] = sum += sums[k];
+    if (!__syncthreads_or(sum))
+        return true;
+    t->total = block_prefix(sum, &before);
+#pragma unroll
+    for (int k = 0; k < TURNS_EACH; k++)
+        if (k < each)
+            prefix[each * threadIdx.x + k] = before + sums[k];
+    __syncthreads();
+    return true;
+}
+
+/* Item `at` of the window, by a whole warp: of index *i the item *item. */
+DEV void turns_find(const turns &t, const int *prefix, int at, int *i, int *item)
+{
+    const int low = first_above(prefix, t.each * blockDim.x / 32, at);
+    *i = t.first + low;
+    *item = at - (low ? prefix[low - 1] : 0);
+}
+
+/* The block's next item: index *i, the index's item *item. All threads of the block call it together; see turns_window(). */
 template <class Count, class Read = read_index, class Look = no_look>
 DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item, Read read = Read(), Look look = Look())
 {
-    const int each = t->each;
-    while (t->next >= t->base + t->total) {
-        t->base += t->total;
-        t->first += each * blockDim.x;
-        t->total = 0;
-        const int end = t->first ? min(t->real, n) : n;
-        if (t->first >= end)
+    while (t->next >= t->base + t->total)
+        if (!turns_window(t, n, prefix, count, read, look))
             return false;
-        look(t->first);
-        const int mine = t->first + each * threadIdx.x;
-        int sums[TURNS_EACH], sum = 0, before;
-        decltype(read(0)) seen[TURNS_EACH];
-#pragma unroll
-        for (int k = 0; k < TURNS_EACH; k++)
-            seen[k] = read(min(mine + (k < each ? k : 0), end - 1));
-#pragma unroll
-        for (int k = 0; k < TURNS_EACH; k++)
-            sums[k] = k < each && mine + k < end ? count(seen[k]) : 0;
-#pragma unroll
-        for (int k = 0; k < TURNS_EACH; k++)
-            sums[k] = sum += sums[k];
-        if (!__syncthreads_or(sum))
-            continue;
-        t->total = block_prefix(sum, &before);
-#pragma unroll
-        for (int k = 0; k < TURNS_EACH; k++)
-            if (k < each)
-                prefix[each * threadIdx.x + k] = before + sums[k];
-        __syncthreads();
-    }
-    const int at = (int)(t->next - t->base);
-    const int low = first_above(prefix, each * blockDim.x / 32, at);
-    *i = t->first + low;
-    *item = at - (low ? prefix[low - 1] : 0);
+    turns_find(*t, prefix, (int)(t->next - t->base), i, item);
     t->next += gridDim.x;
+    return true;
+}
+
+/*
+ * The same for warps: the block counts a window of indices together, then each of its warps walks its own items of them, without a barrier.
+ * Neighbouring items go to different blocks.
+ */
+DEV turns walk_begin(int real) { return turns{ (i64)warp_id() * gridDim.x + blockIdx.x, 0, -TURNS_EACH * (int)blockDim.x, 0, TURNS_EACH, real }; }
+
+/* The next window that has items. False: there is none. All threads of the block call it together, as often as it says true. */
+template <class Count, class Read = read_index, class Look = no_look>
+DEV bool walk_window(turns *t, int n, int *prefix, Count count, Read read = Read(), Look look = Look())
+{
+    if (t->total)
+        __syncthreads(); /* the last window's items are found */
+    do {
+        if (!turns_window(t, n, prefix, count, read, look))
+            return false;
+    } while (!t->total);
+    return true;
+}
+
+/* The warp's next item in the window. */
+DEV bool walk_next(turns *t, const int *prefix, int *i, int *item)
+{
+    const i64 at = t->next - t->base;
+    if (at >= t->total)
+        return false;
+    turns_find(*t, prefix, (int)at, i, item);
+    t->next += (i64)gridDim.x * (blockDim.x >> 5);
     return true;
 }
 

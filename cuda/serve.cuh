@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * attend: partial attention of a row of a unit over a chunk of its set. A block takes a chunk, its warps take turns over tiles, and their
- * results meet in shared memory. (What is merged is left to another kernel: a fence after every chunk costs more than a launch.)
- * serve.cu and serve_mma.cu say how a warp takes a tile.
+ * attend: partial attention of a row of a unit over a chunk of its set. A warp takes a chunk: no warp waits for another one. (What is
+ * merged is left to another kernel: a fence after every chunk costs more than a launch.) serve.cu and serve_mma.cu say how a warp takes a
+ * tile.
  */
 #ifndef PRHS_SERVE_CUH
 #define PRHS_SERVE_CUH
@@ -14,7 +14,7 @@
 #define THREADS (32 * WARPS)
 #endif
 
-/* A chunk of work, the same for all threads of the block. */
+/* A chunk of work, the same for all lanes of the warp. */
 struct job {
     entry e;
     prhs_set set;
@@ -24,16 +24,9 @@ struct job {
     int first, last, chunk; /* tokens [first, last) of the row's linear index */
 };
 
-template <int HB> struct meeting {
-    float top[WARPS][HB], sum[WARPS][HB];
-    int bad[WARPS][HB];
-};
-
-DEV int chunks_of_row(const prhs_k_attend &a, const entry &e, const prhs_set &set, int work, int r, int *tokens)
+DEV int row_tokens(const entry &e, const prhs_set &set, int work, int r)
 {
-    const int end = e.flags & PRHS_SEQ_FULL ? e.kv_len - 1 : e.pos0 + r;
-    *tokens = work_tokens(set, work, end);
-    return attend_chunks(a.work, *tokens);
+    return work_tokens(set, work, e.flags & PRHS_SEQ_FULL ? e.kv_len - 1 : e.pos0 + r);
 }
 
 DEV int work_of_row(const prhs_k_attend &a, const byte *ws, i64 b, int r, int u)
@@ -80,24 +73,21 @@ DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v
     if (counts)
         return v.kept;
     const entry e = entry_from(a.batch, v.seq, 0);
-    int sum = 0, tokens;
+    int sum = 0;
 #pragma unroll 1
     for (int r = 0; r < e.rows; r++)
-        sum += chunks_of_row(a, e, v.set, work_of_row(a, p.mem[PRHS_R_WORK], v.i / a.shape.units, r, v.i % a.shape.units), r, &tokens);
+        sum += attend_chunks(a.work, row_tokens(e, v.set, work_of_row(a, p.mem[PRHS_R_WORK], v.i / a.shape.units, r, v.i % a.shape.units), r));
     return sum;
 }
 
-/* Turns over the chunks of all units. */
-DEV turns turns_of(const prhs_cu_serve &p)
-{
-    return turns_begin(TURNS_EACH, seqs_of(p.attend.batch, p.mem[PRHS_R_SEQS]) * p.attend.shape.units);
-}
+/* The chunks of all units, as the grid's warps share them. */
+DEV turns chunks_begin(const prhs_cu_serve &p) { return walk_begin(seqs_of(p.attend.batch, p.mem[PRHS_R_SEQS]) * p.attend.shape.units); }
 
-/* The block's next item: of unit *i, *item. */
-DEV bool next_item(const prhs_cu_serve &p, turns *t, const int *counts, int *prefix, int *i, int *item)
+/* The next units that have chunks, by the whole block. False: there are none. */
+DEV bool next_window(const prhs_cu_serve &p, turns *t, const int *counts, int *prefix)
 {
-    return turns_next(
-        t, p.attend.batch.max_seqs * p.attend.shape.units, prefix, [&](const unit_view &v) { return count_unit(p, counts, v); }, i, item,
+    return walk_window(
+        t, p.attend.batch.max_seqs * p.attend.shape.units, prefix, [&](const unit_view &v) { return count_unit(p, counts, v); },
         [&](int k) { return view_of(p, counts, k); });
 }
 
@@ -106,29 +96,36 @@ DEV bool find_job(const prhs_cu_serve &p, int i, int item, job *j)
 {
     const prhs_k_attend &a = p.attend;
     byte *ws = p.mem[PRHS_R_WORK];
-    j->b = i / a.shape.units;
-    j->u = i % a.shape.units;
-    j->set = *set_at(ws, a.work, a.shape, j->b, j->u);
-    j->e = entry_of(a.batch, p.mem[PRHS_R_SEQS], j->b);
-    const int first = work_of_row(a, ws, j->b, 0, j->u); /* comes with the set and the record */
-    for (j->r = 0; j->r < j->e.rows; j->r++) {
-        int tokens;
-        j->work = j->r ? work_of_row(a, ws, j->b, j->r, j->u) : first;
-        const int chunks = chunks_of_row(a, j->e, j->set, j->work, j->r, &tokens);
-        if (item < chunks) {
-            const int size = chunk_tokens(tokens, a.work.chunk_min, a.work.chunks);
-            j->chunk = item;
-            j->first = item * size;
-            j->last = min(j->first + size, tokens);
-            j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j->e.table);
-            j->list = a.state.list_off == PRHS_NONE
-                          ? nullptr
-                          : SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)j->u * a.state.list_cap;
-            return true;
+    const int b = (int)((unsigned)i / (unsigned)a.shape.units);
+    j->b = b;
+    j->u = i - b * a.shape.units;
+    j->set = ((const prhs_set *)(ws + a.work.set_off))[i];
+    j->e = entry_of(a.batch, p.mem[PRHS_R_SEQS], b);
+    j->work = work_of_row(a, ws, b, 0, j->u); /* comes with the set and the record */
+    j->r = 0;
+    int tokens = row_tokens(j->e, j->set, j->work, 0);
+    if (j->e.rows != 1) {
+        for (;; j->r++) {
+            if (j->r >= j->e.rows)
+                return false;
+            if (j->r)
+                j->work = work_of_row(a, ws, b, j->r, j->u);
+            tokens = row_tokens(j->e, j->set, j->work, j->r);
+            const int chunks = attend_chunks(a.work, tokens);
+            if (item < chunks)
+                break;
+            item -= chunks;
         }
-        item -= chunks;
     }
-    return false;
+    const int size = chunk_tokens(tokens, a.work.chunk_min, a.work.chunks);
+    j->chunk = item;
+    j->first = item * size;
+    j->last = min(j->first + size, tokens);
+    j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j->e.table);
+    j->list = a.state.list_off == PRHS_NONE
+                  ? nullptr
+                  : SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)j->u * a.state.list_cap;
+    return j->first < j->last;
 }
 
 /* Where the tile's rows lie: a lane looks one (or several) up. Past the chunk: where its last row lies. */
@@ -155,46 +152,14 @@ template <int TOKENS> DEV void put_places(const lookup<TOKENS> &l, place *at)
             at[lane_id() + 32 * i] = l.at[i];
 }
 
-/* The block's normalised part of heads [0, heads), from the warps' values acc[warp][head][W]. */
-template <int W, int HB>
-DEV void put_part(const prhs_k_attend &a, const meeting<HB> &m, const float *acc, i64 at, int heads, byte *ws)
-{
-    const int dim = a.shape.dim;
-    for (int i = threadIdx.x; i < heads * dim; i += THREADS) {
-        const int h = i / dim, d = i - h * dim;
-        float top = LOWEST, sum = 0.0f, o = 0.0f;
-        bool bad = false;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            top = fmaxf(top, m.top[w][h]);
-            bad |= m.bad[w][h];
-        }
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const float f = exp_weight(m.top[w][h] - top);
-            sum += f * m.sum[w][h];
-            o += f * acc[(w * HB + h) * W + d];
-        }
-        FLOATS(ws, a.work.part_off)[(at + (i64)h * a.work.chunks) * dim + d] = bad ? NEVER : sum > 0.0f ? o / sum : 0.0f;
-        if (d == 0)
-            FLOATS(ws, a.work.part_lse_off)[at + (i64)h * a.work.chunks] = bad ? NEVER : sum > 0.0f ? top + logf(sum) : NOTHING;
-    }
-}
+/* What a part is divided by, and its log-sum-exp. */
+DEV float part_scale(float sum, bool bad) { return bad ? NEVER : sum > 0.0f ? 1.0f / sum : 0.0f; }
+DEV float part_lse(float top, float sum, bool bad) { return bad ? NEVER : sum > 0.0f ? top + logf(sum) : NOTHING; }
 
-/* Takes turns over chunks; attend(job, h0) attends with HB heads of the unit from h0 on. */
-template <int HB, class Attend> DEV void serve(const prhs_cu_serve &p, Attend attend)
+/* Index of the first head's part of a job, counted in parts; heads are work.chunks apart. */
+DEV i64 part_index(const prhs_k_attend &a, const job &j, int head)
 {
-    __shared__ int prefix[TURNS_EACH * THREADS];
-    const int *counts = kept_counts(p);
-    int i, item;
-    grid_begin();
-    turns t = turns_of(p);
-    while (next_item(p, &t, counts, prefix, &i, &item)) {
-        job j;
-        if (find_job(p, i, item, &j))
-            for (int h0 = 0; h0 < p.attend.shape.unit_heads; h0 += HB)
-                attend(j, h0);
-    }
+    return ((j.b * a.batch.rows + j.r) * a.shape.heads + head) * a.work.chunks + j.chunk;
 }
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * attend on tensor cores, for float16 and bfloat16 K/V. While a block works on a chunk, the first rows of its next one are on their way
+ * attend on tensor cores, for float16 and bfloat16 K/V. While a warp works on a chunk, the first rows of its next one are on their way
  * already. Dynamic shared memory: ring<DP, true>::BYTES.
  */
 #include "ring.cuh"
@@ -13,11 +13,10 @@ template <int DP, int NT> struct running {
     value_sums<DP, NT> values;
 };
 
-/* A job, as the block's threads share it. */
+/* A job, as the warp's lanes share it. */
 struct order {
     job j;
     int h0;                    /* first head */
-    bool chunk;                /* false: there is none */
     const byte *keys, *values; /* the KV head's first rows */
 };
 
@@ -48,47 +47,48 @@ template <int DP, int NT> DEV void soften(running<DP, NT> *x, int nt, float s[2]
 }
 
 /*
- * Where a lane's row lies: half a warp's rows are those of the tile at `base`, the other half's those of the warp's next tile. Past the
- * chunk it is the chunk's last row.
+ * Where a lane's row lies: half a warp's rows are those of the tile at `base`, the other half's those of the next tile. Past the chunk it is
+ * the chunk's last row.
  */
 DEV row_start find_rows(const prhs_k_kv &kv, const order &o, int base)
 {
-    const int t = min(base + (lane_id() & 15) + (lane_id() >> 4) * (WARPS * ROWS), o.j.last - 1);
+    const int t = min(base + lane_id(), o.j.last - 1);
     const place at = place_in(kv, o.j.pages, o.j.work == PRHS_WORK_ALL ? t : set_position(o.j.set, o.j.list, t), 2);
     return row_start{ o.keys + at.k, o.values + at.v };
 }
 
-/* Fills *o with what the block does after *now (nullptr: first): the chunk's next heads, or the next chunk. False: nothing is left. */
-template <int HB>
-DEV bool next_order(const prhs_cu_serve &p, turns *t, const int *counts, int *prefix, const order *now, order *o)
+/* Fills *o with what the warp does after *now (nullptr: first): the chunk's next heads, or the next chunk. False: nothing is left here. */
+template <int HB> DEV bool next_order(const prhs_cu_serve &p, turns *t, const int *prefix, const order *now, order *o)
 {
     const prhs_k_attend &a = p.attend;
     const bool again = now && now->h0 + HB < a.shape.unit_heads;
+    bool chunk = again;
     do {
         int i = 0, item = 0;
-        if (!again && !next_item(p, t, counts, prefix, &i, &item))
+        if (!again && !walk_next(t, prefix, &i, &item))
             return false;
-        if (threadIdx.x == 0) {
+        if (lane_id() == 0) {
             if (again) {
                 *o = *now;
                 o->h0 += HB;
             } else {
-                o->chunk = find_job(p, i, item, &o->j);
+                chunk = find_job(p, i, item, &o->j);
                 o->h0 = 0;
             }
-            const int head = (o->j.u * a.shape.unit_heads + o->h0) / a.shape.group;
+            const int head = (int)((unsigned)(o->j.u * a.shape.unit_heads + o->h0) / (unsigned)a.shape.group);
             o->keys = p.mem[PRHS_R_K] + a.kv.k_off + head * a.kv.k_head * 2;
             o->values = p.mem[PRHS_R_V] + a.kv.v_off + head * a.kv.v_head * 2;
         }
-    } while (!__syncthreads_or(threadIdx.x == 0 && o->chunk)); /* a count may stand for nothing */
+    } while (!__any_sync(FULL, chunk)); /* a count may stand for nothing */
+    __syncwarp();
     return true;
 }
 
-/* Rows from this warp's first (tile 0) or second (1) tile of an order to its end. */
-DEV int early_rows(const order &o, int tile) { return o.j.last - o.j.first - (warp_id() + tile * WARPS) * ROWS; }
+/* Rows from the first (tile 0) or second (1) tile of an order to its end. */
+DEV int early_rows(const order &o, int tile) { return o.j.last - o.j.first - tile * ROWS; }
 
 /*
- * The warp's tiles of an order whose first two have been sent, to *stage and the other one. Sends the later ones, and the first two of the
+ * The tiles of an order whose first two have been sent, to *stage and the other one. Sends the later ones, and the first two of the
  * order after it, for which *stage is right afterwards.
  */
 template <int T, int DP, int NT>
@@ -96,11 +96,11 @@ DEV void attend_tiles(const prhs_k_attend &a, const order &now, bool more, const
                       const query_terms<T, DP> (&q)[NT], shared_at mine, int *stage, running<DP, NT> *x)
 {
     typedef ring<DP, true> r;
-    const int step = WARPS * ROWS, last = now.j.last;
+    const int last = now.j.last;
     row_start rows = next_rows;
-    int base = now.j.first + warp_id() * ROWS;
-    for (int i = 0, early = 0; i < 2 || base < last; i++, base += step) {
-        const int second = base + 2 * step;
+    int base = now.j.first;
+    for (int i = 0, early = 0; i < 2 || base < last; i++, base += ROWS) {
+        const int second = base + 2 * ROWS;
         const bool inside = second < last;
         const shared_at at = mine + *stage * r::STAGE;
         if (inside && !(i & 1))
@@ -130,25 +130,25 @@ DEV void attend_tiles(const prhs_k_attend &a, const order &now, bool more, const
     }
 }
 
-/* The warp's values of `heads` heads into shared memory. */
-template <int T, int DP, int NT> DEV void put_running(running<DP, NT> *x, int heads, meeting<NT * 4> *m, float *acc)
+/* The part of `heads` heads from the lanes' sums. */
+template <int T, int DP, int NT> DEV void put_part(const prhs_k_attend &a, running<DP, NT> *x, i64 at, int heads, byte *ws)
 {
-    const int g = lane_id() >> 2, c = lane_id() & 3, warp = warp_id();
+    const int g = lane_id() >> 2, c = lane_id() & 3, dim = a.shape.dim;
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         const int h = nt * 4 + c;
-        x->sum[nt] = column_sum(x->sum[nt]);
-        x->bad[nt] = column_any(x->bad[nt]);
+        const float sum = column_sum(x->sum[nt]);
+        const bool bad = column_any(x->bad[nt]);
         if (h >= heads)
             continue;
+        const float scale = part_scale(sum, bad);
+        float *o = FLOATS(ws, a.work.part_off) + (at + (i64)h * a.work.chunks) * dim + g;
 #pragma unroll
         for (int j = 0; j < DP / 8; j++)
-            acc[(warp * NT * 4 + h) * DP + j * 8 + g] = joined_terms<T>(x->values.o[nt][j][0], x->values.o[nt][j][1]);
-        if (g == 0) {
-            m->top[warp][h] = x->top[nt];
-            m->sum[warp][h] = x->sum[nt];
-            m->bad[warp][h] = x->bad[nt];
-        }
+            if (j * 8 < dim)
+                o[j * 8] = joined_terms<T>(x->values.o[nt][j][0], x->values.o[nt][j][1]) * scale;
+        if (g == 0)
+            FLOATS(ws, a.work.part_lse_off)[at + (i64)h * a.work.chunks] = part_lse(x->top[nt], sum, bad);
     }
 }
 
@@ -170,8 +170,6 @@ template <int T, int DP, int NT>
 DEV void attend_order(const prhs_cu_serve &p, const order &now, const query_words<DP> (&words)[NT], bool more, const order &next,
                       const row_start &next_rows, shared_at mine, int *stage)
 {
-    __shared__ meeting<NT * 4> m;
-    __shared__ __align__(16) float acc[WARPS * NT * 4 * DP];
     const prhs_k_attend &a = p.attend;
     const job &j = now.j;
     const int heads = min(NT * 4, a.shape.unit_heads - now.h0), head = j.u * a.shape.unit_heads + now.h0;
@@ -188,24 +186,14 @@ DEV void attend_order(const prhs_cu_serve &p, const order &now, const query_word
             x.values.o[nt][i][0] = x.values.o[nt][i][1] = 0.0f;
     }
     attend_tiles<T, DP, NT>(a, now, more, next, next_rows, q, mine, stage, &x);
-    put_running<T, DP, NT>(&x, heads, &m, acc);
-    __syncthreads();
-    const i64 slot = ((j.b * a.batch.rows + j.r) * a.shape.heads + head) * a.work.chunks + j.chunk;
-    put_part<DP, NT * 4>(a, m, acc, slot, heads, p.mem[PRHS_R_WORK]);
+    put_part<T, DP, NT>(a, &x, part_index(a, j, head), heads, p.mem[PRHS_R_WORK]);
 }
 
-template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
+/* The warp's orders of a window. */
+template <int T, int DP, int NT> DEV void serve_window(const prhs_cu_serve &p, turns *t, const int *prefix, order (&orders)[2], shared_at mine)
 {
-    DYNAMIC_SHARED(rings);
-    __shared__ int prefix[TURNS_EACH * THREADS];
-    __shared__ order orders[2];
     typedef ring<DP, true> r;
     const prhs_k_attend &a = p.attend;
-    const shared_at mine = shared_at_of(rings + warp_id() * r::STAGES * r::STAGE);
-    const int *counts = kept_counts(p);
-    clear_ring<DP, true>(rings, a.shape.dim);
-    grid_begin();
-    turns t = turns_of(p);
     row_start rows = { nullptr, nullptr };
     int stage = 0;
     bool any = false, more = true;
@@ -215,14 +203,14 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
         query_words<DP> words[NT];
         if (any && NT == 1)
             load_queries<DP, NT>(p, now, words);
-        more = next_order<NT * 4>(p, &t, counts, prefix, any ? &now : nullptr, &orders[o ^ 1]);
+        more = next_order<NT * 4>(p, t, prefix, any ? &now : nullptr, &orders[o ^ 1]);
         if (more)
-            rows = find_rows(a.kv, next, next.j.first + warp_id() * ROWS);
+            rows = find_rows(a.kv, next, next.j.first);
         if (any) {
             if (NT > 1) /* later: they take too many registers */
                 load_queries<DP, NT>(p, now, words);
             attend_order<T, DP, NT>(p, now, words, more, next, rows, mine, &stage);
-            __syncthreads(); /* the order's place is free for the one after the next */
+            __syncwarp(); /* the order's place is free for the one after the next */
         } else if (more) {
 #pragma unroll 1
             for (int i = 0; i < 2; i++) {
@@ -233,6 +221,20 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
         any = true;
     }
     copy_wait<0>();
+}
+
+template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
+{
+    DYNAMIC_SHARED(rings);
+    __shared__ int prefix[TURNS_EACH * THREADS];
+    __shared__ order orders[WARPS][2];
+    typedef ring<DP, true> r;
+    const int *counts = kept_counts(p);
+    clear_ring<DP, true>(rings, p.attend.shape.dim);
+    grid_begin();
+    turns t = chunks_begin(p);
+    while (next_window(p, &t, counts, prefix))
+        serve_window<T, DP, NT>(p, &t, prefix, orders[warp_id()], shared_at_of(rings + warp_id() * r::STAGES * r::STAGE));
 }
 
 #define SERVE(t, T, dp, nt, hb, blocks)                                        \
