@@ -86,6 +86,25 @@ DEV void load_eight(int dtype, const byte *p, float x[8])
         floats_of(load_raw<PRHS_K_BF16>(p), x);
 }
 
+/* The same in shared memory. */
+DEV void shared_eight(int dtype, const byte *p, float x[8])
+{
+    raw8<PRHS_K_F32> r;
+    r.w[0] = *(const uint4 *)p;
+    if (dtype == PRHS_K_F32) {
+        r.w[1] = *(const uint4 *)(p + 16);
+        floats_of(r, x);
+        return;
+    }
+    const unsigned w[4] = { r.w[0].x, r.w[0].y, r.w[0].z, r.w[0].w };
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 f = dtype == PRHS_K_F16 ? half2_floats(w[i]) : bf162_floats(w[i]);
+        x[2 * i] = f.x;
+        x[2 * i + 1] = f.y;
+    }
+}
+
 /* One element, its dtype known at run time. */
 DEV float load_one(int dtype, const byte *row, int d)
 {
@@ -172,6 +191,11 @@ struct place {
     i64 k, v;
 };
 
+/* The same from a KV head's first rows on, in 16 bytes: caches of up to 64 GiB a layer. */
+struct __align__(8) row_place {
+    unsigned k, v;
+};
+
 /* j / kv.page_size, by multiplication. */
 DEV unsigned page_index(const prhs_k_kv &kv, int j) { return __umulhi(2u * (unsigned)j, kv.page_inverse) >> kv.page_shift; }
 
@@ -232,14 +256,19 @@ DEV int set_position(const prhs_set &s, const int *list, int i)
     return s.win_begin + i - s.count * s.run;
 }
 
+/* `least` is a power of two, and 16 at least: where chunks are that short nothing is divided. */
 DEV int chunk_tokens(int n, int least, int chunks)
 {
+    if (n <= least * chunks)
+        return least;
     const int c = (n + chunks - 1) / chunks;
     return max((c + 15) / 16 * 16, least);
 }
 
 DEV int chunk_count(int n, int least, int chunks)
 {
+    if (n <= least * chunks)
+        return (int)((unsigned)(n + least - 1) >> (31 - __clz(least)));
     const int c = chunk_tokens(n, least, chunks);
     return (n + c - 1) / c;
 }
@@ -438,14 +467,21 @@ DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item
  * The same for warps: the block counts a window of indices together, then each of its warps walks its own items of them, without a barrier.
  * Neighbouring items go to different blocks.
  */
-DEV turns walk_begin(int real) { return turns{ (i64)warp_id() * gridDim.x + blockIdx.x, 0, -TURNS_EACH * (int)blockDim.x, 0, TURNS_EACH, real }; }
+DEV turns walk_begin(int n, int real)
+{
+    const int each = n <= (int)blockDim.x ? 1 : n <= 2 * (int)blockDim.x ? 2 : TURNS_EACH;
+    return turns{ (i64)warp_id() * gridDim.x + blockIdx.x, 0, -each * (int)blockDim.x, 0, each, real };
+}
 
 /* The next window that has items. False: there is none. All threads of the block call it together, as often as it says true. */
 template <class Count, class Read = read_index, class Look = no_look>
 DEV bool walk_window(turns *t, int n, int *prefix, Count count, Read read = Read(), Look look = Look())
 {
-    if (t->total)
-        __syncthreads(); /* the last window's items are found */
+    if (t->total) {
+        if (t->first + t->each * (int)blockDim.x >= min(t->real, n))
+            return false; /* at once: no warp waits for the others' last items */
+        __syncthreads();  /* the last window's items are found */
+    }
     do {
         if (!turns_window(t, n, prefix, count, read, look))
             return false;

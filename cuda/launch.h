@@ -39,6 +39,9 @@ typedef struct prhs_cu_serve {
     prhs_i32 pass, reserved;              /* attends before this one in the step: which counts are read */
 } prhs_cu_serve;
 
+/* What a warp of the rings of attend has in dynamic shared memory besides its rows and its queries. */
+#define PRHS_SERVE_WARP 1248
+
 /* select, alone (has_moments 0) or with moments. */
 typedef struct prhs_cu_retrieve {
     unsigned char *mem[PRHS_ROLES];

@@ -52,11 +52,11 @@ template <int DP> struct query_words {
     unsigned w[DP / 8][2]; /* the second ones where they are float32 */
 };
 
-template <int DP>
-DEV void load_query_words(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, query_words<DP> *words)
+/* Queries of `heads` heads that lie `step` elements apart, wherever they are; the last one is repeated. */
+template <int DP> DEV void query_words_of(int dtype, const byte *queries, i64 step, int heads, int dim, query_words<DP> *words)
 {
-    const int g = lane_id() >> 2, c = lane_id() & 3, size = element(rows.dtype);
-    const byte *base = row_at(rows, q, row, head + min(g >> 1, heads - 1)) + 2 * c * size;
+    const int g = lane_id() >> 2, c = lane_id() & 3, size = element(dtype);
+    const byte *base = queries + (min(g >> 1, heads - 1) * step + 2 * c) * size;
 #pragma unroll
     for (int j = 0; j < DP / 8; j++) {
         words->w[j][0] = words->w[j][1] = 0;
@@ -68,6 +68,12 @@ DEV void load_query_words(const prhs_k_rows &rows, byte *q, i64 row, int head, i
             words->w[j][1] = x.y;
         }
     }
+}
+
+template <int DP>
+DEV void load_query_words(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, query_words<DP> *words)
+{
+    query_words_of<DP>(rows.dtype, row_at(rows, q, row, head), rows.head, heads, dim, words);
 }
 
 template <int T, int DP> DEV void make_query_terms(int dtype, const query_words<DP> &words, query_terms<T, DP> *t)

@@ -72,6 +72,24 @@ template <int DP, bool VALUES> DEV void send_tile(shared_at stage, const row_sta
     send_rows<DP, VALUES, 0>(to, at, from + group, n - group, dim - piece * 8);
 }
 
+template <int DP, int I>
+DEV void send_place(const shared_at (&to)[2], const byte *keys, const byte *values, const row_place *at, int n, int left)
+{
+    if constexpr (I < ROWS / 4) {
+        const row_place row = at[I * 4]; /* past the end: that of the last row */
+        send_pieces<DP, true, I, 0>(to[I & 1], keys + (unsigned long long)row.k * 16, values + (unsigned long long)row.v * 16, I * 4 < n, left);
+        send_place<DP, I + 1>(to, keys, values, at, n, left);
+    }
+}
+
+/* The same for rows whose places lie in shared memory, from the KV head's first ones on. */
+template <int DP> DEV void send_places(shared_at stage, const byte *keys, const byte *values, const row_place *at, int n, int dim)
+{
+    const int group = lane_id() >> 3, piece = lane_id() & 7;
+    const shared_at row = stage + group * DP * 2, to[2] = { row + piece_in(group, piece) * 16, row + piece_in(group + 4, piece) * 16 };
+    send_place<DP, 0>(to, keys + piece * 16, values + piece * 16, at + group, n - group, dim - piece * 8);
+}
+
 /* Zeros where no copy ever writes: channels between D and DP. */
 template <int DP, bool VALUES> DEV void clear_ring(byte *ring_of_block, int dim)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* attend without tensor cores: any dtype; float32 arithmetic throughout. */
-#include "serve.cuh"
+#include "ahead.cuh"
 #include "tile.cuh"
 
 /* Rows in flight: fewer where sums take the registers. */
@@ -64,43 +64,17 @@ template <int T, int L, int HB> DEV void add_values(running<HB> *x, const raw8<T
     }
 }
 
-/* The tiles of the chunk. While scores become weights the next tile's keys come, while values are added its values. */
-template <int T, int L, int HB>
-DEV void attend_tiles(const prhs_cu_serve &p, const job &j, int head, const float q[HB][8], typename tile<T, L, HB, loads<T, HB>()>::shared *sh,
-                      running<HB> *x)
+/* Rows of a tile, 8 channels a lane; rows past n, and lanes past the row, are zeros and not read. */
+template <int T, int L, int HB, bool V>
+DEV void load_tile(const byte *base, const row_place *at, int n, int dim, raw8<T> *r)
 {
-    const int LOADS = loads<T, HB>();
-    typedef tile<T, L, HB, LOADS> tl;
-    const prhs_k_attend &a = p.attend;
-    const byte *keys = p.mem[PRHS_R_K], *values = p.mem[PRHS_R_V];
-    raw8<T> k[LOADS], v[LOADS];
-    lookup<tl::TOKENS> next;
-    int base = j.first;
-    look_up(a, j, base, head, &next);
-    put_places(next, sh->at);
-    __syncwarp();
-    load_rows<T, L, HB, LOADS>(keys, sh->at, false, j.last - base, a.shape.dim, k);
-    load_rows<T, L, HB, LOADS>(values, sh->at, true, j.last - base, a.shape.dim, v);
-    look_up(a, j, base + tl::TOKENS, head, &next);
-    __syncwarp();
-    for (;;) {
-        const int n = j.last - base, left = n - tl::TOKENS;
-        score_rows<T, L, HB, LOADS>(k, q, sh->s);
-        put_places(next, sh->at);
-        __syncwarp();
-        if (left > 0) {
-            load_rows<T, L, HB, LOADS>(keys, sh->at, false, left, a.shape.dim, k);
-            look_up(a, j, base + 2 * tl::TOKENS, head, &next);
-        }
-        soften<tl::TOKENS, HB>(x, sh->s, n);
-        __syncwarp();
-        add_values<T, L, HB>(x, v, sh->s);
-        __syncwarp();
-        if (left <= 0)
-            return;
-        load_rows<T, L, HB, LOADS>(values, sh->at, true, left, a.shape.dim, v);
-        __syncwarp();
-        base += tl::TOKENS;
+    const int LOADS = loads<T, HB>(), lane = lane_id(), c = lane % L * 8;
+    base += c * (T == PRHS_K_F32 ? 4 : 2);
+    at += lane / L;
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+        const unsigned place = V ? at[i * (32 / L)].v : at[i * (32 / L)].k;
+        r[i] = load_raw_or_zero<T>(base + (unsigned long long)place * 16, i * (32 / L) + lane / L < n && c < dim);
     }
 }
 
@@ -133,44 +107,104 @@ template <int L, int HB> DEV void put_part(const prhs_k_attend &a, const running
     }
 }
 
-/* Heads [h0, h0 + HB) of the unit over the job's chunk. */
-template <int T, int L, int HB>
-DEV void attend_heads(const prhs_cu_serve &p, const job &j, int h0, typename tile<T, L, HB, loads<T, HB>()>::shared *sh)
+/* The queries of the segment that begins, from shared memory, times the scale; heads past the last one repeat it. */
+template <int L, int HB> DEV void take_queries(const prhs_k_attend &a, const byte *queries, int heads, float q[HB][8], running<HB> *x)
 {
-    const prhs_k_attend &a = p.attend;
-    const int heads = min(HB, a.shape.unit_heads - h0), head = j.u * a.shape.unit_heads + h0;
-    float q[HB][8];
-    running<HB> x;
-    load_queries<L, HB>(a.q, p.mem[PRHS_R_Q], j.e.row0 + j.r, head, heads, a.shape.dim, a.shape.scale, q);
+    const int c = lane_id() % L * 8, size = element(a.q.dtype);
 #pragma unroll
     for (int h = 0; h < HB; h++) {
-        x.top[h] = LOWEST;
-        x.sum[h] = 0.0f;
-        x.bad[h] = false;
+        const bool real = c < a.shape.dim;
+        const byte *from = queries + (min(h, heads - 1) * a.shape.dim + (real ? c : 0)) * size;
+        shared_eight(a.q.dtype, from, q[h]);
 #pragma unroll
-        for (int c = 0; c < 8; c++)
-            x.acc[h][c] = 0.0f;
+        for (int i = 0; i < 8; i++) {
+            q[h][i] = real ? q[h][i] * a.shape.scale : 0.0f;
+            x->acc[h][i] = 0.0f;
+        }
+        x->top[h] = LOWEST;
+        x->sum[h] = 0.0f;
+        x->bad[h] = false;
     }
-    attend_tiles<T, L, HB>(p, j, (int)((unsigned)head / (unsigned)a.shape.group), q, sh, &x);
-    put_part<L, HB>(a, x, part_index(a, j, head), heads, p.mem[PRHS_R_WORK]);
+}
+
+template <int T, int L, int HB> struct warp_shared {
+    typename tile<T, L, HB, loads<T, HB>()>::scores s;
+    ahead_shared<HB * L * 32> ahead;
+};
+
+/* The warp's chunks of a window. While scores become weights the next tile's keys come, while values are added its values. */
+template <int T, int L, int HB> DEV void serve_window(const prhs_cu_serve &p, turns *t, const int *prefix, warp_shared<T, L, HB> *sh)
+{
+    const int LOADS = loads<T, HB>(), TOKENS = tile<T, L, HB, LOADS>::TOKENS, dim = p.attend.shape.dim;
+    finder f;
+    raw8<T> k[LOADS], v[LOADS];
+    float q[HB][8];
+    running<HB> x;
+    const row_place *at = nullptr;
+    const byte *keys = nullptr, *values = nullptr;
+    int left = 0, now = 0;
+    finder_begin(p.attend, *t, &f);
+    seek<HB>(p, prefix, &f, &sh->ahead);
+    bool more = f.state == AHEAD_READY, fresh = true;
+    for (bool first = true;; first = false) {
+        /* The tile that is here, then the one to come. */
+        const int n = left, done = now;
+        const bool inside = left > TOKENS;
+        if (!first) {
+            const segment &s = sh->ahead.segments[now];
+            if (fresh && s.begins) {
+                copy_wait<0>();
+                __syncwarp();
+                take_queries<L, HB>(p.attend, sh->ahead.queries, s.heads, q, &x);
+                __syncwarp();
+                f.asked = false;
+            }
+            score_rows<T, L, HB, LOADS>(k, q, sh->s);
+            if (inside)
+                advance<HB>(p, prefix, &f, &sh->ahead);
+            else
+                seek<HB>(p, prefix, &f, &sh->ahead);
+            more = inside || f.state == AHEAD_READY;
+        }
+        fresh = !inside;
+        if (inside) {
+            left -= TOKENS;
+            at += TOKENS;
+        } else if (more) {
+            now = take_segment<HB>(p, &f, &sh->ahead);
+            left = sh->ahead.segments[now].tokens;
+            at = sh->ahead.at[now];
+            keys = sh->ahead.segments[now].keys;
+            values = sh->ahead.segments[now].values;
+        }
+        __syncwarp();
+        if (more)
+            load_tile<T, L, HB, false>(keys, at, left, dim, k);
+        if (!first) {
+            soften<TOKENS, HB>(&x, sh->s, n);
+            __syncwarp();
+            add_values<T, L, HB>(&x, v, sh->s);
+        }
+        if (more)
+            load_tile<T, L, HB, true>(values, at, left, dim, v);
+        if (!first && !inside && sh->ahead.segments[done].ends)
+            put_part<L, HB>(p.attend, x, sh->ahead.segments[done].part, sh->ahead.segments[done].heads, p.mem[PRHS_R_WORK]);
+        if (!more)
+            break;
+        __syncwarp();
+    }
+    *t = f.t;
 }
 
 template <int T, int L, int HB> DEV void serve(const prhs_cu_serve &p)
 {
-    __shared__ typename tile<T, L, HB, loads<T, HB>()>::shared tiles[WARPS];
+    __shared__ warp_shared<T, L, HB> warps[WARPS];
     __shared__ int prefix[TURNS_EACH * THREADS];
     const int *counts = kept_counts(p);
     grid_begin();
     turns t = chunks_begin(p);
-    while (next_window(p, &t, counts, prefix)) {
-        int i, item;
-        while (walk_next(&t, prefix, &i, &item)) {
-            job j;
-            if (find_job(p, i, item, &j))
-                for (int h0 = 0; h0 < p.attend.shape.unit_heads; h0 += HB)
-                    attend_heads<T, L, HB>(p, j, h0, &tiles[warp_id()]);
-        }
-    }
+    while (next_window(p, &t, counts, prefix))
+        serve_window<T, L, HB>(p, &t, prefix, &warps[warp_id()]);
 }
 
 #define SERVE(t, T, l, hb, blocks)     KERNEL(prhs_serve_##t##_l##l##_h##hb, prhs_cu_serve, THREADS, blocks) { serve<T, l, hb>(p); }

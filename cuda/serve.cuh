@@ -16,12 +16,10 @@
 
 /* A chunk of work, the same for all lanes of the warp. */
 struct job {
-    entry e;
     prhs_set set;
     const int *list, *pages;
-    i64 b;
-    int u, r, work;
-    int first, last, chunk; /* tokens [first, last) of the row's linear index */
+    int u, work, first, last, chunk; /* tokens [first, last) of the row's linear index */
+    i64 row, parts;                  /* of the queries; rows before it times heads: where its parts are */
 };
 
 DEV int row_tokens(const entry &e, const prhs_set &set, int work, int r)
@@ -81,7 +79,11 @@ DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v
 }
 
 /* The chunks of all units, as the grid's warps share them. */
-DEV turns chunks_begin(const prhs_cu_serve &p) { return walk_begin(seqs_of(p.attend.batch, p.mem[PRHS_R_SEQS]) * p.attend.shape.units); }
+DEV turns chunks_begin(const prhs_cu_serve &p)
+{
+    const prhs_k_attend &a = p.attend;
+    return walk_begin(a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units);
+}
 
 /* The next units that have chunks, by the whole block. False: there are none. */
 DEV bool next_window(const prhs_cu_serve &p, turns *t, const int *counts, int *prefix)
@@ -91,26 +93,44 @@ DEV bool next_window(const prhs_cu_serve &p, turns *t, const int *counts, int *p
         [&](int k) { return view_of(p, counts, k); });
 }
 
-/* Item `item` of unit i. False: no chunk. */
-DEV bool find_job(const prhs_cu_serve &p, int i, int item, job *j)
+/* What tells which chunk an item is, as it lies in memory. */
+struct job_view {
+    prhs_set set;
+    prhs_seq seq;
+    int work, i, item, words[9]; /* 32 words */
+};
+
+/* Asks for a lane's word of the view of item `item` of unit i. */
+DEV int ask_view(const prhs_cu_serve &p, int i, int item)
 {
     const prhs_k_attend &a = p.attend;
-    byte *ws = p.mem[PRHS_R_WORK];
-    const int b = (int)((unsigned)i / (unsigned)a.shape.units);
-    j->b = b;
-    j->u = i - b * a.shape.units;
-    j->set = ((const prhs_set *)(ws + a.work.set_off))[i];
-    j->e = entry_of(a.batch, p.mem[PRHS_R_SEQS], b);
-    j->work = work_of_row(a, ws, b, 0, j->u); /* comes with the set and the record */
-    j->r = 0;
-    int tokens = row_tokens(j->e, j->set, j->work, 0);
-    if (j->e.rows != 1) {
-        for (;; j->r++) {
-            if (j->r >= j->e.rows)
+    const byte *ws = p.mem[PRHS_R_WORK];
+    const int b = (int)((unsigned)i / (unsigned)a.shape.units), lane = lane_id(), sets = sizeof(prhs_set) / 4, seqs = sizeof(prhs_seq) / 4;
+    const int *word = lane < sets ? (const int *)((const prhs_set *)(ws + a.work.set_off) + i) + lane
+                                  : (const int *)seq_at(a.batch, p.mem[PRHS_R_SEQS], b) + min(lane - sets, seqs - 1);
+    if (lane < sets + seqs)
+        return *word;
+    return lane == sets + seqs ? work_of_row(a, ws, b, 0, i - b * a.shape.units) : lane == sets + seqs + 1 ? i : item;
+}
+
+/* False: no chunk. */
+DEV bool make_job(const prhs_cu_serve &p, const job_view &v, job *j)
+{
+    const prhs_k_attend &a = p.attend;
+    const int b = (int)((unsigned)v.i / (unsigned)a.shape.units);
+    const entry e = entry_from(a.batch, v.seq, a.batch.active_off == PRHS_NONE ? b : v.seq.reserved[0]);
+    int r = 0, item = v.item;
+    j->u = v.i - b * a.shape.units;
+    j->set = v.set;
+    j->work = v.work;
+    int tokens = row_tokens(e, v.set, v.work, 0);
+    if (e.rows != 1) {
+        for (;; r++) {
+            if (r >= e.rows)
                 return false;
-            if (j->r)
-                j->work = work_of_row(a, ws, b, j->r, j->u);
-            tokens = row_tokens(j->e, j->set, j->work, j->r);
+            if (r)
+                j->work = work_of_row(a, p.mem[PRHS_R_WORK], b, r, j->u);
+            tokens = row_tokens(e, v.set, j->work, r);
             const int chunks = attend_chunks(a.work, tokens);
             if (item < chunks)
                 break;
@@ -121,45 +141,19 @@ DEV bool find_job(const prhs_cu_serve &p, int i, int item, job *j)
     j->chunk = item;
     j->first = item * size;
     j->last = min(j->first + size, tokens);
-    j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j->e.table);
-    j->list = a.state.list_off == PRHS_NONE
-                  ? nullptr
-                  : SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)j->u * a.state.list_cap;
+    j->row = e.row0 + r;
+    j->parts = ((i64)b * a.batch.rows + r) * a.shape.heads;
+    j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], e.table);
+    j->list = a.state.list_off == PRHS_NONE ? nullptr
+                                            : SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, e.slot, int) + (i64)j->u * a.state.list_cap;
     return j->first < j->last;
-}
-
-/* Where the tile's rows lie: a lane looks one (or several) up. Past the chunk: where its last row lies. */
-template <int TOKENS> struct lookup {
-    static const int EACH = (TOKENS + 31) / 32;
-    place at[EACH];
-};
-
-template <int TOKENS> DEV void look_up(const prhs_k_attend &a, const job &j, int base, int head, lookup<TOKENS> *l)
-{
-#pragma unroll
-    for (int i = 0; i < lookup<TOKENS>::EACH; i++) {
-        const int t = min(base + lane_id() + 32 * i, j.last - 1);
-        if (lane_id() + 32 * i < TOKENS)
-            l->at[i] = place_of(a.kv, j.pages, j.work == PRHS_WORK_ALL ? t : set_position(j.set, j.list, t), head);
-    }
-}
-
-template <int TOKENS> DEV void put_places(const lookup<TOKENS> &l, place *at)
-{
-#pragma unroll
-    for (int i = 0; i < lookup<TOKENS>::EACH; i++)
-        if (lane_id() + 32 * i < TOKENS)
-            at[lane_id() + 32 * i] = l.at[i];
 }
 
 /* What a part is divided by, and its log-sum-exp. */
 DEV float part_scale(float sum, bool bad) { return bad ? NEVER : sum > 0.0f ? 1.0f / sum : 0.0f; }
 DEV float part_lse(float top, float sum, bool bad) { return bad ? NEVER : sum > 0.0f ? top + logf(sum) : NOTHING; }
 
-/* Index of the first head's part of a job, counted in parts; heads are work.chunks apart. */
-DEV i64 part_index(const prhs_k_attend &a, const job &j, int head)
-{
-    return ((j.b * a.batch.rows + j.r) * a.shape.heads + head) * a.work.chunks + j.chunk;
-}
+/* Index of a head's part of a job, counted in parts; heads are work.chunks apart. */
+DEV i64 part_index(const prhs_k_attend &a, const job &j, int head) { return (j.parts + head) * a.work.chunks + j.chunk; }
 
 #endif

@@ -15,10 +15,11 @@ template <int T, int L, int HB, int LOADS> struct tile {
     static const int VALUES = LOADS * HB;    /* scores that a lane has a part of */
     static const int WHOLE = VALUES > L ? VALUES / L : 1; /* scores that a lane ends up with */
 
-    /* What a warp keeps in shared memory. */
+    /* What a warp keeps in shared memory: scores, then weights: [token][head]. */
+    typedef float scores[TOKENS * HB];
     struct __align__(16) shared {
         place at[TOKENS];
-        float s[TOKENS * HB]; /* scores, then weights: [token][head] */
+        scores s;
     };
 };
 

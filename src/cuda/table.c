@@ -79,6 +79,8 @@ static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, pr
         choice->file = score ? "score_mma" : "serve_mma";
         choice->path = tensor_paths[d][h];
         choice->shared = (score ? 16384u : 32768u) << d;
+        if (!score) /* four warps, each with the queries of h heads */
+            choice->shared += 4u * (PRHS_SERVE_WARP + (unsigned)(heads[h] * (64 << d)) * (key->q_dtype == PRHS_K_F32 ? 4 : 2));
         *why = score ? "16-bit keys" : "16-bit K/V, and heads that share their rows";
         return;
     }

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Where rows lie, found ahead of their time. A multiprocessor's loads come back in the order in which they were asked for, so that whoever
+ * asks for an index behind rows that are on their way waits for all of them. A warp therefore finds the rows of its next 64 tokens while it
+ * attends to the present ones, one step a tile: which chunk (its set and record), which tokens (the list), which pages; then the rows'
+ * places lie in shared memory. Each step asks for what the next one needs, and comes just before rows are asked for.
+ */
+#ifndef PRHS_AHEAD_CUH
+#define PRHS_AHEAD_CUH
+
+#include "serve.cuh"
+
+#define SEGMENT 64 /* tokens whose rows are found together */
+
+/* A segment of a chunk, for some heads. */
+struct segment {
+    const byte *keys, *values; /* the KV head's first rows */
+    i64 part;
+    int tokens;
+    short heads;
+    bool begins, ends; /* what is summed: a chunk for these heads */
+};
+
+/* A warp's, in shared memory. QUERY: bytes of the queries of the heads that share rows. */
+template <int QUERY> struct __align__(16) ahead_shared {
+    row_place at[2][SEGMENT]; /* before a segment's are known: what tells which chunk it is of */
+    segment segments[2];
+    job j;                    /* whose segments are found */
+    bool real;
+    __align__(16) byte queries[QUERY];
+};
+
+enum { AHEAD_NEW, AHEAD_CHUNK, AHEAD_TOKENS, AHEAD_PAGES, AHEAD_READY, AHEAD_OVER };
+
+/* A lane's part of it; what is not per lane is the same for all. `asked`: queries that nobody has taken yet. */
+struct finder {
+    turns t;
+    int state, base, last, h0, half, word;
+    bool begins, asked;
+    int token[2], page[2];
+};
+
+DEV void finder_begin(const prhs_k_attend &a, const turns &t, finder *f)
+{
+    f->t = t;
+    f->state = AHEAD_NEW;
+    f->base = f->last = f->half = 0;
+    f->h0 = a.shape.unit_heads;
+    f->begins = f->asked = false;
+}
+
+/* The next heads' queries into shared memory. */
+template <int HB, int QUERY> DEV void ask_queries(const prhs_cu_serve &p, finder *f, ahead_shared<QUERY> *sh)
+{
+    const prhs_k_attend &a = p.attend;
+    const int row = a.shape.dim * element(a.q.dtype), heads = min(HB, a.shape.unit_heads - f->h0);
+    const byte *from = row_at(a.q, p.mem[PRHS_R_Q], sh->j.row, sh->j.u * a.shape.unit_heads + f->h0);
+    const i64 step = a.q.head * element(a.q.dtype);
+#pragma unroll 1
+    for (int h = 0; h < heads; h++)
+        for (int c = lane_id() * 16; c < row; c += 512)
+            copy_async(sh->queries + h * row + c, from + h * step + c);
+    f->asked = true;
+}
+
+/* Positions of the segment at `base`; what the set keeps in no list is known at once. */
+DEV void ask_tokens(finder *f, const job &j, int base, bool begins)
+{
+    f->base = base;
+    f->begins = begins;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int k = min(base + lane_id() + 32 * i, f->last - 1);
+        f->token[i] = j.work == PRHS_WORK_ALL ? k : set_position(j.set, j.list, k);
+    }
+    f->state = AHEAD_TOKENS;
+}
+
+/* The chunk whose view has come. */
+template <int HB, int QUERY> DEV void begin_chunk(const prhs_cu_serve &p, finder *f, ahead_shared<QUERY> *sh)
+{
+    ((int *)sh->at[f->half])[lane_id()] = f->word;
+    __syncwarp();
+    if (lane_id() == 0)
+        sh->real = make_job(p, *(const job_view *)sh->at[f->half], &sh->j);
+    __syncwarp();
+    if (sh->real) {
+        f->last = sh->j.last;
+        f->h0 = 0;
+        ask_tokens(f, sh->j, sh->j.first, true);
+        ask_queries<HB>(p, f, sh);
+    } else { /* a count may stand for nothing */
+        f->base = f->last = 0;
+        f->h0 = p.attend.shape.unit_heads;
+        f->state = AHEAD_NEW;
+    }
+}
+
+DEV unsigned sixteens(const prhs_k_kv &kv, unsigned page, unsigned in, i64 page_step, i64 token_step)
+{
+    return (unsigned)((steps(page, page_step) + steps(in, token_step)) >> (kv.dtype == PRHS_K_F32 ? 2 : 3));
+}
+
+template <int QUERY> DEV void put_places(const prhs_k_kv &kv, finder *f, ahead_shared<QUERY> *sh)
+{
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const unsigned in = (unsigned)f->token[i] - page_index(kv, f->token[i]) * (unsigned)kv.page_size;
+        const unsigned id = (unsigned)min(max(f->page[i], 0), kv.pages - 1);
+        sh->at[f->half][lane_id() + 32 * i] = row_place{ sixteens(kv, id, in, kv.k_page, kv.k_token), sixteens(kv, id, in, kv.v_page, kv.v_token) };
+    }
+    f->state = AHEAD_READY;
+}
+
+/* One step. A step that would overwrite queries waits until they are taken. */
+template <int HB, int QUERY> DEV void advance(const prhs_cu_serve &p, const int *prefix, finder *f, ahead_shared<QUERY> *sh)
+{
+    const prhs_k_attend &a = p.attend;
+    if (f->state == AHEAD_TOKENS) {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            f->page[i] = sh->j.pages[page_index(a.kv, f->token[i])];
+        f->state = AHEAD_PAGES;
+    } else if (f->state == AHEAD_PAGES) {
+        put_places(a.kv, f, sh);
+    } else if (f->state == AHEAD_CHUNK) {
+        if (!f->asked)
+            begin_chunk<HB>(p, f, sh);
+    } else if (f->state == AHEAD_NEW) {
+        if (f->base + SEGMENT < f->last) {
+            ask_tokens(f, sh->j, f->base + SEGMENT, false);
+        } else if (f->h0 + HB < a.shape.unit_heads) {
+            if (f->asked)
+                return;
+            f->h0 += HB;
+            ask_tokens(f, sh->j, sh->j.first, true);
+            ask_queries<HB>(p, f, sh);
+        } else {
+            int i, item;
+            const bool more = walk_next(&f->t, prefix, &i, &item);
+            if (more)
+                f->word = ask_view(p, i, item);
+            f->state = more ? AHEAD_CHUNK : AHEAD_OVER;
+        }
+    }
+}
+
+/* Steps until the next segment is ready, or cannot be before queries are taken. */
+template <int HB, int QUERY> DEV void seek(const prhs_cu_serve &p, const int *prefix, finder *f, ahead_shared<QUERY> *sh)
+{
+#pragma unroll 1
+    while (f->state < AHEAD_READY) {
+        const int before = f->state;
+        advance<HB>(p, prefix, f, sh);
+        if (f->state == before)
+            return;
+    }
+}
+
+/* The segment that is ready: which half of the shared memory it has. The next one takes the other half. */
+template <int HB, int QUERY> DEV int take_segment(const prhs_cu_serve &p, finder *f, ahead_shared<QUERY> *sh)
+{
+    const prhs_k_attend &a = p.attend;
+    const int size = element(a.kv.dtype), taken = f->half;
+    if (lane_id() == 0) {
+        segment *s = &sh->segments[taken];
+        s->tokens = min(SEGMENT, f->last - f->base);
+        s->begins = f->begins;
+        s->ends = f->base + SEGMENT >= f->last;
+        s->heads = (short)min(HB, a.shape.unit_heads - f->h0);
+        const int first = sh->j.u * a.shape.unit_heads + f->h0, head = (int)((unsigned)first / (unsigned)a.shape.group);
+        s->part = part_index(a, sh->j, first);
+        s->keys = p.mem[PRHS_R_K] + (a.kv.k_off + head * a.kv.k_head * size);
+        s->values = p.mem[PRHS_R_V] + (a.kv.v_off + head * a.kv.v_head * size);
+    }
+    f->half ^= 1;
+    f->state = AHEAD_NEW;
+    __syncwarp();
+    return taken;
+}
+
+#endif
