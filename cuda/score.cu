@@ -48,7 +48,7 @@ DEV found find_row(const prhs_k_score &a, const reach &r, int row)
 {
     const int pos = min(position(r, row), r.last - 1);
     const unsigned page = page_index(a.kv, pos);
-    return found{ r.pages[page], pos - (int)page * a.kv.page_size };
+    return found{ __ldg(r.pages + page), pos - (int)page * a.kv.page_size };
 }
 
 template <int T> DEV const byte *address_of(const prhs_k_kv &kv, const byte *keys, const found &f)

@@ -27,7 +27,9 @@ struct job {
     const int *pages;
     i64 row;                          /* of the batch's heads, the unit's first */
     int query, head, chunk;           /* head: of the sequence's, the unit's first */
-    int begin, end, cut, gap, last;   /* rows [begin, end); positions before `last` */
+    int tokens, size;                 /* that the unit's chunks cover; a chunk's */
+    int begin, end, last;             /* rows [begin, end); positions before `last` */
+    int cut, gap, hole;               /* gap: what lies there of the unit, `hole`, or 0 where the chunk does not reach over it */
     int sink_end, mid_begin, mid_end; /* sink_end: without end where everything is scored */
 };
 
@@ -59,17 +61,18 @@ template <bool M> DEV tally tally_of(const prhs_cu_score &p)
 /* --- turns --- */
 
 /*
- * Where a warp stands. Units are counted by the block, WINDOW at a time; then each warp takes chunks of these units until there are no more,
- * every (WARPS * gridDim.x)-th of them.
+ * Where a warp stands. Units are counted by the block, WINDOW at a time; then each warp takes its share of these units' chunks, one after
+ * another: most are of the same unit as the one before, of which little has to be found out again.
  */
 struct warp_turns {
-    int next, total; /* chunks, from the window's first on */
-    int first, real; /* units: where the window begins; from `real` on there is no work, which is known only once the first are counted */
+    int next, stop;          /* chunks, from the window's first on */
+    int unit, before, after; /* the unit of the chunk before, from the window's first on, and where its chunks lie */
+    int first, real;         /* units: where the window begins; from `real` on there is no work, known only once the first are counted */
 };
 
 DEV warp_turns turns_of(const prhs_cu_score &p)
 {
-    return warp_turns{ warp_id() * (int)gridDim.x + (int)blockIdx.x, 0, -WINDOW, seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * p.a.shape.units };
+    return warp_turns{ 0, 0, 0, 0, 0, -WINDOW, seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * p.a.shape.units };
 }
 
 /* Chunks of unit i < end, from what they follow from; 0 past the end. */
@@ -114,14 +117,22 @@ DEV int count_units(const prhs_cu_score &p, const tally &c, int begin, int end, 
     return sum;
 }
 
+/* The warp's share of `total` chunks. The first warps of all blocks come before the second ones, so that few chunks are spread over blocks. */
+DEV void share_chunks(warp_turns *t, int total)
+{
+    const unsigned warps = gridDim.x * WARPS, mine = warp_id() * gridDim.x + blockIdx.x, each = (unsigned)total / warps;
+    const unsigned more = (unsigned)total - each * warps;
+    t->next = (int)(mine * each + min(mine, more));
+    t->stop = t->next + (int)each + (mine < more);
+    t->before = t->after = 0;
+}
+
 /* The next window that has work; false: there is none. By the whole block; has barriers. prefix: shared, WINDOW ints. */
 template <bool M> DEV bool next_window(const prhs_cu_score &p, const tally &c, warp_turns *t, int *prefix)
 {
     const int n = p.a.batch.max_seqs * p.a.shape.units;
     for (;;) {
-        t->next -= t->total;
         t->first += WINDOW;
-        t->total = 0;
         const int end = t->first ? min(t->real, n) : n;
         if (t->first >= end)
             return false;
@@ -133,7 +144,7 @@ template <bool M> DEV bool next_window(const prhs_cu_score &p, const tally &c, w
         if (!__syncthreads_or(sum))
             continue;
         int before;
-        t->total = block_prefix(sum, &before);
+        share_chunks(t, block_prefix(sum, &before));
 #pragma unroll
         for (int k = 0; k < COUNTS; k++)
             prefix[COUNTS * threadIdx.x + k] = before += prefix[COUNTS * threadIdx.x + k];
@@ -142,16 +153,36 @@ template <bool M> DEV bool next_window(const prhs_cu_score &p, const tally &c, w
     }
 }
 
-/* The warp's next chunk of the window: of unit *i, *item. */
-DEV bool next_chunk(warp_turns *t, const int *prefix, int *i, int *item)
+/* The warp's next chunk of the window: true where there is one. *again: it is of the same unit as the one before. */
+DEV bool next_chunk(warp_turns *t, const int *prefix, bool *again, int *item)
 {
-    if (t->next >= t->total)
+    if (t->next >= t->stop)
         return false;
-    const int low = first_above(prefix, WINDOW / 32, t->next);
-    *i = t->first + low;
-    *item = t->next - (low ? prefix[low - 1] : 0);
-    t->next += (int)gridDim.x * WARPS;
+    *again = t->next < t->after;
+    if (!*again) {
+        t->unit = first_above(prefix, WINDOW / 32, t->next);
+        t->before = t->unit ? prefix[t->unit - 1] : 0;
+        t->after = prefix[t->unit];
+    }
+    *item = t->next++ - t->before;
     return true;
+}
+
+/* The job becomes that of the unit's chunk `item`. */
+DEV void cut_chunk(job *j, int item)
+{
+    j->chunk = item;
+    j->begin = item * j->size;
+    j->end = j->last = min(j->begin + j->size, j->tokens);
+    j->gap = j->hole;
+    if (j->begin >= j->cut) {
+        j->begin = max(j->begin, j->cut + j->gap);
+        j->gap = 0;
+    } else if (j->end > j->cut) {
+        j->end = max(j->end - j->gap, j->cut);
+    } else {
+        j->gap = 0;
+    }
 }
 
 /* Item `item` of unit i. */
@@ -168,24 +199,17 @@ DEV job job_of(const prhs_cu_score &p, int i, int item)
     j.mid_end = set.mid_end;
     const entry e = entry_of(a.batch, p.mem[PRHS_R_SEQS], b);
     const int n = e.pos0 + 1, least = a.work.score_chunk_min, chunks = a.work.score_chunks;
-    const int size = n <= least * chunks ? least : chunk_tokens(n, least, chunks); /* without the division where it can be */
+    j.tokens = n;
+    j.size = n <= least * chunks ? least : chunk_tokens(n, least, chunks); /* without the division where it can be */
     j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], e.table);
     j.head = (i - b * a.shape.units) * a.shape.unit_heads;
     j.row = (i64)b * a.shape.heads + j.head;
     j.query = e.row0;
-    j.chunk = item;
-    j.begin = item * size;
-    j.end = j.last = min(j.begin + size, n);
     j.cut = (j.sink_end + 15) & ~15;
-    j.gap = a.full ? 0 : max((j.mid_begin & ~15) - j.cut, 0);
+    j.hole = a.full ? 0 : max((j.mid_begin & ~15) - j.cut, 0);
     if (a.full)
         j.sink_end = 0x7fffffff;
-    if (j.begin >= j.cut) {
-        j.begin = max(j.begin, j.cut + j.gap);
-        j.gap = 0;
-    } else if (j.end > j.cut) {
-        j.end = max(j.end - j.gap, j.cut);
-    }
+    cut_chunk(&j, item);
     return j;
 }
 
@@ -206,15 +230,20 @@ template <bool M, class Work> DEV void score(const prhs_cu_score &p, Work work)
     grid_begin();
     const tally c = tally_of<M>(p);
     warp_turns t = turns_of(p);
-    int i, item;
+    bool again;
+    int item;
     while (next_window<M>(p, c, &t, prefix))
-        while (next_chunk(&t, prefix, &i, &item)) {
-            const job j = job_of(p, i, item);
+        while (next_chunk(&t, prefix, &again, &item)) {
             __syncwarp();
-            if (lane_id() == 0)
-                jobs[warp_id()] = j;
+            if (!again) {
+                const job j = job_of(p, t.first + t.unit, item);
+                if (lane_id() == 0)
+                    jobs[warp_id()] = j;
+            } else if (lane_id() == 0) {
+                cut_chunk(&jobs[warp_id()], item);
+            }
             __syncwarp();
-            work(&jobs[0]);
+            work(jobs);
         }
 }
 

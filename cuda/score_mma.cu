@@ -23,6 +23,7 @@ struct order {
     job j;
     int h0;           /* first head */
     int tiles;        /* an even number */
+    int same;         /* the queries are those of the order before */
     const byte *keys; /* the KV head's first row */
 };
 
@@ -59,7 +60,7 @@ DEV void look_up(const prhs_k_kv &kv, const order &o, sender *s)
     const int pos = min(position(o.j, o.j.begin + s->tile * ROWS + lane_id()), o.j.last - 1);
     const unsigned page = page_index(kv, pos);
     s->in = pos - (int)page * kv.page_size;
-    s->page = o.j.pages[page];
+    s->page = __ldg(o.j.pages + page);
 }
 
 /* Rows I * 4 + lane / 8 and on. Rows past the end are the last one once more: nobody looks at their scores. */
@@ -132,26 +133,35 @@ template <int DP> DEV void clear_rings(byte *rings, int dim)
 
 /* --- orders --- */
 
-/* Fills *o with what the warp does after *now (nullptr: first). False: the window has nothing left. */
+/* Fills *o with what the warp does after *now (nullptr: first in the window). False: the window has nothing left. */
 template <int HB> DEV bool next_order(const prhs_cu_score &p, warp_turns *t, const int *prefix, const order *now, order *o)
 {
     const prhs_k_score &a = p.a;
-    const bool again = now && now->h0 + HB < a.shape.unit_heads;
-    int i, item;
-    if (!again && !next_chunk(t, prefix, &i, &item))
+    const int h0 = now ? now->h0 + HB : 0;
+    const bool heads = now && h0 < a.shape.unit_heads;
+    bool again = true;
+    int item;
+    if (!heads && !next_chunk(t, prefix, &again, &item))
         return false;
-    order next;
     if (again) {
-        next = *now;
-        next.h0 += HB;
+        static_assert(sizeof(order) <= 128, "a lane copies a word");
+        if (lane_id() < (int)sizeof(order) / 4)
+            ((int *)o)[lane_id()] = ((const int *)now)[lane_id()];
+        __syncwarp();
     } else {
-        next.j = job_of(p, i, item);
-        next.h0 = 0;
-        next.tiles = (max(next.j.end - next.j.begin, 0) + PAIR - 1) / PAIR * 2;
+        const job j = job_of(p, t->first + t->unit, item);
+        if (lane_id() == 0)
+            o->j = j;
     }
-    next.keys = p.mem[PRHS_R_K] + a.kv.k_off + kv_head(a, next.j, next.h0) * a.kv.k_head * 2;
-    if (lane_id() == 0)
-        *o = next;
+    if (lane_id() == 0) {
+        if (!heads && again)
+            cut_chunk(&o->j, item);
+        o->h0 = heads ? h0 : 0;
+        o->same = again && now->h0 == o->h0;
+        if (!o->same)
+            o->keys = p.mem[PRHS_R_K] + a.kv.k_off + kv_head(a, o->j, o->h0) * a.kv.k_head * 2;
+        o->tiles = (max(o->j.end - o->j.begin, 0) + PAIR - 1) / PAIR * 2;
+    }
     __syncwarp();
     return true;
 }
@@ -356,14 +366,6 @@ template <int DP> DEV void put_moments(const float (&m1)[DP / 32], const float (
 
 /* --- a chunk --- */
 
-/* What makes scores of the sums of products: a power of two for queries that are neither small nor large, times the scale. */
-template <int T, int DP, int NT> DEV void scale_queries(float scale, query_terms<T, DP> (&q)[NT])
-{
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++)
-        q[nt].scale *= scale;
-}
-
 /* Tile `tile` of a pair: the lane's scores in it. With one head all columns are the same. */
 template <int T, int DP, int HB>
 DEV void score_tile(shared_at keys, const query_terms<T, DP> (&q)[sharing<HB>::NT], int tile, float (&s)[sharing<HB>::NT][sharing<HB>::N])
@@ -427,15 +429,19 @@ DEV void score_tiles(const prhs_k_score &a, const order *orders, int now, bool m
     }
 }
 
-/* The queries of an order. */
-template <int DP, int HB> DEV void load_queries(const prhs_cu_score &p, const order &o, query_words<DP> (&words)[sharing<HB>::NT])
+/* The queries of an order; with the scale, which enters where a power of two does already. */
+template <int T, int DP, int HB>
+DEV void load_queries(const prhs_cu_score &p, const order &o, query_terms<T, DP> (&q)[sharing<HB>::NT])
 {
     const prhs_k_score &a = p.a;
     const int heads = min(HB, a.shape.unit_heads - o.h0);
 #pragma unroll
     for (int nt = 0; nt < sharing<HB>::NT; nt++) {
         const int first = min(nt * 4, heads - 1);
-        load_query_words<DP>(a.q, p.mem[PRHS_R_Q], o.j.query, o.j.head + o.h0 + first, heads - first, a.shape.dim, &words[nt]);
+        query_words<DP> words;
+        load_query_words<DP>(a.q, p.mem[PRHS_R_Q], o.j.query, o.j.head + o.h0 + first, heads - first, a.shape.dim, &words);
+        make_query_terms<T, DP>(a.q.dtype, words, &q[nt]);
+        q[nt].scale *= a.shape.scale;
     }
 }
 
@@ -462,7 +468,7 @@ template <int DP, int HB, bool M> DEV void put_sums(const prhs_k_score &a, const
 
 /* Heads [h0, h0 + HB) of the unit of orders[now] over its chunk. */
 template <int T, int DP, int HB, bool M>
-DEV void score_order(const prhs_cu_score &p, const order *orders, int now, bool more, const query_words<DP> (&words)[sharing<HB>::NT],
+DEV void score_order(const prhs_cu_score &p, const order *orders, int now, bool more, const query_terms<T, DP> (&q)[sharing<HB>::NT],
                      const byte *ring_at, sender *s)
 {
     __shared__ __align__(16) float weights[WARPS][M ? PAIR * HB : 4];
@@ -470,16 +476,13 @@ DEV void score_order(const prhs_cu_score &p, const order *orders, int now, bool 
     const order &o = orders[now];
     const int heads = min(HB, a.shape.unit_heads - o.h0), c = HB == 1 ? 0 : lane_id() & 3;
     byte *ws = p.mem[PRHS_R_WORK];
-    query_terms<T, DP> q[sharing<HB>::NT];
     running<DP, HB, M> x;
     float *rows[sharing<HB>::NT];
 #pragma unroll
     for (int nt = 0; nt < sharing<HB>::NT; nt++) {
-        make_query_terms<T, DP>(a.q.dtype, words[nt], &q[nt]);
         x.mid[nt] = x.rest[nt] = logsum{ LOWEST, 0.0f };
         rows[nt] = nt * 4 + c < heads ? FLOATS(ws, a.work.score_off) + (o.j.row + o.h0 + nt * 4 + c) * a.work.score_stride : nullptr;
     }
-    scale_queries<T, DP, sharing<HB>::NT>(a.shape.scale, q);
     if constexpr (M) {
         load_pivot<DP>(a, o, x.pivot);
 #pragma unroll
@@ -502,22 +505,20 @@ DEV void score_window(const prhs_cu_score &p, const int *prefix, order *orders, 
         return;
     look_up(a.kv, orders[0], &s);
     fill_ring<DP>(a, orders, 0, false, &s);
+    query_terms<T, DP> q[sharing<HB>::NT];
     bool more = true;
 #pragma unroll 1
     for (int now = 0; more; now ^= 1) {
-        query_words<DP> words[sharing<HB>::NT];
-        if (HB <= 4)
-            load_queries<DP, HB>(p, orders[now], words);
+        if (!orders[now].same)
+            load_queries<T, DP, HB>(p, orders[now], q);
         more = next_order<HB>(p, t, prefix, &orders[now], &orders[now ^ 1]);
-        if (HB > 4) /* later: they take too many registers */
-            load_queries<DP, HB>(p, orders[now], words);
         if (more && s.which == now && s.tile >= orders[now].tiles) {
             s.which = now ^ 1;
             s.tile = 0;
             look_up(a.kv, orders[now ^ 1], &s);
             fill_ring<DP>(a, orders, now, more, &s);
         }
-        score_order<T, DP, HB, M>(p, orders, now, more, words, ring_at, &s);
+        score_order<T, DP, HB, M>(p, orders, now, more, q, ring_at, &s);
         __syncwarp(); /* the order's place is free for the one after the next */
     }
     copy_wait<0>();
