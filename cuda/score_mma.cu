@@ -183,7 +183,7 @@ template <int N> DEV void take(logsum *z, const float (&s)[N])
 }
 
 /* The largest of the lanes that share a head, and the sum over them. */
-template <int HB> DEV float lanes_max(float x) { return HB == 1 ? warp_max(x) : column_max(x); }
+template <int HB> DEV float lanes_max(float x) { return HB == 1 ? warp_top(x) : column_max(x); }
 template <int HB> DEV float lanes_sum(float x) { return HB == 1 ? warp_sum(x) : column_sum(x); }
 
 /* The lanes' sums of a head become one. */
