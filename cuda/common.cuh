@@ -335,6 +335,13 @@ DEV float warp_max(float x)
     return x;
 }
 
+/* The largest of the lanes' numbers; none is NaN. */
+DEV float warp_top(float x)
+{
+    const int b = __float_as_int(x), key = b ^ ((b >> 31) & 0x7fffffff), top = __reduce_max_sync(FULL, key);
+    return __int_as_float(top ^ ((top >> 31) & 0x7fffffff));
+}
+
 /* Log-sum-exp of parts, by a whole warp; NaN where one is NaN. Reads past the caches of this multiprocessor. */
 DEV float merged_lse(const float *lse, i64 step, int parts, float *top)
 {

@@ -1,218 +1,291 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* score without tensor cores: any dtype; float32 arithmetic throughout. */
+/*
+ * score without tensor cores: any dtype, head by head; float32 arithmetic throughout. A warp takes 32 rows at a time, in batches: L lanes
+ * hold a row (8 channels each), a lane has loads<T>() rows of a batch, and while it works on these the next batch is on its way. A batch's
+ * sums over channels end in L / loads<T>() lanes that have the same; after all batches each lane has kept a row of its own.
+ */
 #include "score.cuh"
 #include "tile.cuh"
 #include "values.cuh"
 
 #define OUTSIDE (-1.0f) /* the weight of a token that is not in the middle */
 
-/* Rows in flight. */
-template <int T, int HB, bool M> DEV constexpr int loads() { return 4; }
+/* Rows of a batch that a lane has a part of. */
+template <int T> DEV constexpr int loads() { return T == PRHS_K_F32 ? 2 : 4; }
 
-/* What a warp has seen: inside the middle, and scored outside of it. */
-template <int HB, bool M> struct running {
-    logsum mid[HB], out[HB];
-    float m1[M ? HB : 1][8], m2[M ? HB : 1][8], pivot[8];
+/* What a warp has seen: a lane's scores inside the middle, and outside of it; the middle's moments, relative to the warp's top. */
+template <bool M> struct running {
+    logsum mid, rest;
+    float top, m1[M ? 8 : 1], m2[M ? 8 : 1], pivot[M ? 8 : 1];
 };
 
-/* Adds a warp's lanes' scores; s is NOTHING where a lane has none. Returns the weight relative to the new top; *scale: of the old sum. */
-DEV float add_scores(logsum *z, float s, float *scale)
+/* The row of each 32 whose score a lane ends up with: a batch's rows lie together, and so do those of a load. */
+template <int T, int L> DEV int row_of_lane()
 {
-    const float top = fmaxf(warp_top(s), z->top), w = exp_weight(s - top);
-    *scale = exp_weight(z->top - top);
-    z->sum = z->sum * *scale + warp_sum(w);
-    z->top = top;
-    return w;
+    const int same = L / loads<T>(), in = lane_id() % L;
+    return (in % same * loads<T>() + in / same) * (32 / L) + lane_id() / L;
 }
 
-/* A tile of 32 tokens at most: writes the scores out, updates the sums, leaves the middle's weights in s. */
-template <int TOKENS, int HB, bool M> DEV void take_scores(const job &j, running<HB, M> *x, float *s, int base, int at, float *const *out)
+/* Where the lane's row lies: the page's index in the cache, and the row's in the page. */
+struct found {
+    int page, in;
+};
+
+/* What is needed of a job all the time. */
+struct reach {
+    const int *pages;
+    int cut, gap, last, end, whole_begin, whole_end; /* whole: rows of the middle, without a cut among them */
+};
+
+DEV reach reach_of(const job &j)
 {
-    const int t = at + lane_id(), pos = base + t;
-    const bool mine = t < TOKENS && pos < j.last && is_scored(j, pos), inside = mine && is_inside(j, pos);
-    const bool any_in = __any_sync(FULL, inside), any_out = __any_sync(FULL, mine && !inside);
+    return reach{ j.pages, j.cut, j.gap, j.last, j.end, max(j.mid_begin - j.gap, j.gap ? j.cut : 0), min(j.mid_end, j.last) - j.gap };
+}
+
+DEV int position(const reach &r, int row) { return row + (row >= r.cut ? r.gap : 0); }
+
+DEV found find_row(const prhs_k_score &a, const reach &r, int row)
+{
+    const int pos = min(position(r, row), r.last - 1);
+    const unsigned page = page_index(a.kv, pos);
+    return found{ __ldg(r.pages + page), pos - (int)page * a.kv.page_size };
+}
+
+template <int T> DEV const byte *address_of(const prhs_k_kv &kv, const byte *keys, const found &f)
+{
+    const unsigned id = (unsigned)min(max(f.page, 0), kv.pages - 1);
+    return keys + (steps(id, kv.k_page) + steps((unsigned)f.in, kv.k_token)) * (T == PRHS_K_F32 ? 4 : 2);
+}
+
+/* Rows of batch `batch`; `at` is where the lane's row lies. Lanes past a row's channels have zeros. */
+template <int T, int L> DEV void load_batch(const byte *at, int batch, bool real, raw8<T> (&k)[loads<T>()])
+{
+    const int c = lane_id() % L * 8 * (T == PRHS_K_F32 ? 4 : 2);
 #pragma unroll
-    for (int h = 0; h < HB; h++) {
-        const float v = mine ? s[t * HB + h] : NOTHING;
-        const bool bad = mine && bad_score(v);
-        float scale = 1.0f, w = 0.0f;
-        if (mine && out[h])
-            out[h][pos] = v;
-        if (any_out)
-            add_scores(&x->out[h], mine && !inside && !bad ? v : NOTHING, &scale);
-        scale = 1.0f;
-        if (any_in)
-            w = add_scores(&x->mid[h], inside && !bad ? v : NOTHING, &scale);
-        if (!M)
-            continue;
-        if (t < TOKENS)
-            s[t * HB + h] = inside ? (bad ? NEVER : w) : OUTSIDE;
-        if (scale != 1.0f) {
-#pragma unroll
-            for (int c = 0; c < 8; c++) {
-                x->m1[M ? h : 0][c] *= scale;
-                x->m2[M ? h : 0][c] *= scale;
-            }
-        }
+    for (int i = 0; i < loads<T>(); i++) {
+        const unsigned long long p = (unsigned long long)at;
+        const int from = i * (L / loads<T>()) + batch;
+        const unsigned low = __shfl_sync(FULL, (unsigned)p, from, L), high = __shfl_sync(FULL, (unsigned)(p >> 32), from, L);
+        k[i] = load_raw_or_zero<T>((const byte *)((unsigned long long)high << 32 | low) + c, real);
     }
 }
 
-/* The middle's rows of the tile, weighted. */
-template <int T, int L, int HB> DEV void add_moments(running<HB, true> *x, const raw8<T> *k, const float *w)
+/* The score of one of the batch's rows: that which would be the lane's if it kept this batch's. */
+template <int T, int L> DEV float score_batch(const raw8<T> (&k)[loads<T>()], const float (&q)[8])
 {
+    float part[loads<T>()];
 #pragma unroll
-    for (int i = 0; i < loads<T, HB, true>(); i++) {
-        float y[8], yy[8], wh[HB];
-        const float *wt = w + (i * (32 / L) + lane_id() / L) * HB;
-        const bool outside = wt[0] == OUTSIDE; /* its row may hold anything */
+    for (int i = 0; i < loads<T>(); i++) {
+        float x[8];
+        floats_of(k[i], x);
+        float d = x[0] * q[0];
+#pragma unroll
+        for (int c = 1; c < 8; c++)
+            d += x[c] * q[c];
+        part[i] = d;
+    }
+    int off = 0;
+    spread_sum<loads<T>(), L>(part, &off);
+    return part[0];
+}
+
+/* A lane's score; NOTHING where it does not count. */
+DEV void take(logsum *z, float s)
+{
+    const float top = fmaxf(z->top, s);
+    z->sum = z->sum * exp_weight(z->top - top) + exp_weight(s - top);
+    z->top = top;
+}
+
+/* The lanes' sums become one. */
+DEV logsum gathered(logsum z)
+{
+    const float top = warp_top(z.top);
+    z.sum = warp_sum(z.sum * exp_weight(z.top - top));
+    z.top = top;
+    return z;
+}
+
+/* The lanes' scores of 32 rows. */
+template <bool M> DEV void take_scores(const job *jobs, int pos, bool whole, float s, float *out, running<M> *x)
+{
+    const bool bad = bad_score(s);
+    if (whole) {
+        out[pos] = s;
+        take(&x->mid, bad ? NOTHING : s);
+        return;
+    }
+    const job &j = jobs[opaque(warp_id())];
+    const bool mine = pos < j.last && is_scored(j, pos), inside = mine && is_inside(j, pos);
+    if (mine)
+        out[pos] = s;
+    take(&x->mid, inside && !bad ? s : NOTHING);
+    take(&x->rest, mine && !inside && !bad ? s : NOTHING);
+}
+
+/* The middle's rows of a batch, weighted; s: the score of the row at `pos`. */
+template <int T, int L>
+DEV void add_moments(const job *jobs, int pos, bool whole, float s, const raw8<T> (&k)[loads<T>()], running<true> *x)
+{
+    bool inside = true;
+    const bool bad = bad_score(s);
+    if (!whole) {
+        const job &j = jobs[opaque(warp_id())];
+        inside = pos < j.last && is_inside(j, pos);
+    }
+    const float top = fmaxf(x->top, warp_top(inside && !bad ? s : NOTHING));
+    if (top > x->top) {
+        const float scale = exp_weight(x->top - top);
+#pragma unroll
+        for (int c = 0; c < 8; c++) {
+            x->m1[c] *= scale;
+            x->m2[c] *= scale;
+        }
+        x->top = top;
+    }
+    const float w = !inside ? OUTSIDE : bad ? NEVER : exp_weight(s - top);
+#pragma unroll
+    for (int i = 0; i < loads<T>(); i++) {
+        float y[8], wi = __shfl_sync(FULL, w, i * (L / loads<T>()), L);
+        const bool outside = !whole && wi == OUTSIDE; /* the row may hold anything */
+        wi = outside ? 0.0f : wi;
         floats_of(k[i], y);
-#pragma unroll
-        for (int h = 0; h < HB; h++)
-            wh[h] = outside ? 0.0f : wt[h];
 #pragma unroll
         for (int c = 0; c < 8; c++) {
             y[c] = outside ? 0.0f : y[c] - x->pivot[c];
-            yy[c] = y[c] * y[c];
-#pragma unroll
-            for (int h = 0; h < HB; h++) {
-                x->m1[h][c] += wh[h] * y[c];
-                x->m2[h][c] += wh[h] * yy[c];
-            }
+            x->m1[c] += wi * y[c];
+            x->m2[c] += wi * (y[c] * y[c]);
         }
     }
 }
 
-template <int T, int L, int HB, bool M>
-DEV void score_tiles(const prhs_cu_score &p, const job &j, int head, const float q[HB][8], float *const *out,
-                     typename tile<T, L, HB, loads<T, HB, M>()>::shared *sh, running<HB, M> *x)
+template <int T, int L, bool M>
+DEV void score_rows(const prhs_k_score &a, const job *jobs, const byte *keys, const float (&q)[8], float *out, running<M> *x)
 {
-    typedef tile<T, L, HB, loads<T, HB, M>()> tl;
-    const prhs_k_score &a = p.a;
-    const int step = WARPS * tl::TOKENS, lane = lane_id();
-    for (int base = j.first + warp_id() * tl::TOKENS; base < j.last; base += step) {
-        /* Between the sinks and the middle (PSAW) nothing is scored, unless everything is. */
-        if (!j.full && base >= j.set.sink_end && base + tl::TOKENS <= j.set.mid_begin)
-            continue;
-        raw8<T> k[loads<T, HB, M>()];
-        for (int t = lane; t < tl::TOKENS; t += 32)
-            sh->at[t] = place_of(a.kv, j.pages, min(base + t, j.last - 1), head);
-        __syncwarp();
-        load_rows<T, L, HB, loads<T, HB, M>()>(p.mem[PRHS_R_K], sh->at, false, min(tl::TOKENS, j.last - base), a.shape.dim, k);
-        score_rows<T, L, HB, loads<T, HB, M>()>(k, q, sh->s);
-        __syncwarp();
+    const job &j = jobs[warp_id()];
+    const reach r = reach_of(j);
+    const int mine = row_of_lane<T, L>(), batches = L / loads<T>();
+    const bool real = lane_id() % L * 8 < a.shape.dim;
+    const byte *at = address_of<T>(a.kv, keys, find_row(a, r, j.begin + mine));
+    raw8<T> k[loads<T>()];
+    load_batch<T, L>(at, 0, real, k);
+#pragma unroll 1
+    for (int row = j.begin; row < r.end; row += 32) {
+        const found then = find_row(a, r, row + 32 + mine); /* past the end: the last row once more */
+        const bool whole = row >= r.whole_begin && row + 32 <= r.whole_end;
+        float s = 0.0f;
 #pragma unroll
-        for (int at = 0; at < tl::TOKENS; at += 32)
-            take_scores<tl::TOKENS, HB, M>(j, x, sh->s, base, at, out);
-        __syncwarp();
-        if constexpr (M)
-            if (base < j.set.mid_end && base + tl::TOKENS > j.set.mid_begin)
-                add_moments<T, L, HB>(x, k, sh->s);
-        __syncwarp();
+        for (int b = 0; b < batches; b++) {
+            raw8<T> next[loads<T>()];
+            if (b == batches - 1)
+                at = address_of<T>(a.kv, keys, then);
+            load_batch<T, L>(at, b == batches - 1 ? 0 : b + 1, real, next);
+            const float si = score_batch<T, L>(k, q);
+            s = lane_id() % batches == b ? si : s;
+            if constexpr (M) {
+                const int from = (lane_id() % L / batches + b * loads<T>()) * (32 / L) + lane_id() / L;
+                add_moments<T, L>(jobs, position(r, row + from), whole, si, k, x);
+            }
+#pragma unroll
+            for (int i = 0; i < loads<T>(); i++)
+                k[i] = next[i];
+        }
+        take_scores<M>(jobs, position(r, row + mine), whole, s, out, x);
     }
 }
 
 /* The key of the middle's last token; zeros without a middle. */
-template <int T, int L> DEV void load_pivot(const prhs_cu_score &p, const job &j, int head, float pivot[8])
+template <int T, int L> DEV void load_pivot(const prhs_k_score &a, const job &j, const byte *keys, float pivot[8])
 {
     const int c = lane_id() % L * 8;
     raw8<T> r = zero_raw<T>();
-    if (j.set.mid_end > j.set.mid_begin && c < p.a.shape.dim)
-        r = load_raw<T>(p.mem[PRHS_R_K] + place_of(p.a.kv, j.pages, j.set.mid_end - 1, head).k + c * (T == PRHS_K_F32 ? 4 : 2));
+    if (j.mid_end > j.mid_begin && c < a.shape.dim)
+        r = load_raw<T>(keys + place_in(a.kv, j.pages, j.mid_end - 1, T == PRHS_K_F32 ? 4 : 2).k + c * (T == PRHS_K_F32 ? 4 : 2));
     floats_of(r, pivot);
 }
 
-/* Sums of the warps' moments: lanes past a row's first L hold other rows' parts. */
-template <int L, int HB> DEV void put_moments(const prhs_k_score &a, running<HB, true> *x, const logsum (*mid)[HB], int heads, i64 slot, byte *ws)
+/* The moments: lanes past a row's first L hold other rows' parts. */
+template <int L> DEV void put_moments(const prhs_k_score &a, running<true> *x, float *out)
 {
-    __shared__ __align__(16) float sums[WARPS * 2 * L * 8];
-    const int lane = lane_id(), warp = warp_id(), dim = a.shape.dim;
-    for (int h = 0; h < HB; h++) {
-        float top = LOWEST;
-        for (int w = 0; w < WARPS; w++)
-            top = fmaxf(top, mid[w][h].top);
-        const float f = exp_weight(x->mid[h].top - top);
+    const int c = lane_id() * 8, dim = a.shape.dim;
 #pragma unroll
-        for (int c = 0; c < 8; c++) {
-            float m1 = x->m1[h][c] * f, m2 = x->m2[h][c] * f;
+    for (int i = 0; i < 8; i++)
 #pragma unroll
-            for (int w = L; w < 32; w <<= 1) {
-                m1 += __shfl_xor_sync(FULL, m1, w);
-                m2 += __shfl_xor_sync(FULL, m2, w);
-            }
-            if (lane < L) {
-                sums[(warp * 2) * L * 8 + lane * 8 + c] = m1;
-                sums[(warp * 2 + 1) * L * 8 + lane * 8 + c] = m2;
-            }
+        for (int w = L; w < 32; w <<= 1) {
+            x->m1[i] += __shfl_xor_sync(FULL, x->m1[i], w);
+            x->m2[i] += __shfl_xor_sync(FULL, x->m2[i], w);
         }
-        __syncthreads();
-        for (int i = threadIdx.x; i < 2 * dim && h < heads; i += THREADS) {
-            const int m = i >= dim, d = i - m * dim;
-            float s = 0.0f;
-            for (int w = 0; w < WARPS; w++)
-                s += sums[(w * 2 + m) * L * 8 + d];
-            FLOATS(ws, a.work.mom_off)[(slot + (i64)h * a.work.score_chunks) * 2 * dim + i] = s;
-        }
-        __syncthreads();
+    if (lane_id() >= L || c >= dim)
+        return;
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+        *(float4 *)(out + c + i) = make_float4(x->m1[i], x->m1[i + 1], x->m1[i + 2], x->m1[i + 3]);
+        *(float4 *)(out + dim + c + i) = make_float4(x->m2[i], x->m2[i + 1], x->m2[i + 2], x->m2[i + 3]);
     }
 }
 
-/* Heads [h0, h0 + HB) of the unit over the job's chunk. */
-template <int T, int L, int HB, bool M> DEV void score_heads(const prhs_cu_score &p, const job &j, int h0)
+/* Head h of the unit over the chunk. */
+template <int T, int L, bool M> DEV void score_head(const prhs_cu_score &p, const job *jobs, int h)
 {
-    __shared__ typename tile<T, L, HB, loads<T, HB, M>()>::shared tiles[WARPS];
-    __shared__ logsum mid[WARPS][HB], out[WARPS][HB];
     const prhs_k_score &a = p.a;
-    const int heads = min(HB, a.shape.unit_heads - h0), head = j.u * a.shape.unit_heads + h0;
+    const job &j = jobs[warp_id()];
+    const byte *keys = p.mem[PRHS_R_K] + a.kv.k_off + kv_head(a, j, h) * a.kv.k_head * (T == PRHS_K_F32 ? 4 : 2);
     byte *ws = p.mem[PRHS_R_WORK];
-    float q[HB][8], *rows[HB];
-    running<HB, M> x;
-    load_queries<L, HB>(a.q, p.mem[PRHS_R_Q], j.e.row0, head, heads, a.shape.dim, a.shape.scale, q);
-#pragma unroll
-    for (int h = 0; h < HB; h++) {
-        rows[h] = h < heads ? FLOATS(ws, a.work.score_off) + (j.b * a.shape.heads + head + h) * a.work.score_stride : nullptr;
-        x.mid[h] = x.out[h] = logsum{ LOWEST, 0.0f };
+    float q[1][8];
+    running<M> x;
+    load_queries<L, 1>(a.q, p.mem[PRHS_R_Q], j.query, j.head + h, 1, a.shape.dim, a.shape.scale, q);
+    x.mid = x.rest = logsum{ LOWEST, 0.0f };
+    if constexpr (M) {
+        x.top = LOWEST;
 #pragma unroll
         for (int c = 0; c < 8; c++)
-            x.m1[M ? h : 0][c] = x.m2[M ? h : 0][c] = 0.0f;
+            x.m1[c] = x.m2[c] = 0.0f;
+        load_pivot<T, L>(a, j, keys, x.pivot);
     }
-    if (M)
-        load_pivot<T, L>(p, j, head / a.shape.group, x.pivot);
-    score_tiles<T, L, HB, M>(p, j, head / a.shape.group, q, rows, &tiles[warp_id()], &x);
-    if (lane_id() == 0) {
-#pragma unroll
-        for (int h = 0; h < HB; h++) {
-            mid[warp_id()][h] = x.mid[h];
-            out[warp_id()][h] = x.out[h];
-        }
-    }
-    __syncthreads();
-    const i64 slot = (j.b * a.shape.heads + head) * a.work.score_chunks + j.chunk;
-    put_norms<HB>(a, mid, out, heads, slot, ws);
+    score_rows<T, L, M>(a, jobs, keys, q[0], FLOATS(ws, a.work.score_off) + (j.row + h) * a.work.score_stride, &x);
+    const job &late = jobs[opaque(warp_id())];
+    const i64 slot = slot_of(a, late, h);
+    x.mid = gathered(x.mid);
+    if (!is_whole(late, late.begin, late.end - late.begin))
+        x.rest = gathered(x.rest);
+    if (lane_id() == 0)
+        put_norm(a, slot, x.mid, x.rest, ws);
     if constexpr (M)
-        put_moments<L, HB>(a, &x, mid, heads, slot, ws);
-    __syncthreads();
+        put_moments<L>(a, &x, FLOATS(ws, a.work.mom_off) + slot * 2 * a.shape.dim);
 }
 
-#define SCORE(t, T, l, hb, blocks) \
-    KERNEL(prhs_score_##t##_l##l##_h##hb, prhs_cu_score, THREADS, blocks)                                              \
-    { score<hb, false>(p, [&](const job &j, int h0) { score_heads<T, l, hb, false>(p, j, h0); }); }
-#define SCORE_MOMENTS(t, T, l, hb, blocks) \
-    KERNEL(prhs_score_##t##_l##l##_h##hb##_m, prhs_cu_score, THREADS, blocks)                                              \
-    { score<hb, true>(p, [&](const job &j, int h0) { score_heads<T, l, hb, true>(p, j, h0); }); }
+template <int T, int L, bool M> DEV void score_heads(const prhs_cu_score &p)
+{
+    score<M>(p, [&](const job *jobs) {
+#pragma unroll 1
+        for (int h = 0; h < p.a.shape.unit_heads; h++)
+            score_head<T, L, M>(p, jobs, h);
+    });
+}
+
+#define SCORE(t, T, l, blocks) \
+    KERNEL(prhs_score_##t##_l##l##_h1, prhs_cu_score, THREADS, blocks) { score_heads<T, l, false>(p); }
+#define SCORE_MOMENTS(t, T, l, blocks) \
+    KERNEL(prhs_score_##t##_l##l##_h1_m, prhs_cu_score, THREADS, blocks) { score_heads<T, l, true>(p); }
 /* Keys that heads share are for tensor cores; float32 ones are scored head by head. */
-#define SCORE_HEADS(t, T, l)        \
-    SCORE(t, T, l, 1, 8)            \
-    SCORE_MOMENTS(t, T, l, 1, 5)
-#define SCORE_LANES(t, T)     \
-    SCORE_HEADS(t, T, 8)      \
-    SCORE_HEADS(t, T, 16)     \
-    SCORE_HEADS(t, T, 32)
-SCORE_LANES(f32, PRHS_K_F32)
-SCORE_LANES(f16, PRHS_K_F16)
-SCORE_LANES(bf16, PRHS_K_BF16)
+#define SCORE_LANES(t, T, blocks, with_moments) \
+    SCORE(t, T, 8, blocks)                      \
+    SCORE(t, T, 16, blocks)                     \
+    SCORE(t, T, 32, blocks)                     \
+    SCORE_MOMENTS(t, T, 8, with_moments)        \
+    SCORE_MOMENTS(t, T, 16, with_moments)       \
+    SCORE_MOMENTS(t, T, 32, with_moments)
+SCORE_LANES(f32, PRHS_K_F32, 5, 4)
+SCORE_LANES(f16, PRHS_K_F16, 6, 4)
+SCORE_LANES(bf16, PRHS_K_BF16, 6, 4)
 
 /* By now the verdicts are in the counts. */
 KERNEL(prhs_values, prhs_cu_score, THREADS, 4)
 {
-    score<VALUE_HEADS, false>(p, [&](const job &j, int h0) { value_heads(p, j, h0); });
+    score<false>(p, [&](const job *jobs) {
+        const job &j = jobs[warp_id()];
+#pragma unroll 1
+        for (int h0 = 0; h0 < p.a.shape.unit_heads; h0 += VALUE_HEADS)
+            value_heads(p, j, h0);
+    });
 }

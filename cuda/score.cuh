@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * score: every candidate key against the decision row's queries, with the normalisers and, on demand, the moments of the middle. A block
- * takes a chunk of absolute positions of a unit, its warps take turns over tiles, and their sums meet in shared memory. score.cu and
- * score_mma.cu say how a warp takes a tile.
+ * score: every candidate key against the decision row's queries, with the normalisers and, on demand, the moments of the middle. A warp
+ * takes a chunk of absolute positions of a unit, all by itself: the block's warps meet only where units are counted. score.cu and
+ * score_mma.cu say how a warp takes a chunk.
  */
 #ifndef PRHS_SCORE_CUH
 #define PRHS_SCORE_CUH
@@ -14,25 +14,33 @@
 #define THREADS (32 * WARPS)
 #endif
 
-/* Over scores that are neither NaN nor +inf; sum is the whole warp's, relative to top. */
+/* Over scores that are neither NaN nor +inf: a lane's, or the whole warp's; sum is relative to top. */
 struct logsum {
     float top, sum;
 };
 
-/* A chunk of work, the same for all threads of the block. */
+/*
+ * A chunk, the same for all lanes. Between the sinks and the middle (PSAW) nothing is scored, unless everything is: rows are counted as if the
+ * tiles of 16 that lie there, which begin at `cut`, were not. See position().
+ */
 struct job {
-    entry e;
-    prhs_set set;
     const int *pages;
-    i64 b;
-    int u, first, last, chunk;
-    bool full;
+    i64 row;                          /* of the batch's heads, the unit's first */
+    int query, head, chunk;           /* head: of the sequence's, the unit's first */
+    int tokens, size;                 /* that the unit's chunks cover; a chunk's */
+    int begin, end, last;             /* rows [begin, end); positions before `last` */
+    int cut, gap, hole;               /* gap: what lies there of the unit, `hole`, or 0 where the chunk does not reach over it */
+    int sink_end, mid_begin, mid_end; /* sink_end: without end where everything is scored */
 };
 
-DEV bool is_scored(const job &j, int pos) { return j.full || pos < j.set.sink_end || pos >= j.set.mid_begin; }
-DEV bool is_inside(const job &j, int pos) { return pos >= j.set.mid_begin && pos < j.set.mid_end; }
+DEV int position(const job &j, int row) { return row + (row >= j.cut ? j.gap : 0); }
+DEV bool is_scored(const job &j, int pos) { return pos < j.sink_end || pos >= j.mid_begin; }
+DEV bool is_inside(const job &j, int pos) { return pos >= j.mid_begin && pos < j.mid_end; }
+/* Whether n positions from `pos` on are the middle's and the chunk's. */
+DEV bool is_whole(const job &j, int pos, int n) { return pos >= j.mid_begin && pos + n <= min(j.mid_end, j.last); }
 
-#define WINDOW (TURNS_EACH * THREADS) /* units that are counted together */
+#define COUNTS 8                  /* units that a thread counts */
+#define WINDOW (COUNTS * THREADS) /* units that are counted together */
 
 /* How many chunks each unit has. */
 struct tally {
@@ -50,104 +58,203 @@ template <bool M> DEV tally tally_of(const prhs_cu_score &p)
     return tally{ judged ? counts + (i64)p.a.batch.max_seqs * p.a.shape.units : counts, judged ? failed : nullptr };
 }
 
-/* What tells how many chunks unit i has: their number, or where it was not kept what it follows from. */
-struct unit_view {
-    int i, kept, mode;
-    prhs_seq seq;
+/* --- turns --- */
+
+/*
+ * Where a warp stands. Units are counted by the block, WINDOW at a time; then each warp takes its share of these units' chunks, one after
+ * another: most are of the same unit as the one before, of which little has to be found out again.
+ */
+struct warp_turns {
+    int next, stop;          /* chunks, from the window's first on */
+    int unit, before, after; /* the unit of the chunk before, from the window's first on, and where its chunks lie */
+    int first, real;         /* units: where the window begins; from `real` on there is no work, known only once the first are counted */
 };
 
-DEV unit_view view_of(const prhs_cu_score &p, const tally &c, int i)
+DEV warp_turns turns_of(const prhs_cu_score &p)
 {
-    unit_view v = {};
-    v.i = i;
-    if (c.kept) {
-        v.kept = c.kept[i];
-    } else {
-        v.seq = *seq_at(p.a.batch, p.mem[PRHS_R_SEQS], i / p.a.shape.units);
-        v.mode = ((const prhs_set *)(p.mem[PRHS_R_WORK] + p.a.work.set_off))[i].mode;
-    }
-    return v;
+    return warp_turns{ 0, 0, 0, 0, 0, -WINDOW, seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * p.a.shape.units };
 }
 
-/* begin: the first unit that c.failed has a bit of. */
-DEV int count_unit(const prhs_k_score &a, const tally &c, const unit_view &v, int begin)
+/* Chunks of unit i < end, from what they follow from; 0 past the end. */
+DEV int count_fresh(const prhs_k_score &a, const byte *seqs, const byte *ws, int i, int end)
 {
+    const int at = min(i, end - 1);
+    const entry e = entry_from(a.batch, *seq_at(a.batch, seqs, (unsigned)at / (unsigned)a.shape.units), 0);
+    const int mode = ((const prhs_set *)(ws + a.work.set_off))[at].mode;
+    return i >= end || e.kind == IDLE || !(a.modes >> mode & 1) ? 0 : score_chunks(a.work, e.pos0 + 1);
+}
+
+/* Where numbers are not kept: those of COUNTS units from `first` on. Seldom, and so not where it takes registers. */
+DEV_CALL void count_all(const prhs_k_score &a, const byte *seqs, const byte *ws, int first, int end, int *counts)
+{
+#pragma unroll 2
+    for (int k = 0; k < COUNTS; k++)
+        counts[k] = count_fresh(a, seqs, ws, first + k, end);
+}
+
+/* Chunks of the thread's units in the window from `begin` on, into the thread's place in `prefix`. Returns their sum. */
+DEV int count_units(const prhs_cu_score &p, const tally &c, int begin, int end, int *prefix)
+{
+    const int mine = COUNTS * (int)threadIdx.x;
+    int sum = 0, counts[COUNTS];
     if (!c.kept) {
-        const entry e = entry_from(a.batch, v.seq, 0);
-        return e.kind == IDLE || !(a.modes >> v.mode & 1) ? 0 : score_chunks(a.work, e.pos0 + 1);
+        count_all(p.a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], begin + mine, end, prefix + mine);
+        for (int k = 0; k < COUNTS; k++)
+            sum += prefix[mine + k];
+        return sum;
     }
-    return v.kept >= 0 ? v.kept : c.failed[(v.i - begin) >> 5] >> ((v.i - begin) & 31) & 1 ? -v.kept : 0;
+#pragma unroll
+    for (int k = 0; k < COUNTS; k++)
+        counts[k] = c.kept[min(begin + mine + k, end - 1)];
+#pragma unroll
+    for (int k = 0; k < COUNTS; k++) {
+        if (counts[k] < 0) /* by its verdict */
+            counts[k] = c.failed[(mine + k) >> 5] >> ((mine + k) & 31) & 1 ? -counts[k] : 0;
+        counts[k] = begin + mine + k < end ? counts[k] : 0;
+        prefix[mine + k] = counts[k];
+        sum += counts[k];
+    }
+    return sum;
 }
 
-/* The block's next chunk, as turns_next(). */
-template <bool M> DEV bool next_chunk(const prhs_cu_score &p, const tally &c, turns *t, int *prefix, int *i, int *item)
+/* The warp's share of `total` chunks. The first warps of all blocks come before the second ones, so that few chunks are spread over blocks. */
+DEV void share_chunks(warp_turns *t, int total)
 {
-    const prhs_k_score &a = p.a;
-    int begin = 0;
-    return turns_next(
-        t, a.batch.max_seqs * a.shape.units, prefix, [&](const unit_view &v) { return count_unit(a, c, v, begin); }, i, item,
-        [&](int k) { return view_of(p, c, k); },
-        [&](int first) {
-            begin = first;
-            if (M && c.failed)
-                judge_units(a, p.mem[PRHS_R_WORK], first, WINDOW, c.failed);
-        });
+    const unsigned warps = gridDim.x * WARPS, mine = warp_id() * gridDim.x + blockIdx.x, each = (unsigned)total / warps;
+    const unsigned more = (unsigned)total - each * warps;
+    t->next = (int)(mine * each + min(mine, more));
+    t->stop = t->next + (int)each + (mine < more);
+    t->before = t->after = 0;
 }
 
-DEV logsum joined(const logsum *z, int count, int step)
+/* The next window that has work; false: there is none. By the whole block; has barriers. prefix: shared, WINDOW ints. */
+template <bool M> DEV bool next_window(const prhs_cu_score &p, const tally &c, warp_turns *t, int *prefix)
 {
-    logsum r = { LOWEST, 0.0f };
-    for (int i = 0; i < count; i++)
-        r.top = fmaxf(r.top, z[i * step].top);
-    for (int i = 0; i < count; i++)
-        r.sum += z[i * step].sum * exp_weight(z[i * step].top - r.top);
-    return r;
+    const int n = p.a.batch.max_seqs * p.a.shape.units;
+    for (;;) {
+        t->first += WINDOW;
+        const int end = t->first ? min(t->real, n) : n;
+        if (t->first >= end)
+            return false;
+        if (M && c.failed)
+            judge_units(p.a, p.mem[PRHS_R_WORK], t->first, WINDOW, c.failed);
+        else if (t->first)
+            __syncthreads(); /* the last window's counts are no more read */
+        const int sum = count_units(p, c, t->first, end, prefix);
+        if (!__syncthreads_or(sum))
+            continue;
+        int before;
+        share_chunks(t, block_prefix(sum, &before));
+#pragma unroll
+        for (int k = 0; k < COUNTS; k++)
+            prefix[COUNTS * threadIdx.x + k] = before += prefix[COUNTS * threadIdx.x + k];
+        __syncthreads();
+        return true;
+    }
 }
 
-/* The chunk's normalisers, from the warps' sums inside and outside of the middle. */
-template <int HB>
-DEV void put_norms(const prhs_k_score &a, const logsum (*mid)[HB], const logsum (*out)[HB], int heads, i64 slot, byte *ws)
+/* The warp's next chunk of the window: true where there is one. *again: it is of the same unit as the one before. */
+DEV bool next_chunk(warp_turns *t, const int *prefix, bool *again, int *item)
 {
-    if ((int)threadIdx.x >= heads)
-        return;
-    const int h = threadIdx.x;
-    const logsum z[2] = { joined(&mid[0][h], WARPS, HB), joined(&out[0][h], WARPS, HB) }, all = joined(z, 2, 1);
-    ((float4 *)(ws + a.work.norm_off))[slot + (i64)h * a.work.score_chunks] = make_float4(all.top, all.sum, z[0].top, z[0].sum);
+    if (t->next >= t->stop)
+        return false;
+    *again = t->next < t->after;
+    if (!*again) {
+        t->unit = first_above(prefix, WINDOW / 32, t->next);
+        t->before = t->unit ? prefix[t->unit - 1] : 0;
+        t->after = prefix[t->unit];
+    }
+    *item = t->next++ - t->before;
+    return true;
+}
+
+/* The job becomes that of the unit's chunk `item`. */
+DEV void cut_chunk(job *j, int item)
+{
+    j->chunk = item;
+    j->begin = item * j->size;
+    j->end = j->last = min(j->begin + j->size, j->tokens);
+    j->gap = j->hole;
+    if (j->begin >= j->cut) {
+        j->begin = max(j->begin, j->cut + j->gap);
+        j->gap = 0;
+    } else if (j->end > j->cut) {
+        j->end = max(j->end - j->gap, j->cut);
+    } else {
+        j->gap = 0;
+    }
 }
 
 /* Item `item` of unit i. */
 DEV job job_of(const prhs_cu_score &p, int i, int item)
 {
     const prhs_k_score &a = p.a;
-    job j;
-    j.b = i / a.shape.units;
-    j.u = i % a.shape.units;
-    j.e = entry_of(a.batch, p.mem[PRHS_R_SEQS], j.b);
+    const byte *ws = p.mem[PRHS_R_WORK];
+    const int b = (int)((unsigned)i / (unsigned)a.shape.units);
     /* A unit whose list has just failed is still on its way to what it shares no more. */
-    j.set = a.moments && a.work.fresh_off != PRHS_NONE ? ((const prhs_set *)(p.mem[PRHS_R_WORK] + a.work.fresh_off))[i]
-                                                       : *set_at(p.mem[PRHS_R_WORK], a.work, a.shape, j.b, j.u);
-    j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], j.e.table);
-    j.full = a.full;
-    j.chunk = item;
-    const int n = j.e.pos0 + 1, size = chunk_tokens(n, a.work.score_chunk_min, a.work.score_chunks);
-    j.first = item * size;
-    j.last = min(j.first + size, n);
+    const prhs_set &set = ((const prhs_set *)(ws + (a.moments && a.work.fresh_off != PRHS_NONE ? a.work.fresh_off : a.work.set_off)))[i];
+    job j;
+    j.sink_end = set.sink_end;
+    j.mid_begin = set.mid_begin;
+    j.mid_end = set.mid_end;
+    const entry e = entry_of(a.batch, p.mem[PRHS_R_SEQS], b);
+    const int n = e.pos0 + 1, least = a.work.score_chunk_min, chunks = a.work.score_chunks;
+    j.tokens = n;
+    j.size = n <= least * chunks ? least : chunk_tokens(n, least, chunks); /* without the division where it can be */
+    j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], e.table);
+    j.head = (i - b * a.shape.units) * a.shape.unit_heads;
+    j.row = (i64)b * a.shape.heads + j.head;
+    j.query = e.row0;
+    j.cut = (j.sink_end + 15) & ~15;
+    j.hole = a.full ? 0 : max((j.mid_begin & ~15) - j.cut, 0);
+    if (a.full)
+        j.sink_end = 0x7fffffff;
+    cut_chunk(&j, item);
     return j;
 }
 
-/* Takes turns over chunks; heads(job, h0) scores for HB heads of the unit from h0 on. */
-template <int HB, bool M, class Heads> DEV void score(const prhs_cu_score &p, Heads heads)
+/* A head of the batch has its chunks' norms and moments from here on. */
+DEV i64 slot_of(const prhs_k_score &a, const job &j, int h) { return (j.row + h) * a.work.score_chunks + j.chunk; }
+
+/* KV head of the unit's head h. */
+DEV int kv_head(const prhs_k_score &a, const job &j, int h) { return (int)((unsigned)(j.head + h) / (unsigned)a.shape.group); }
+
+/*
+ * work(job) for each of the warp's chunks. The job lies in shared memory, where what is seldom needed of it may be read when it is: see
+ * opaque().
+ */
+template <bool M, class Work> DEV void score(const prhs_cu_score &p, Work work)
 {
     __shared__ int prefix[WINDOW];
+    __shared__ job jobs[WARPS];
     grid_begin();
     const tally c = tally_of<M>(p);
-    turns t = turns_begin(TURNS_EACH, seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * p.a.shape.units);
-    int i, item;
-    while (next_chunk<M>(p, c, &t, prefix, &i, &item)) {
-        const job j = job_of(p, i, item);
-        for (int h0 = 0; h0 < p.a.shape.unit_heads; h0 += HB)
-            heads(j, h0);
-    }
+    warp_turns t = turns_of(p);
+    bool again;
+    int item;
+    while (next_window<M>(p, c, &t, prefix))
+        while (next_chunk(&t, prefix, &again, &item)) {
+            __syncwarp();
+            if (!again) {
+                const job j = job_of(p, t.first + t.unit, item);
+                if (lane_id() == 0)
+                    jobs[warp_id()] = j;
+            } else if (lane_id() == 0) {
+                cut_chunk(&jobs[warp_id()], item);
+            }
+            __syncwarp();
+            work(jobs);
+        }
+}
+
+/* --- sums --- */
+
+/* The normalisers of a chunk, from the warp's sums inside and outside of the middle. */
+DEV void put_norm(const prhs_k_score &a, i64 slot, const logsum &mid, const logsum &rest, byte *ws)
+{
+    const float top = fmaxf(mid.top, rest.top);
+    const float sum = mid.sum * exp_weight(mid.top - top) + rest.sum * exp_weight(rest.top - top);
+    ((float4 *)(ws + a.work.norm_off))[slot] = make_float4(top, sum, mid.top, mid.sum);
 }
 
 #endif

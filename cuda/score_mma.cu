@@ -1,125 +1,238 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * score with tensor cores, for float16 and bfloat16 keys. While a block works on a chunk, the first keys of its next one are on their way
- * already. With moments, lanes change places: a lane then has DP / 32 channels of every key. Dynamic shared memory: ring<DP, false>::BYTES.
+ * score with tensor cores, for float16 and bfloat16 keys. A warp takes 32 rows at a time, two tiles; while it works on a chunk, the first
+ * keys of its next one are on their way already. Which rows a tile has is such that a lane's scores of a head are of neighbours: see
+ * row_in_pair(). With moments, lanes change places: a lane then has DP / 32 channels of every key. Dynamic shared memory:
+ * keys_ring<DP>::BYTES.
  */
 #include "ring.cuh"
 #include "score.cuh"
 
-/* A job, as the block's threads share it. */
+#define PAIR (2 * ROWS)
+#define OUTSIDE (-1.0f) /* the weight of a token that is not in the middle */
+
+/* A warp's stages, each of a tile's keys: as many as leave room for four blocks on a multiprocessor, two where heads are long. */
+template <int DP> struct keys_ring {
+    static const int STAGE = ROWS * DP * 2;
+    static const int STAGES = DP == 64 ? 4 : DP == 128 ? 3 : 2;
+    static const int BYTES = WARPS * STAGES * STAGE; /* of a block */
+};
+
+/* What a warp does next; the same for all lanes. */
 struct order {
     job j;
-    int h0; /* first head */
+    int h0;           /* first head */
+    int tiles;        /* an even number */
+    int same;         /* the queries are those of the order before */
     const byte *keys; /* the KV head's first row */
 };
 
-/* What a warp has seen. Without moments the sums are a lane's own; with them `mid` has the warp's top. HM: heads with moments. */
-template <int DP, int NT, int HM> struct running {
-    logsum mid[NT], out[NT];
-    float m1[HM > 0 ? HM : 1][DP / 32], m2[HM > 0 ? HM : 1][DP / 32], pivot[DP / 32];
+/* HB: heads that share a row. With 1, a lane has the score of one row of a pair; else of four neighbours, for a head of each four. */
+template <int HB> struct sharing {
+    static const int NT = HB > 4 ? HB / 4 : 1;
+    static const int N = HB == 1 ? 1 : 4;
 };
+
+/* What a warp has seen. A lane's own sums, but that with moments `mid` has the warp's top. */
+template <int DP, int HB, bool M> struct running {
+    logsum mid[sharing<HB>::NT], rest[sharing<HB>::NT];
+    float m1[M ? HB : 1][DP / 32], m2[M ? HB : 1][DP / 32], pivot[DP / 32];
+};
+
+/* Where row `row` of tile `tile` (0, 1) of a pair lies among the pair's 32. */
+DEV int row_in_pair(int row, int tile) { return 4 * (row & 7) + 2 * tile + (row >> 3); }
+
+/* --- keys on their way --- */
+
+/* How far a warp has sent for keys. */
+struct sender {
+    shared_at ring;  /* the warp's */
+    int put, get;    /* stages: where the next tile goes; the oldest one */
+    int sent;        /* tiles that were sent and are not done with */
+    int which, tile; /* the order and its tile that are next */
+    int page, in;    /* where the lane's row of the pair that is next lies: index of its page, row in it */
+    const byte *at;  /* of the pair that is being sent */
+};
+
+/* Asks for the page of the lane's row of the pair that is next; past the end that of the last row. */
+DEV void look_up(const prhs_k_kv &kv, const order &o, sender *s)
+{
+    const int pos = min(position(o.j, o.j.begin + s->tile * ROWS + lane_id()), o.j.last - 1);
+    const unsigned page = page_index(kv, pos);
+    s->in = pos - (int)page * kv.page_size;
+    s->page = __ldg(o.j.pages + page);
+}
+
+/* Rows I * 4 + lane / 8 and on. Rows past the end are the last one once more: nobody looks at their scores. */
+template <int DP, int I> DEV void send_keys(const shared_at (&to)[2], const byte *at, int tile, int left)
+{
+    if constexpr (I < ROWS / 4) {
+        const int group = lane_id() >> 3, piece = lane_id() & 7;
+        const byte *from = start_of(at, 4 * group + 16 * (I & 1) + 2 * tile + (I >> 1)) + piece * 16;
+        send_pieces<DP, false, I, 0>(to[I & 1], from, nullptr, true, left);
+        send_keys<DP, I + 1>(to, at, tile, left);
+    }
+}
+
+/* Sends until the ring is full or there is nothing to send for; orders[now] is worked on, `more`: the other one is known. */
+template <int DP> DEV void fill_ring(const prhs_k_score &a, const order *orders, int now, bool more, sender *s)
+{
+    typedef keys_ring<DP> r;
+    const int group = lane_id() >> 3, piece = lane_id() & 7;
+#pragma unroll 1
+    while (s->sent < r::STAGES && s->tile < orders[s->which].tiles) {
+        const int odd = s->tile & 1;
+        if (!odd) {
+            const unsigned id = (unsigned)min(max(s->page, 0), a.kv.pages - 1);
+            s->at = orders[s->which].keys + (steps(id, a.kv.k_page) + steps((unsigned)s->in, a.kv.k_token)) * 2;
+        }
+        const shared_at row = s->ring + (s->put * r::STAGE + group * DP * 2);
+        const shared_at to[2] = { row + piece_in(group, piece) * 16, row + piece_in(group + 4, piece) * 16 };
+        send_keys<DP, 0>(to, s->at, odd, a.shape.dim - piece * 8);
+        copy_commit();
+        s->put = s->put == r::STAGES - 1 ? 0 : s->put + 1;
+        s->sent++;
+        s->tile++;
+        if (odd) {
+            if (more && s->which == now && s->tile >= orders[now].tiles) {
+                s->which ^= 1;
+                s->tile = 0;
+            }
+            look_up(a.kv, orders[s->which], s);
+        }
+    }
+}
+
+/* Waits for the `ahead`-th of the tiles that were sent and are not done with. */
+template <int DP, int AHEAD> DEV void wait_for_keys(const sender &s)
+{
+    if (s.sent == keys_ring<DP>::STAGES)
+        copy_wait<keys_ring<DP>::STAGES - 1 - AHEAD>();
+    else
+        copy_wait<0>();
+    __syncwarp();
+}
+
+/* The oldest tile is done with. */
+template <int DP> DEV void release(sender *s)
+{
+    __syncwarp();
+    s->get = s->get == keys_ring<DP>::STAGES - 1 ? 0 : s->get + 1;
+    s->sent--;
+}
+
+/* Zeros where no copy ever writes: channels between D and DP. */
+template <int DP> DEV void clear_rings(byte *rings, int dim)
+{
+    if (dim == DP)
+        return;
+    for (int i = threadIdx.x; i < keys_ring<DP>::BYTES / 16; i += THREADS)
+        ((uint4 *)rings)[i] = make_uint4(0, 0, 0, 0);
+    __syncthreads();
+}
 
 /* --- orders --- */
 
-/* The first of this warp's tiles from `base` on that has something to score: between the sinks and the middle (PSAW) nothing is. */
-DEV int tile_from(const job &j, int base)
-{
-    while (!j.full && base >= j.set.sink_end && base + ROWS <= j.set.mid_begin)
-        base += WARPS * ROWS;
-    return base;
-}
-
-/* Where a lane's key lies: half a warp's keys are those of the tile at `base`, the other half's those of the warp's next tile. */
-DEV row_start find_keys(const prhs_k_kv &kv, const order &o, int base)
-{
-    const int from = lane_id() < 16 ? base : tile_from(o.j, base + WARPS * ROWS);
-    return row_start{ o.keys + place_in(kv, o.j.pages, min(from + (lane_id() & 15), o.j.last - 1), 2).k, nullptr };
-}
-
-/* Fills *o with what the block does after *now (nullptr: first). False: nothing is left. */
-template <int HB, bool M>
-DEV bool next_order(const prhs_cu_score &p, turns *t, const tally &counts, int *prefix, const order *now, order *o)
+/* Fills *o with what the warp does after *now (nullptr: first in the window). False: the window has nothing left. */
+template <int HB> DEV bool next_order(const prhs_cu_score &p, warp_turns *t, const int *prefix, const order *now, order *o)
 {
     const prhs_k_score &a = p.a;
-    const bool again = now && now->h0 + HB < a.shape.unit_heads;
-    int i = 0, item = 0;
-    if (!again && !next_chunk<M>(p, counts, t, prefix, &i, &item))
+    const int h0 = now ? now->h0 + HB : 0;
+    const bool heads = now && h0 < a.shape.unit_heads;
+    bool again = true;
+    int item;
+    if (!heads && !next_chunk(t, prefix, &again, &item))
         return false;
-    if (threadIdx.x == 0) {
-        if (again) {
-            *o = *now;
-            o->h0 += HB;
-        } else {
-            o->j = job_of(p, i, item);
-            o->h0 = 0;
-        }
-        o->keys = p.mem[PRHS_R_K] + a.kv.k_off + (o->j.u * a.shape.unit_heads + o->h0) / a.shape.group * a.kv.k_head * 2;
+    if (again) {
+        static_assert(sizeof(order) <= 128, "a lane copies a word");
+        if (lane_id() < (int)sizeof(order) / 4)
+            ((int *)o)[lane_id()] = ((const int *)now)[lane_id()];
+        __syncwarp();
+    } else {
+        const job j = job_of(p, t->first + t->unit, item);
+        if (lane_id() == 0)
+            o->j = j;
     }
-    __syncthreads();
+    if (lane_id() == 0) {
+        if (!heads && again)
+            cut_chunk(&o->j, item);
+        o->h0 = heads ? h0 : 0;
+        o->same = again && now->h0 == o->h0;
+        if (!o->same)
+            o->keys = p.mem[PRHS_R_K] + a.kv.k_off + kv_head(a, o->j, o->h0) * a.kv.k_head * 2;
+        o->tiles = (max(o->j.end - o->j.begin, 0) + PAIR - 1) / PAIR * 2;
+    }
+    __syncwarp();
     return true;
 }
 
-/* Base of this warp's first (tile 0) or second (1) tile of an order. */
-DEV int early_tile(const job &j, int tile)
-{
-    const int first = tile_from(j, j.first + warp_id() * ROWS);
-    return tile ? tile_from(j, first + WARPS * ROWS) : first;
-}
-
-/* Keys from that tile to the order's end. */
-DEV int early_keys(const order &o, int tile) { return o.j.last - early_tile(o.j, tile); }
-
 /* --- sums --- */
 
-/* Takes a lane's two scores of a head; those that do not count are NOTHING. */
-DEV void take(logsum *z, float s0, float s1)
+/* Takes a lane's scores of a head; those that do not count are NOTHING. */
+template <int N> DEV void take(logsum *z, const float (&s)[N])
 {
-    const float top = fmaxf(z->top, fmaxf(s0, s1));
-    z->sum = z->sum * exp_weight(z->top - top) + (exp_weight(s0 - top) + exp_weight(s1 - top));
+    float top = z->top, sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        top = fmaxf(top, s[i]);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        sum += exp_weight(s[i] - top);
+    z->sum = z->sum * exp_weight(z->top - top) + sum;
     z->top = top;
 }
 
-/* The lanes' sums of a head (equal c) become one. */
-DEV logsum gathered(logsum z)
+/* The largest of the lanes that share a head, and the sum over them. */
+template <int HB> DEV float lanes_max(float x) { return HB == 1 ? warp_top(x) : column_max(x); }
+template <int HB> DEV float lanes_sum(float x) { return HB == 1 ? warp_sum(x) : column_sum(x); }
+
+/* The lanes' sums of a head become one. */
+template <int HB> DEV logsum gathered(logsum z)
 {
-    const float top = column_max(z.top);
-    z.sum = column_sum(z.sum * exp_weight(z.top - top));
+    const float top = lanes_max<HB>(z.top);
+    z.sum = lanes_sum<HB>(z.sum * exp_weight(z.top - top));
     z.top = top;
     return z;
 }
 
-/* Writes out the scores of rows base + g and base + g + 8 for head c and takes them into the sums; s keeps the middle's, else NOTHING. */
-template <bool M>
-DEV void take_scores(const job &j, int base, bool whole, float *out, float s[2], logsum *mid, logsum *rest, bool inside[2])
+/* A lane's first row of a pair. */
+template <int HB> DEV int first_row() { return HB == 1 ? lane_id() : lane_id() & ~3; }
+
+/*
+ * Writes out a lane's scores of a head, those of positions from `pos` on, and takes them into the sums. Where not the whole pair is of the
+ * middle: bit i of the result is set where s[i] is, and the others become NOTHING.
+ */
+template <int N, bool M> DEV unsigned take_scores(const job &j, int pos, bool whole, float *out, float (&s)[N], logsum *mid, logsum *rest)
 {
-    float other[2];
-    if (whole) { /* the tile is of the middle */
-        inside[0] = inside[1] = true;
-        if (out) {
-            out[base + (lane_id() >> 2)] = s[0];
-            out[base + (lane_id() >> 2) + 8] = s[1];
+    float other[N];
+    unsigned inside = 0;
+    if (whole) {
+        if constexpr (N == 4) {
+            if (out)
+                *(float4 *)(out + pos) = make_float4(s[0], s[1], s[2], s[3]);
+        } else {
+            out[pos] = s[0];
         }
-        if (!M)
-            take(mid, bad_score(s[0]) ? NOTHING : s[0], bad_score(s[1]) ? NOTHING : s[1]);
-        return;
-    }
-    bool any_other = false;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int pos = base + (lane_id() >> 2) + 8 * i;
-        const bool mine = pos < j.last && is_scored(j, pos), good = mine && !bad_score(s[i]);
-        inside[i] = mine && is_inside(j, pos);
+        for (int i = 0; i < N; i++)
+            other[i] = bad_score(s[i]) ? NOTHING : s[i];
+        if (!M)
+            take(mid, other);
+        return ~0u;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const bool mine = pos + i < j.last && is_scored(j, pos + i), in = mine && is_inside(j, pos + i), bad = bad_score(s[i]);
         if (mine && out)
-            out[pos] = s[i];
-        other[i] = good && !inside[i] ? s[i] : NOTHING;
-        any_other |= mine && !inside[i];
-        if (!M || !inside[i])
-            s[i] = good && inside[i] ? s[i] : NOTHING;
+            out[pos + i] = s[i];
+        inside |= in ? 1u << i : 0u;
+        other[i] = mine && !in && !bad ? s[i] : NOTHING;
+        s[i] = in && (M || !bad) ? s[i] : NOTHING;
     }
     if (!M)
-        take(mid, s[0], s[1]);
-    if (any_other)
-        take(rest, other[0], other[1]);
+        take(mid, s);
+    take(rest, other);
+    return inside;
 }
 
 /* --- moments --- */
@@ -137,29 +250,28 @@ template <int T, int DP> DEV void key_channels(const byte *row, int r, float x[D
     }
 }
 
-/* The warp's weights of the middle's keys (lanes: rows g and g + 8, head c) into w[row][head]; the earlier sums fade where the top rises. */
-template <int DP, int NT, int HM> DEV void weigh(running<DP, NT, HM> *x, const float s[2], const bool inside[2], float *w)
+/* The warp's weights of a pair's keys into w[row][head]; the earlier sums fade where the top rises. */
+template <int DP, int HB> DEV void weigh(running<DP, HB, true> *x, const float (&s)[sharing<HB>::N], unsigned inside, float *w)
 {
-    const int g = lane_id() >> 2, c = lane_id() & 3;
+    const int N = sharing<HB>::N, at = first_row<HB>() * HB + (HB == 1 ? 0 : lane_id() & 3);
     float top = x->mid[0].top;
 #pragma unroll
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < N; i++)
         top = fmaxf(top, bad_score(s[i]) ? LOWEST : s[i]);
-    top = column_max(top);
+    top = lanes_max<HB>(top);
     const float scale = exp_weight(x->mid[0].top - top);
     x->mid[0].top = top;
     x->mid[0].sum *= scale;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const bool bad = inside[i] && bad_score(s[i]);
-        const float wi = bad ? NEVER : exp_weight(s[i] - top);
-        x->mid[0].sum += bad ? 0.0f : wi;
-        if (c < HM)
-            w[(g + 8 * i) * HM + c] = inside[i] ? wi : 0.0f;
+    for (int i = 0; i < N; i++) {
+        const bool bad = bad_score(s[i]);
+        const float wi = bad ? 0.0f : exp_weight(s[i] - top);
+        x->mid[0].sum += wi;
+        w[at + i * HB] = !(inside >> i & 1) ? OUTSIDE : bad ? NEVER : wi;
     }
     if (__any_sync(FULL, scale != 1.0f)) {
 #pragma unroll
-        for (int h = 0; h < HM; h++) {
+        for (int h = 0; h < HB; h++) {
             const float f = __shfl_sync(FULL, scale, h);
 #pragma unroll
             for (int i = 0; i < DP / 32; i++) {
@@ -170,7 +282,8 @@ template <int DP, int NT, int HM> DEV void weigh(running<DP, NT, HM> *x, const f
     }
 }
 
-template <int T, int DP, int NT, int HM> DEV void add_moment(running<DP, NT, HM> *x, const byte *keys, const float *w, int r)
+/* Row r of a tile, weighted. */
+template <int T, int DP, int HB> DEV void add_moment(running<DP, HB, true> *x, const byte *keys, const float (&w)[HB], int r)
 {
     float y[DP / 32], yy[DP / 32];
     key_channels<T, DP>(keys + r * DP * 2, r, y);
@@ -180,236 +293,263 @@ template <int T, int DP, int NT, int HM> DEV void add_moment(running<DP, NT, HM>
         yy[i] = y[i] * y[i];
     }
 #pragma unroll
-    for (int h = 0; h < HM; h++) {
-        const float wh = w[r * HM + h];
+    for (int h = 0; h < HB; h++) {
 #pragma unroll
         for (int i = 0; i < DP / 32; i++) {
-            x->m1[h][i] += wh * y[i];
-            x->m2[h][i] += wh * yy[i];
+            x->m1[h][i] += w[h] * y[i];
+            x->m2[h][i] += w[h] * yy[i];
         }
     }
 }
 
-/* Rows [first, last) of a stage. */
-template <int T, int DP, int NT, int HM> DEV void add_moments(running<DP, NT, HM> *x, const byte *keys, const float *w, int first, int last)
+/* Tile `tile` of a pair, all of whose rows are of the middle, or else those that are. */
+template <int T, int DP, int HB> DEV void add_moments(running<DP, HB, true> *x, const byte *keys, const float *w, int tile, bool whole)
 {
-    if (first == 0 && last == ROWS) {
+    if (whole) {
 #pragma unroll
-        for (int r = 0; r < ROWS; r++)
-            add_moment<T, DP, NT, HM>(x, keys, w, r);
-    } else {
+        for (int r = 0; r < 8; r++) {
+            float w0[HB], w1[HB];
+            const float *at = w + row_in_pair(r, tile) * HB;
+            if constexpr (HB == 1) {
+                const float2 both = *(const float2 *)at;
+                w0[0] = both.x, w1[0] = both.y;
+            } else {
+                const float4 a = *(const float4 *)at, b = *(const float4 *)(at + 4);
+                w0[0] = a.x, w0[1] = a.y, w0[2] = a.z, w0[3] = a.w;
+                w1[0] = b.x, w1[1] = b.y, w1[2] = b.z, w1[3] = b.w;
+            }
+            add_moment<T, DP, HB>(x, keys, w0, r);
+            add_moment<T, DP, HB>(x, keys, w1, r + 8);
+        }
+        return;
+    }
 #pragma unroll 1
-        for (int r = first; r < last; r++)
-            add_moment<T, DP, NT, HM>(x, keys, w, r);
+    for (int r = 0; r < ROWS; r++) {
+        float wr[HB];
+#pragma unroll
+        for (int h = 0; h < HB; h++)
+            wr[h] = w[row_in_pair(r, tile) * HB + h];
+        if (wr[0] != OUTSIDE)
+            add_moment<T, DP, HB>(x, keys, wr, r);
     }
 }
 
 /* The key of the middle's last token; zeros without a middle. */
-template <int DP> DEV void load_pivot(const prhs_cu_score &p, const order &o, float pivot[DP / 32])
+template <int DP> DEV void load_pivot(const prhs_k_score &a, const order &o, float (&pivot)[DP / 32])
 {
-    const bool any = o.j.set.mid_end > o.j.set.mid_begin;
-    const place at = place_in(p.a.kv, o.j.pages, any ? o.j.set.mid_end - 1 : 0, 2);
+    const bool any = o.j.mid_end > o.j.mid_begin;
+    const place at = place_in(a.kv, o.j.pages, any ? o.j.mid_end - 1 : 0, 2);
 #pragma unroll
     for (int i = 0; i < DP / 32; i++) {
         const int d = lane_id() * (DP / 32) + i;
-        pivot[i] = any && d < p.a.shape.dim ? load_one(p.a.kv.dtype, o.keys + at.k, d) : 0.0f;
+        pivot[i] = any && d < a.shape.dim ? load_one(a.kv.dtype, o.keys + at.k, d) : 0.0f;
     }
 }
 
-/* Sums of the warps' moments. */
-template <int DP, int NT, int HM>
-DEV void put_moments(const prhs_k_score &a, const running<DP, NT, HM> &x, const logsum (*mid)[NT * 4], int heads, i64 slot, byte *ws)
+/* A head's moments. */
+template <int DP> DEV void put_moments(const float (&m1)[DP / 32], const float (&m2)[DP / 32], int dim, float *out)
 {
-    __shared__ float sums[WARPS][2][DP];
-    const int lane = lane_id(), warp = warp_id(), dim = a.shape.dim;
+    const int d = lane_id() * (DP / 32);
+    if (d >= dim)
+        return;
+    if constexpr (DP == 64) {
+        *(float2 *)(out + d) = make_float2(m1[0], m1[1]);
+        *(float2 *)(out + dim + d) = make_float2(m2[0], m2[1]);
+    } else {
 #pragma unroll
-    for (int h = 0; h < HM; h++) {
-        float top = LOWEST;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++)
-            top = fmaxf(top, mid[w][h].top);
-        const float f = exp_weight(mid[warp][h].top - top);
-#pragma unroll
-        for (int i = 0; i < DP / 32; i++) {
-            sums[warp][0][lane * (DP / 32) + i] = x.m1[h][i] * f;
-            sums[warp][1][lane * (DP / 32) + i] = x.m2[h][i] * f;
+        for (int i = 0; i < DP / 32; i += 4) {
+            *(float4 *)(out + d + i) = make_float4(m1[i], m1[i + 1], m1[i + 2], m1[i + 3]);
+            *(float4 *)(out + dim + d + i) = make_float4(m2[i], m2[i + 1], m2[i + 2], m2[i + 3]);
         }
-        __syncthreads();
-        for (int i = threadIdx.x; i < 2 * dim && h < heads; i += THREADS) {
-            const int m = i >= dim, d = i - m * dim;
-            float s = 0.0f;
-#pragma unroll
-            for (int w = 0; w < WARPS; w++)
-                s += sums[w][m][d];
-            FLOATS(ws, a.work.mom_off)[(slot + (i64)h * a.work.score_chunks) * 2 * dim + i] = s;
-        }
-        __syncthreads();
     }
 }
 
 /* --- a chunk --- */
 
-/* The warp's tiles of an order, as in serve_mma.cu. */
-template <int T, int DP, int NT, int HM>
-DEV void score_tiles(const prhs_k_score &a, const order &now, bool more, const order &next, const row_start &next_rows,
-                     const query_terms<T, DP> (&q)[NT], float *const (&rows)[NT], float *w, const byte *mine, int *stage,
-                     running<DP, NT, HM> *x)
+/* Tile `tile` of a pair: the lane's scores in it. With one head all columns are the same. */
+template <int T, int DP, int HB>
+DEV void score_tile(shared_at keys, const query_terms<T, DP> (&q)[sharing<HB>::NT], int tile, float (&s)[sharing<HB>::NT][sharing<HB>::N])
 {
-    typedef ring<DP, false> r;
-    const job &j = now.j;
-    const int step = WARPS * ROWS;
-    const shared_at ring_at = shared_at_of(mine);
-    row_start starts = next_rows;
-    int base = early_tile(j, 0), after = early_tile(j, 1);
-    for (int i = 0, early = 0; i < 2 || base < j.last; i++) {
-        const byte *at = mine + *stage * r::STAGE;
-        const int second = tile_from(j, after + step);
-        const bool follows = second < j.last;
-        if (follows && !(i & 1))
-            starts = find_keys(a.kv, now, second);
-        copy_wait<1>();
-        __syncwarp();
-        if (base < j.last) {
-            float s[NT][2];
-            bool inside[2];
-            const bool whole = base >= j.set.mid_begin && base + ROWS <= min(j.set.mid_end, j.last);
-            score_stage<T, DP, NT>(ring_at + *stage * r::STAGE, q, s);
+    float v[sharing<HB>::NT][2];
+    score_stage<T, DP, sharing<HB>::NT>(keys, q, v);
+    if constexpr (HB == 1) {
+        const int c = lane_id() & 3;
+        const float mine = c & 1 ? v[0][1] : v[0][0];
+        s[0][0] = c >> 1 == tile ? mine : s[0][0];
+    } else {
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                s[nt][0] *= a.shape.scale;
-                s[nt][1] *= a.shape.scale;
-                take_scores<(HM > 0)>(j, base, whole, rows[nt], s[nt], &x->mid[nt], &x->out[nt], inside);
-            }
-            if constexpr (HM > 0) {
-                weigh<DP, NT, HM>(x, s[0], inside, w);
-                __syncwarp();
-                add_moments<T, DP, NT, HM>(x, at, w, max(0, j.set.mid_begin - base), min(ROWS, min(j.last, j.set.mid_end) - base));
-            }
-            __syncwarp();
+        for (int nt = 0; nt < sharing<HB>::NT; nt++) {
+            s[nt][2 * tile] = v[nt][0];
+            s[nt][2 * tile + 1] = v[nt][1];
         }
-        if (!follows)
-            starts = next_rows;
-        const int tile = follows ? i & 1 : early++;
-        send_tile<DP, false>(ring_at + *stage * r::STAGE, starts, tile * 16,
-                             follows ? j.last - second : more ? early_keys(next, tile) : 0, a.shape.dim);
-        copy_commit();
-        *stage ^= 1;
-        base = after;
-        after = second;
     }
 }
 
-/* The queries of an order; with moments HM of them. */
-template <int DP, int NT, int HM> DEV void load_queries(const prhs_cu_score &p, const order &o, query_words<DP> (&words)[NT])
+/* All of orders[now]. */
+template <int T, int DP, int HB, bool M>
+DEV void score_tiles(const prhs_k_score &a, const order *orders, int now, bool more, const byte *ring_at,
+                     const query_terms<T, DP> (&q)[sharing<HB>::NT], float *const (&rows)[sharing<HB>::NT], float *w, sender *s,
+                     running<DP, HB, M> *x)
+{
+    typedef keys_ring<DP> r;
+    const job &j = orders[now].j;
+    const int end = j.end, whole_begin = max(j.mid_begin - j.gap, j.gap ? j.cut : 0), whole_end = min(j.mid_end, j.last) - j.gap;
+    const int cut = j.cut, gap = j.gap;
+#pragma unroll 1
+    for (int row = j.begin; row < end; row += PAIR) {
+        const bool whole = row >= whole_begin && row + PAIR <= whole_end;
+        const int mine = row + first_row<HB>(), pos = mine + (mine >= cut ? gap : 0);
+        float v[sharing<HB>::NT][sharing<HB>::N] = {};
+        unsigned inside = 0;
+        wait_for_keys<DP, 0>(*s);
+        score_tile<T, DP, HB>(s->ring + s->get * r::STAGE, q, 0, v);
+        if (!M) {
+            release<DP>(s);
+            fill_ring<DP>(a, orders, now, more, s);
+        }
+        wait_for_keys<DP, M ? 1 : 0>(*s);
+        score_tile<T, DP, HB>(s->ring + (!M ? s->get : s->get == r::STAGES - 1 ? 0 : s->get + 1) * r::STAGE, q, 1, v);
+        if (!M) {
+            release<DP>(s);
+            fill_ring<DP>(a, orders, now, more, s);
+        }
+#pragma unroll
+        for (int nt = 0; nt < sharing<HB>::NT; nt++)
+            inside = take_scores<sharing<HB>::N, M>(j, pos, whole, rows[nt], v[nt], &x->mid[nt], &x->rest[nt]);
+        if constexpr (M) {
+            weigh<DP, HB>(x, v[0], inside, w);
+            __syncwarp();
+#pragma unroll 1
+            for (int tile = 0; tile < 2; tile++) {
+                add_moments<T, DP, HB>(x, ring_at + s->get * r::STAGE, w, tile, whole);
+                release<DP>(s);
+                fill_ring<DP>(a, orders, now, more, s);
+            }
+        }
+    }
+}
+
+/* The queries of an order; with the scale, which enters where a power of two does already. */
+template <int T, int DP, int HB>
+DEV void load_queries(const prhs_cu_score &p, const order &o, query_terms<T, DP> (&q)[sharing<HB>::NT])
 {
     const prhs_k_score &a = p.a;
-    const int heads = min(HM > 0 ? HM : NT * 4, a.shape.unit_heads - o.h0), head = o.j.u * a.shape.unit_heads + o.h0;
+    const int heads = min(HB, a.shape.unit_heads - o.h0);
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
+    for (int nt = 0; nt < sharing<HB>::NT; nt++) {
         const int first = min(nt * 4, heads - 1);
-        load_query_words<DP>(a.q, p.mem[PRHS_R_Q], o.j.e.row0, head + first, heads - first, a.shape.dim, &words[nt]);
+        query_words<DP> words;
+        load_query_words<DP>(a.q, p.mem[PRHS_R_Q], o.j.query, o.j.head + o.h0 + first, heads - first, a.shape.dim, &words);
+        make_query_terms<T, DP>(a.q.dtype, words, &q[nt]);
+        q[nt].scale *= a.shape.scale;
     }
 }
 
-/* Heads [h0, h0 + 4 NT) of the order's unit over its chunk; with moments HM of them. */
-template <int T, int DP, int NT, int HM>
-DEV void score_order(const prhs_cu_score &p, const order &now, const query_words<DP> (&words)[NT], bool more, const order &next,
-                     const row_start &next_rows, const byte *mine, int *stage)
+/* Norms, and moments, of heads [h0, h0 + HB). */
+template <int DP, int HB, bool M> DEV void put_sums(const prhs_k_score &a, const order &o, int heads, running<DP, HB, M> *x, byte *ws)
 {
-    __shared__ logsum mids[WARPS][NT * 4], outs[WARPS][NT * 4];
-    __shared__ __align__(16) float weights[WARPS][ROWS * (HM > 0 ? HM : 1)];
-    const prhs_k_score &a = p.a;
-    const job &j = now.j;
-    const int heads = min(HM > 0 ? HM : NT * 4, a.shape.unit_heads - now.h0), head = j.u * a.shape.unit_heads + now.h0;
-    const int lane = lane_id(), warp = warp_id(), c = lane & 3;
-    byte *ws = p.mem[PRHS_R_WORK];
-    query_terms<T, DP> q[NT];
-    running<DP, NT, HM> x;
-    float *rows[NT];
+    const i64 slot = slot_of(a, o.j, o.h0);
+    const bool whole = is_whole(o.j, o.j.begin, o.j.end - o.j.begin);
+    const int c = HB == 1 ? 0 : lane_id() & 3;
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-        make_query_terms<T, DP>(a.q.dtype, words[nt], &q[nt]);
-        x.mid[nt] = x.out[nt] = logsum{ LOWEST, 0.0f };
-        rows[nt] = nt * 4 + c < heads
-                       ? FLOATS(ws, a.work.score_off) + (j.b * a.shape.heads + head + nt * 4 + c) * a.work.score_stride
-                       : nullptr;
+    for (int nt = 0; nt < sharing<HB>::NT; nt++) {
+        const logsum mid = gathered<HB>(x->mid[nt]), rest = whole ? x->rest[nt] : gathered<HB>(x->rest[nt]);
+        if (lane_id() < (HB == 1 ? 1 : 4) && nt * 4 + c < heads)
+            put_norm(a, slot + (i64)(nt * 4 + c) * a.work.score_chunks, mid, rest, ws);
     }
-    if constexpr (HM > 0) {
-        load_pivot<DP>(p, now, x.pivot);
+    if constexpr (M) {
 #pragma unroll
-        for (int h = 0; h < HM; h++)
+        for (int h = 0; h < HB; h++)
+            if (h < heads)
+                put_moments<DP>(x->m1[h], x->m2[h], a.shape.dim,
+                                FLOATS(ws, a.work.mom_off) + (slot + (i64)h * a.work.score_chunks) * 2 * a.shape.dim);
+    }
+}
+
+/* Heads [h0, h0 + HB) of the unit of orders[now] over its chunk. */
+template <int T, int DP, int HB, bool M>
+DEV void score_order(const prhs_cu_score &p, const order *orders, int now, bool more, const query_terms<T, DP> (&q)[sharing<HB>::NT],
+                     const byte *ring_at, sender *s)
+{
+    __shared__ __align__(16) float weights[WARPS][M ? PAIR * HB : 4];
+    const prhs_k_score &a = p.a;
+    const order &o = orders[now];
+    const int heads = min(HB, a.shape.unit_heads - o.h0), c = HB == 1 ? 0 : lane_id() & 3;
+    byte *ws = p.mem[PRHS_R_WORK];
+    running<DP, HB, M> x;
+    float *rows[sharing<HB>::NT];
+#pragma unroll
+    for (int nt = 0; nt < sharing<HB>::NT; nt++) {
+        x.mid[nt] = x.rest[nt] = logsum{ LOWEST, 0.0f };
+        rows[nt] = nt * 4 + c < heads ? FLOATS(ws, a.work.score_off) + (o.j.row + o.h0 + nt * 4 + c) * a.work.score_stride : nullptr;
+    }
+    if constexpr (M) {
+        load_pivot<DP>(a, o, x.pivot);
+#pragma unroll
+        for (int h = 0; h < HB; h++)
 #pragma unroll
             for (int i = 0; i < DP / 32; i++)
                 x.m1[h][i] = x.m2[h][i] = 0.0f;
     }
-    score_tiles<T, DP, NT, HM>(a, now, more, next, next_rows, q, rows, weights[warp], mine, stage, &x);
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-        x.mid[nt] = gathered(x.mid[nt]);
-        x.out[nt] = gathered(x.out[nt]);
-        if (lane < 4) {
-            mids[warp][nt * 4 + c] = x.mid[nt];
-            outs[warp][nt * 4 + c] = x.out[nt];
-        }
-    }
-    __syncthreads();
-    const i64 slot = (j.b * a.shape.heads + head) * a.work.score_chunks + j.chunk;
-    put_norms<NT * 4>(a, mids, outs, heads, slot, ws);
-    if constexpr (HM > 0)
-        put_moments<DP, NT, HM>(a, x, mids, heads, slot, ws);
+    score_tiles<T, DP, HB, M>(a, orders, now, more, ring_at, q, rows, weights[warp_id()], s, &x);
+    put_sums<DP, HB, M>(a, orders[opaque(now)], heads, &x, ws);
 }
 
-template <int T, int DP, int NT, int HM> DEV void score_rings(const prhs_cu_score &p)
+/* The warp's chunks of a window. */
+template <int T, int DP, int HB, bool M>
+DEV void score_window(const prhs_cu_score &p, const int *prefix, order *orders, const byte *ring_at, warp_turns *t)
 {
-    DYNAMIC_SHARED(rings);
-    __shared__ int prefix[WINDOW];
-    __shared__ order orders[2];
-    typedef ring<DP, false> r;
     const prhs_k_score &a = p.a;
-    const int HB = HM > 0 ? HM : NT * 4;
-    byte *mine = rings + warp_id() * r::STAGES * r::STAGE;
-    clear_ring<DP, false>(rings, a.shape.dim);
-    grid_begin();
-    const tally counts = tally_of<(HM > 0)>(p);
-    turns t = turns_begin(TURNS_EACH, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units);
-    row_start rows = { nullptr, nullptr };
-    int stage = 0;
-    bool any = false, more = true;
-    for (int o = 1; more; o ^= 1) {
-        const order &now = orders[o], &next = orders[o ^ 1];
-        query_words<DP> words[NT];
-        if (any && NT == 1)
-            load_queries<DP, NT, HM>(p, now, words);
-        more = next_order<HB, (HM > 0)>(p, &t, counts, prefix, any ? &now : nullptr, &orders[o ^ 1]);
-        if (more)
-            rows = find_keys(a.kv, next, early_tile(next.j, 0));
-        if (any) {
-            if (NT > 1) /* later: they take too many registers */
-                load_queries<DP, NT, HM>(p, now, words);
-            score_order<T, DP, NT, HM>(p, now, words, more, next, rows, mine, &stage);
-            __syncthreads(); /* the order's place is free for the one after the next */
-        } else if (more) {
+    sender s = { shared_at_of(ring_at), 0, 0, 0, 0, 0, 0, 0, nullptr };
+    if (!next_order<HB>(p, t, prefix, nullptr, &orders[0]))
+        return;
+    look_up(a.kv, orders[0], &s);
+    fill_ring<DP>(a, orders, 0, false, &s);
+    query_terms<T, DP> q[sharing<HB>::NT];
+    bool more = true;
 #pragma unroll 1
-            for (int i = 0; i < 2; i++) {
-                send_tile<DP, false>(shared_at_of(mine) + i * r::STAGE, rows, i * 16, early_keys(next, i), a.shape.dim);
-                copy_commit();
-            }
+    for (int now = 0; more; now ^= 1) {
+        if (!orders[now].same)
+            load_queries<T, DP, HB>(p, orders[now], q);
+        more = next_order<HB>(p, t, prefix, &orders[now], &orders[now ^ 1]);
+        if (more && s.which == now && s.tile >= orders[now].tiles) {
+            s.which = now ^ 1;
+            s.tile = 0;
+            look_up(a.kv, orders[now ^ 1], &s);
+            fill_ring<DP>(a, orders, now, more, &s);
         }
-        any = true;
+        score_order<T, DP, HB, M>(p, orders, now, more, q, ring_at, &s);
+        __syncwarp(); /* the order's place is free for the one after the next */
     }
     copy_wait<0>();
 }
 
-#define SCORE(t, T, dp, nt, hb, blocks) \
-    KERNEL(prhs_score_##t##_d##dp##_h##hb, prhs_cu_score, THREADS, blocks) { score_rings<T, dp, nt, 0>(p); }
+template <int T, int DP, int HB, bool M> DEV void score_rings(const prhs_cu_score &p)
+{
+    DYNAMIC_SHARED(rings);
+    __shared__ int prefix[WINDOW];
+    __shared__ order orders[WARPS][2];
+    clear_rings<DP>(rings, p.a.shape.dim);
+    grid_begin();
+    const tally counts = tally_of<M>(p);
+    warp_turns t = turns_of(p);
+    while (next_window<M>(p, counts, &t, prefix))
+        score_window<T, DP, HB, M>(p, prefix, orders[warp_id()], rings + warp_id() * keys_ring<DP>::STAGES * keys_ring<DP>::STAGE, &t);
+}
+
+#define SCORE(t, T, dp, hb, blocks) \
+    KERNEL(prhs_score_##t##_d##dp##_h##hb, prhs_cu_score, THREADS, blocks) { score_rings<T, dp, hb, false>(p); }
 #define SCORE_MOMENTS(t, T, dp, hb, blocks) \
-    KERNEL(prhs_score_##t##_d##dp##_h##hb##_m, prhs_cu_score, THREADS, blocks) { score_rings<T, dp, 1, hb>(p); }
+    KERNEL(prhs_score_##t##_d##dp##_h##hb##_m, prhs_cu_score, THREADS, blocks) { score_rings<T, dp, hb, true>(p); }
 #define SCORE_DIMS(t, T)                 \
-    SCORE(t, T, 64, 1, 4, 5)             \
-    SCORE(t, T, 64, 2, 8, 4)             \
-    SCORE(t, T, 128, 1, 4, 4)            \
-    SCORE(t, T, 128, 2, 8, 3)            \
-    SCORE(t, T, 256, 1, 4, 2)            \
+    SCORE(t, T, 64, 1, 5)                \
+    SCORE(t, T, 128, 1, 4)               \
+    SCORE(t, T, 256, 1, 2)               \
+    SCORE(t, T, 64, 4, 5)                \
+    SCORE(t, T, 64, 8, 4)                \
+    SCORE(t, T, 128, 4, 4)               \
+    SCORE(t, T, 128, 8, 3)               \
+    SCORE(t, T, 256, 4, 2)               \
     SCORE_MOMENTS(t, T, 64, 1, 5)        \
     SCORE_MOMENTS(t, T, 128, 1, 4)       \
     SCORE_MOMENTS(t, T, 256, 1, 2)       \

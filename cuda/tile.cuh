@@ -43,13 +43,6 @@ template <int N, int W> DEV void spread_sum(float *v, int *off)
     }
 }
 
-/* The largest of the lanes' numbers; none is NaN. */
-DEV float warp_top(float x)
-{
-    const int b = __float_as_int(x), key = b ^ ((b >> 31) & 0x7fffffff), top = __reduce_max_sync(FULL, key);
-    return __int_as_float(top ^ ((top >> 31) & 0x7fffffff));
-}
-
 /*
  * The queries of HB heads, 8 channels a lane, times the scale: rounded here, channel by channel, and not once more where the score is as
  * large as it gets. Heads past the unit's last one repeat it.

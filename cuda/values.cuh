@@ -35,7 +35,7 @@ DEV void floats_of_word(int dtype, const uint4 &w, float y[8])
     }
 }
 
-/* A warp's rows [base, base + 32) before the end: a lane finds a row and its weights, then `width` lanes share each. */
+/* Rows [base, base + 32) before the end: a lane finds a row and its weights, then `width` lanes share each. */
 DEV void add_values(const prhs_k_score &a, const job &j, int base, value_job *x)
 {
     const int lane = lane_id(), per = 32 / x->width, n = min(32, x->end - base);
@@ -70,10 +70,9 @@ DEV void add_values(const prhs_k_score &a, const job &j, int base, value_job *x)
     }
 }
 
-/* The warps' sums meet: channels [first, first + 32 * each) of the chunk whose first head's sums lie at `out`. */
+/* The lanes' sums of the channels [first, first + each * width), which are those of the chunk whose first head's sums lie at `out`. */
 DEV void put_values(const prhs_k_score &a, value_job *x, int first, int each, float *out)
 {
-    __shared__ __align__(16) float sums[WARPS][256];
 #pragma unroll 1
     for (int w = x->width; w < 32; w <<= 1)
 #pragma unroll
@@ -81,26 +80,16 @@ DEV void put_values(const prhs_k_score &a, value_job *x, int first, int each, fl
 #pragma unroll
             for (int c = 0; c < 8; c++)
                 x->sum[h][c] += __shfl_xor_sync(FULL, x->sum[h][c], w);
+    if (lane_id() >= x->width || !x->real)
+        return;
 #pragma unroll
     for (int h = 0; h < VALUE_HEADS; h++) {
         if (h >= x->heads)
             break;
-        if (lane_id() < x->width) {
-            float4 *to = (float4 *)&sums[warp_id()][lane_id() * each];
-            to[0] = make_float4(x->sum[h][0], x->sum[h][1], x->sum[h][2], x->sum[h][3]);
-            if (each > 4)
-                to[1] = make_float4(x->sum[h][4], x->sum[h][5], x->sum[h][6], x->sum[h][7]);
-        }
-        __syncthreads();
-#pragma unroll 1
-        for (int d = threadIdx.x; d < min(32 * each, a.shape.dim - first); d += THREADS) {
-            float s = 0.0f;
-#pragma unroll
-            for (int w = 0; w < WARPS; w++)
-                s += sums[w][d];
-            out[(i64)h * a.work.score_chunks * a.shape.dim + first + d] = s;
-        }
-        __syncthreads();
+        float4 *to = (float4 *)(out + (i64)h * a.work.score_chunks * a.shape.dim + first + lane_id() * each);
+        to[0] = make_float4(x->sum[h][0], x->sum[h][1], x->sum[h][2], x->sum[h][3]);
+        if (each > 4)
+            to[1] = make_float4(x->sum[h][4], x->sum[h][5], x->sum[h][6], x->sum[h][7]);
     }
 }
 
@@ -108,20 +97,19 @@ DEV void put_values(const prhs_k_score &a, value_job *x, int first, int each, fl
 DEV void value_heads(const prhs_cu_score &p, const job &j, int h0)
 {
     const prhs_k_score &a = p.a;
-    const int first = j.u * a.shape.unit_heads + h0, begin = max(j.first, j.set.mid_begin), each = a.kv.dtype == PRHS_K_F32 ? 4 : 8;
-    const int words = (a.shape.dim + each - 1) / each;
-    const i64 row = j.b * a.shape.heads + first, slot = row * a.work.score_chunks + j.chunk;
+    const int each = a.kv.dtype == PRHS_K_F32 ? 4 : 8, words = (a.shape.dim + each - 1) / each;
+    const i64 row = j.row + h0, slot = slot_of(a, j, h0);
     byte *ws = p.mem[PRHS_R_WORK];
 #pragma unroll 1
     for (int word = 0; word < words; word += 32) {
         const int width = words <= 4 ? 4 : words <= 8 ? 8 : words <= 16 ? 16 : 32, mine = word + lane_id() % width;
         value_job x = { p.mem[PRHS_R_V] + mine * 16, FLOATS(ws, a.work.score_off) + row * a.work.score_stride, {}, {},
-                        first / a.shape.group, min(VALUE_HEADS, a.shape.unit_heads - h0), min(j.last, j.set.mid_end), width, mine < words };
+                        kv_head(a, j, h0), min(VALUE_HEADS, a.shape.unit_heads - h0), min(j.last, j.mid_end), width, mine < words };
 #pragma unroll
         for (int h = 0; h < VALUE_HEADS; h++)
             x.top[h] = h < x.heads ? FLOATS(ws, a.work.norm_off)[(slot + (i64)h * a.work.score_chunks) * 4 + 2] : 0.0f;
 #pragma unroll 1
-        for (int base = begin + warp_id() * 32; base < x.end; base += WARPS * 32)
+        for (int base = max(j.begin, j.mid_begin); base < x.end; base += 32)
             add_values(a, j, base, &x);
         put_values(a, &x, word * each, each, FLOATS(ws, a.work.vmid_off) + slot * a.shape.dim);
     }

@@ -54,7 +54,7 @@ enum { SERVE_SHARERS = 2, SCORE_SHARERS = 1 };
 
 /*
  * score and serve, whose blocks let h heads of a unit share each K/V row; _m: with moments. On tensor cores: _<K/V dtype>_d<head size,
- * padded>_h<4 or 8; with moments 1 or 4>, with rings of rows in shared memory. Else _<K/V dtype>_l<lanes>_h<1, 4>: rows of up to 64, 128,
+ * padded>_h<4 or 8; score 1, 4 or 8, with moments 1 or 4>, with rings of rows in shared memory. Else _<K/V dtype>_l<lanes>_h<1, 4>: rows of up to 64, 128,
  * 256 channels take 8, 16, 32 lanes.
  */
 static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why) {
@@ -74,11 +74,12 @@ static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, pr
     const int d = rung(key->dim, 64, 2);
     if (tensor(dev, key, why) && key->unit_heads >= (score ? SCORE_SHARERS : SERVE_SHARERS)) {
         static const int heads[3] = { 1, 4, 8 };
-        const int h = key->moments ? key->unit_heads > 1 : key->unit_heads > 4 && d < 2 ? 2 : 1;
+        const bool eight = !key->moments && key->unit_heads > 4 && d < 2;
+        const int h = eight ? 2 : !score || key->unit_heads > 1;
         snprintf(choice->name, sizeof choice->name, "prhs_%s_%s_d%d_h%d%s", stem, dtype, 64 << d, heads[h], moments);
         choice->file = score ? "score_mma" : "serve_mma";
         choice->path = tensor_paths[d][h];
-        choice->shared = (score ? 16384u : 32768u) << d;
+        choice->shared = score ? 16384u * (2 + (unsigned)d) : 32768u << d;
         if (!score) /* four warps, each with the queries of h heads */
             choice->shared += 4u * (PRHS_SERVE_WARP + (unsigned)(heads[h] * (64 << d)) * (key->q_dtype == PRHS_K_F32 ? 4 : 2));
         *why = score ? "16-bit keys" : "16-bit K/V, and heads that share their rows";
