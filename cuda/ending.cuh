@@ -291,7 +291,7 @@ DEV bool find_ending(ending *x, quotient_by by_heads, quotient_by by_unit_heads)
     /* All at once, before it is known whether any of it matters. */
     const uint4 *set = (const uint4 *)(ws + a.work.set_off) + x->unit * 3u;
     const uint4 *seq = (const uint4 *)(ws + a.batch.seqs_off) + b * 2u;
-    const uint4 s0 = load_stream(set), s1 = load_stream(set + 1), e = load_stream(seq), f = load_stream(seq + 1);
+    const uint4 s0 = set[0], s1 = set[1], e = seq[0], f = seq[1];
     x->work = INTS(ws, a.work.work_off)[x->unit];
     x->set = prhs_set{ (int)s0.x, (int)s0.y, (int)s0.z, (int)s0.w, (int)s1.x, (int)s1.y, (int)s1.z, (int)s1.w, 0, 0, { 0, 0 } };
     /* Idle units have no end and their sequences no slot; asked for as well, so that all of it is read before the branch. */

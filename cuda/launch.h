@@ -36,7 +36,7 @@ typedef struct prhs_cu_prepare {
     prhs_k_append append;
     prhs_k_plan plan;
     prhs_quotient by_units, by_kv_heads;
-    prhs_i32 appends, reserved;
+    prhs_i32 appends, copies;             /* copies 1: a decode row's K and V are stored as they come, and nothing else happens to them */
 } prhs_cu_prepare;
 
 /* finish. */

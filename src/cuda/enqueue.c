@@ -61,6 +61,11 @@ static size_t together(const prhs_op *ops, size_t n, launch *l, const prhs_op **
 
 static prhs_quotient quotient_by(prhs_i32 divisor) { return (prhs_quotient){ divisor, UINT32_MAX / (prhs_u32)divisor }; }
 
+/* Whether K and V are stored as they come, and nothing else happens to a decode row. */
+static bool copies_only(const prhs_k_append *a) {
+    return a->write && !a->validate && a->state.vsum_off == PRHS_NONE && a->k.dtype == a->kv.dtype && a->v.dtype == a->kv.dtype;
+}
+
 /* Fills *l but for its buffers; pass: attends before these ops. Returns its size. */
 static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *leader, prhs_i32 pass) {
     switch (leader->kind) {
@@ -73,7 +78,7 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
         l->prepare.by_units = quotient_by(leader->args.plan.shape.units);
         l->prepare.by_kv_heads = quotient_by(leader->args.plan.shape.kv_heads);
         l->prepare.appends = count > 1;
-        l->prepare.reserved = 0;
+        l->prepare.copies = count > 1 && copies_only(&ops[0].args.append);
         return sizeof l->prepare;
     case PRHS_OP_ATTEND:
         l->serve.attend = leader->args.attend;
