@@ -35,7 +35,7 @@ typedef struct prhs_cu_prepare {
     unsigned char *mem[PRHS_ROLES];
     prhs_k_append append;
     prhs_k_plan plan;
-    prhs_quotient by_units, by_kv_heads;
+    prhs_quotient by_units, by_kv_heads, by_block;
     prhs_i32 appends, copies;             /* copies 1: a decode row's K and V are stored as they come, and nothing else happens to them */
 } prhs_cu_prepare;
 

@@ -17,6 +17,7 @@ struct plan_job {
     const entry &e;
     i64 b; /* the sequence's place among the active ones */
     int u;
+    const prhs_quotient &by_block;
 };
 
 /* cos(row r, reference) > tau for all heads of the unit; ref null: against row 0. */
@@ -51,14 +52,48 @@ DEV bool cosines_hold(const plan_job &j, int r, const float *ref)
     return holds;
 }
 
-/* The lane's four channels of an array in the state, which is aligned; lanes past the row have zeros. */
-DEV void state_channels(const byte *row, int dim, int base, float x[4])
+/* Four floats of the state, which are aligned, where the lane has channels; else zeros. */
+DEV void state_channels(const byte *p, bool real, float x[4])
 {
-    const int c = base + lane_id() * 4;
     float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (c < dim)
-        y = *(const float4 *)(row + (unsigned)c * 4u);
+    if (real)
+        y = *(const float4 *)p;
     x[0] = y.x, x[1] = y.y, x[2] = y.z, x[3] = y.w;
+}
+
+/* Four channels of N rows as they lie in memory; rows are `step` bytes apart, those after row `last` are that one. */
+template <int N> struct raw_rows {
+    uint2 w[N][2];
+};
+
+template <int N> DEV raw_rows<N> load_rows(int dtype, const byte *p, i64 step, int last, bool real)
+{
+    raw_rows<N> r;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        const uint2 *at = (const uint2 *)(p + steps((unsigned)min(k, last), step));
+        r.w[k][0] = r.w[k][1] = make_uint2(0, 0);
+        if (real)
+            r.w[k][0] = at[0];
+        if (real && dtype == PRHS_K_F32)
+            r.w[k][1] = at[1];
+    }
+    return r;
+}
+
+template <int N> DEV void floats_of_rows(int dtype, const raw_rows<N> &r, evidence v[N])
+{
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        const unsigned x = r.w[k][0].x, y = r.w[k][0].y;
+        if (dtype == PRHS_K_F32) {
+            v[k].q[0] = __uint_as_float(x), v[k].q[1] = __uint_as_float(y);
+            v[k].q[2] = __uint_as_float(r.w[k][1].x), v[k].q[3] = __uint_as_float(r.w[k][1].y);
+        } else {
+            const float2 a = dtype == PRHS_K_F16 ? half2_floats(x) : bf162_floats(x), b = dtype == PRHS_K_F16 ? half2_floats(y) : bf162_floats(y);
+            v[k].q[0] = a.x, v[k].q[1] = a.y, v[k].q[2] = b.x, v[k].q[3] = b.y;
+        }
+    }
 }
 
 /*
@@ -70,7 +105,11 @@ template <int N, bool FORESEE> DEV bool heads_hold(const plan_job &j, const byte
     const int S = FORESEE ? 8 : 4, APART = 32 / (N * S), lane = lane_id(), GROUP = 32 / N, first = lane & (32 - GROUP);
     const prhs_k_plan &a = j.a;
     const int heads = a.shape.unit_heads, dim = a.shape.dim, h0 = j.u * heads, mine = h0 + min(i + first / GROUP, heads - 1);
-    const byte *ref = slot + a.state.qref_off, *moments = slot + a.state.moment_off;
+    const unsigned row = (unsigned)dim * 4u;
+    const int size = element(a.q.dtype), last = heads - 1 - i;
+    const byte *ref = slot + a.state.qref_off + steps((unsigned)(h0 + i), row);
+    const byte *moments = slot + a.state.moment_off + steps((unsigned)(h0 + i), 2 * row);
+    const byte *q = j.mem[PRHS_R_Q] + a.q.off + (steps((unsigned)j.e.row0, a.q.row) + steps((unsigned)(h0 + i), a.q.head)) * size;
     float sums[N * S], l_dropped = 0.0f, delta = 0.0f;
 #pragma unroll
     for (int k = 0; k < N * S; k++)
@@ -82,16 +121,20 @@ template <int N, bool FORESEE> DEV bool heads_hold(const plan_job &j, const byte
 #pragma unroll 1
     for (int base = 0; base < dim; base += GATE_BLOCK) {
         evidence v[N];
+        const int c = base + lane * 4;
+        const bool real = c < dim;
+        const raw_rows<N> raw = load_rows<N>(a.q.dtype, q + c * size, a.q.head * size, last, real);
 #pragma unroll
         for (int k = 0; k < N; k++) {
-            const int h = h0 + min(i + k, heads - 1);
-            lane_channels(a.q, j.mem[PRHS_R_Q], j.e.row0, h, dim, base, v[k].q);
-            state_channels(ref + steps(h, dim * 4), dim, base, v[k].ref);
+            const size_t at = (size_t)(unsigned)min(k, last) * row + (unsigned)c * 4u;
+            state_channels(ref + at, real, v[k].ref);
             if (FORESEE) {
-                state_channels(moments + steps(h, dim * 8), dim, base, v[k].mean);
-                state_channels(moments + steps(h, dim * 8) + dim * 4, dim, base, v[k].var);
+                const byte *m = moments + (size_t)(unsigned)min(k, last) * (2 * row) + (unsigned)c * 4u;
+                state_channels(m, real, v[k].mean);
+                state_channels(m + row, real, v[k].var);
             }
         }
+        floats_of_rows<N>(a.q.dtype, raw, v);
 #pragma unroll
         for (int k = 0; k < N; k++) {
             finding f = { { sums[k * S], sums[k * S + 1], sums[k * S + 2] }, 0.0f, 0.0f };
@@ -152,7 +195,8 @@ DEV void decide(const plan_job &j, prhs_set *set)
     /* The set's own numbers are never below zero: they are looked at so that they, too, are read above. */
     if (((int)(s0.y | s1.x | s2.y) < 0) | (ref_pos < 0) | (ref_pos >= t))
         return;
-    if ((ref_pos + p.layer) / p.block != (t + p.layer) / p.block)
+    const quotient_by block = { j.by_block };
+    if (block.of(ref_pos + p.layer) != block.of(t + p.layer))
         return;
     if (!holds) {
         if (lane_id() == 0)
@@ -201,6 +245,15 @@ DEV int put_work(const plan_job &j, const prhs_set &set)
     return attend_chunks(a.work, work_tokens(set, w, j.e.pos0));
 }
 
+/* Three words of 16 bytes. */
+DEV void store_set(prhs_set *to, const prhs_set &s)
+{
+    uint4 *w = (uint4 *)to;
+    w[0] = make_uint4((unsigned)s.mode, (unsigned)s.sink_end, (unsigned)s.edge_begin, (unsigned)s.edge_end);
+    w[1] = make_uint4((unsigned)s.count, (unsigned)s.run, (unsigned)s.win_begin, (unsigned)s.end);
+    w[2] = make_uint4((unsigned)s.mid_begin, (unsigned)s.mid_end, (unsigned)s.reserved[0], (unsigned)s.reserved[1]);
+}
+
 /* What the kernels that follow take turns over. */
 DEV void put_counts(const plan_job &j, const prhs_set &set, const prhs_set &fresh, int chunks)
 {
@@ -218,14 +271,14 @@ DEV void put_counts(const plan_job &j, const prhs_set &set, const prhs_set &fres
         return;
     score[units] = judged ? -candidates : candidates;
     if (candidates)
-        ((prhs_set *)(ws + w.fresh_off))[i] = fresh;
+        store_set((prhs_set *)(ws + w.fresh_off) + i, fresh);
 }
 
 /* The work of all rows of a unit whose row 0 has been planned, and their chunks. */
-DEV_CALL void put_rows(const prhs_k_plan &a, byte *const mem[], int index, i64 b, int u)
+DEV_CALL void put_rows(const prhs_k_plan &a, const prhs_quotient &by_block, byte *const mem[], int index, i64 b, int u)
 {
     const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], index);
-    const plan_job j = { a, mem, e, b, u };
+    const plan_job j = { a, mem, e, b, u, by_block };
     __syncwarp(); /* the first lane wrote the set */
     const prhs_set set = *set_at(mem[PRHS_R_WORK], a.work, a.shape, b, u);
     const bool shares = set.mode == PRHS_MODE_SHARE, own = a.policy.gate == PRHS_K_GATE_COSINE && (shares || set.mode == PRHS_MODE_RETRIEVE);
@@ -253,19 +306,10 @@ DEV_CALL void put_rows(const prhs_k_plan &a, byte *const mem[], int index, i64 b
     attend[a.batch.max_seqs * a.shape.units] = later;
 }
 
-/* Three words of 16 bytes. */
-DEV void store_set(prhs_set *to, const prhs_set &s)
-{
-    uint4 *w = (uint4 *)to;
-    w[0] = make_uint4((unsigned)s.mode, (unsigned)s.sink_end, (unsigned)s.edge_begin, (unsigned)s.edge_end);
-    w[1] = make_uint4((unsigned)s.count, (unsigned)s.run, (unsigned)s.win_begin, (unsigned)s.end);
-    w[2] = make_uint4((unsigned)s.mid_begin, (unsigned)s.mid_end, (unsigned)s.reserved[0], (unsigned)s.reserved[1]);
-}
-
 /* Unit u of the sequence that has place b among the active ones. */
-DEV void plan_unit(const prhs_k_plan &a, byte *const mem[], const entry &e, int prompt_len, int b, int u)
+DEV void plan_unit(const prhs_k_plan &a, const prhs_quotient &by_block, byte *const mem[], const entry &e, int b, int u)
 {
-    const plan_job j = { a, mem, e, b, u };
+    const plan_job j = { a, mem, e, b, u, by_block };
     prhs_set set = fresh_set(a.policy, e.pos0, e.kv_len);
     if (e.kind == SEED && set.mode != PRHS_MODE_RETRIEVE)
         set = idle_set();
@@ -280,6 +324,7 @@ DEV void plan_unit(const prhs_k_plan &a, byte *const mem[], const entry &e, int 
     put_counts(j, set, fresh, chunks);
     if (u == 0) {
         uint4 *to = (uint4 *)(active_at(ws, a.work) + b);
+        const int prompt_len = seq_at(a.batch, mem[PRHS_R_SEQS], e.table)->prompt_len;
         to[0] = make_uint4((unsigned)e.slot, (unsigned)e.row_begin, (unsigned)e.row_count, (unsigned)e.kv_len);
         to[1] = make_uint4((unsigned)e.flags, (unsigned)prompt_len, (unsigned)e.table, 0);
     }
@@ -422,9 +467,9 @@ KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
                 append_one(p.append, p.mem, e, j - nth * heads);
                 continue;
             }
-            plan_unit(a, p.mem, e, __shfl_sync(FULL, s.prompt_len, from), active + nth, j - nth * units);
+            plan_unit(a, p.by_block, p.mem, e, active + nth, j - nth * units);
             if (a.batch.rows > 1)
-                put_rows(a, p.mem, e.table, active + nth, j - nth * units);
+                put_rows(a, p.by_block, p.mem, e.table, active + nth, j - nth * units);
         }
         i -= items;
         active += __popc(l.decoding);

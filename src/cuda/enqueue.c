@@ -59,7 +59,7 @@ static size_t together(const prhs_op *ops, size_t n, launch *l, const prhs_op **
     return 2;
 }
 
-static prhs_quotient quotient_by(prhs_i32 divisor) { return (prhs_quotient){ divisor, UINT32_MAX / (prhs_u32)divisor }; }
+static prhs_quotient quotient_by(prhs_i32 divisor) { return (prhs_quotient){ divisor, UINT32_MAX / (prhs_u32)(divisor > 0 ? divisor : 1) }; }
 
 /* Whether K and V are stored as they come, and nothing else happens to a decode row. */
 static bool copies_only(const prhs_k_append *a) {
@@ -77,6 +77,7 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
         l->prepare.plan = leader->args.plan;
         l->prepare.by_units = quotient_by(leader->args.plan.shape.units);
         l->prepare.by_kv_heads = quotient_by(leader->args.plan.shape.kv_heads);
+        l->prepare.by_block = quotient_by(leader->args.plan.policy.block);
         l->prepare.appends = count > 1;
         l->prepare.copies = count > 1 && copies_only(&ops[0].args.append);
         return sizeof l->prepare;
