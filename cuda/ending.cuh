@@ -21,7 +21,6 @@ struct ending {
     const prhs_k_finish &a;
     byte *const *mem;
     int item, unit, u, h; /* the head and its unit among the batch's; in the sequence */
-    bool leads;           /* the unit's first head: its block books for the unit */
     bool seed;
     int slot, row, pos;
     int work, tokens, parts;
@@ -83,42 +82,13 @@ DEV void add_flight(flight *f, const lse_parts &l, float top, int first, int par
     }
 }
 
-/* The warp's parts, into shared memory. */
-DEV weights merge_all(const ending &x, float *acc_at)
-{
-    const prhs_k_work &w = x.a.work;
-    const int dim = x.a.shape.dim, warp = warp_id(), lane = lane_id();
-    byte *ws = x.mem[PRHS_R_WORK];
-    const float *lse = FLOATS(ws, w.part_lse_off) + steps(x.item, w.chunks);
-    const float *o = FLOATS(ws, w.part_off) + steps(x.item, w.chunks * dim);
-    weights all = { 0.0f, 0.0f, 0.0f };
-#pragma unroll 1
-    for (int base = 0; base < dim; base += 128) {
-        const int c = base + lane * 4;
-        const float *mine = o + (unsigned)(warp * dim + min(c, dim - 4)); /* lanes past the row have its last channels */
-        flight f;
-        load_flight(mine, dim, warp, x.parts, &f);
-        const lse_parts l = load_lse(lse, 1, x.parts);
-        all = merge_weights(l, lse, 1, x.parts);
-        float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-        add_flight(&f, l, all.top, warp, x.parts, acc);
-#pragma unroll 1
-        for (int p = END_PARTS; p < x.parts; p += END_PARTS) {
-            load_flight(mine + (i64)p * dim, dim, warp, x.parts - p, &f);
-            add_flight(&f, load_lse(lse + p, 1, x.parts - p), all.top, warp, x.parts - p, acc);
-        }
-        if (c < dim)
-            *(float4 *)(acc_at + c) = make_float4(acc[0], acc[1], acc[2], acc[3]);
-    }
-    return all;
-}
-
 /* --- what the slot remembers --- */
 
-/* The dropped mass is `known`, or follows from the dropped keys' log-sum-exp. */
+/* The dropped mass is `known`, or follows from the dropped keys' log-sum-exp. As it was read: nothing waits for it before it is used. */
 struct memory {
     float known, dropped, shift;
-    float mean[2]; /* of the values: the thread's channels of the residual */
+    uint4 values;           /* two sums of the values, in the thread's channels; or two floats, what stands in for those that were dropped */
+    prhs_value_count count;
 };
 
 DEV byte *slot_at(const ending &x) { return x.mem[PRHS_R_STATE] + steps(x.slot, x.a.state.slot_bytes); }
@@ -128,22 +98,29 @@ DEV void load_residual(const ending &x, int c, memory *m)
     const prhs_k_state &st = x.a.state;
     const int dim = x.a.shape.dim;
     if (x.a.policy.residual == PRHS_K_RESIDUAL_RETRIEVED) {
-        const float2 v = *(const float2 *)(slot_at(x) + st.vhat_off + (size_t)((unsigned)(x.h * dim + c) * 4u));
-        m->mean[0] = v.x, m->mean[1] = v.y;
+        const uint2 v = *(const uint2 *)(slot_at(x) + st.vhat_off + (size_t)((unsigned)(x.h * dim + c) * 4u));
+        m->values = make_uint4(v.x, v.y, 0, 0);
     } else if (x.a.policy.residual == PRHS_K_RESIDUAL_MEAN) {
         const unsigned hk = small_quotient(x.h, x.a.shape.group);
-        const prhs_value_count count = ((const prhs_value_count *)(slot_at(x) + st.vcount_off))[hk];
-        const i64 *sum = (const i64 *)(slot_at(x) + st.vsum_off) + hk * (unsigned)dim + (unsigned)c;
-        const float scale = count.nonfinite > 0 ? NEVER : 0x1p-24f / (float)count.rows;
-        m->mean[0] = (float)sum[0] * scale, m->mean[1] = (float)sum[1] * scale;
+        m->count = ((const prhs_value_count *)(slot_at(x) + st.vcount_off))[hk];
+        m->values = *(const uint4 *)(slot_at(x) + st.vsum_off + (size_t)((hk * (unsigned)dim + (unsigned)c) * 8u));
     }
+}
+
+/* The residual's value in the thread's channel k. */
+DEV float residual_of(const ending &x, const memory &m, int k)
+{
+    if (x.a.policy.residual == PRHS_K_RESIDUAL_RETRIEVED)
+        return __uint_as_float(k ? m.values.y : m.values.x);
+    const i64 sum = (i64)((unsigned long long)(k ? m.values.w : m.values.y) << 32 | (k ? m.values.z : m.values.x));
+    return (float)sum * (m.count.nonfinite > 0 ? NEVER : 0x1p-24f / (float)m.count.rows);
 }
 
 /* c: the thread's channels. */
 DEV memory remember(const ending &x, int c)
 {
     const prhs_k_finish &a = x.a;
-    memory m = { 0.0f, NOTHING, 0.0f, { 0.0f, 0.0f } };
+    memory m = { 0.0f, NOTHING, 0.0f, make_uint4(0, 0, 0, 0), { 0, 0 } };
     if (x.set.mode != PRHS_MODE_SHARE && x.set.mode != PRHS_MODE_RETRIEVE)
         return m;
     const prhs_head_ref *head = (const prhs_head_ref *)(slot_at(x) + a.state.head_off) + x.h;
@@ -224,6 +201,44 @@ DEV void book_head(const ending &x, float mass)
     add_count(exact ? &s->exact_count : &s->estimate_count, 1);
 }
 
+/* --- merging --- */
+
+/* The warp's parts, into shared memory; what else is read comes with them. */
+DEV weights merge_all(const ending &x, float *acc_at, memory *m)
+{
+    const prhs_k_work &w = x.a.work;
+    const int dim = x.a.shape.dim, warp = warp_id(), lane = lane_id();
+    byte *ws = x.mem[PRHS_R_WORK];
+    const float *lse = FLOATS(ws, w.part_lse_off) + steps(x.item, w.chunks);
+    const float *o = FLOATS(ws, w.part_off) + steps(x.item, w.chunks * dim);
+    weights all = { 0.0f, 0.0f, 0.0f };
+#pragma unroll 1
+    for (int base = 0; base < dim; base += 128) {
+        const int c = base + lane * 4;
+        const float *mine = o + (unsigned)(warp * dim + min(c, dim - 4)); /* lanes past the row have its last channels */
+        flight f;
+        const lse_parts l = load_lse(lse, 1, x.parts);
+        load_flight(mine, dim, warp, x.parts, &f);
+        if (base == 0) {
+            *m = remember(x, threadIdx.x * 2);
+            /* The unit's first head's block books for the unit, while the parts are on their way. */
+            if (threadIdx.x == BOOKS * 32 && x.h == x.u * x.a.shape.unit_heads && !x.a.policy.dense)
+                book_unit(x);
+        }
+        all = merge_weights(l, lse, 1, x.parts);
+        float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+        add_flight(&f, l, all.top, warp, x.parts, acc);
+#pragma unroll 1
+        for (int p = END_PARTS; p < x.parts; p += END_PARTS) {
+            load_flight(mine + (i64)p * dim, dim, warp, x.parts - p, &f);
+            add_flight(&f, load_lse(lse + p, 1, x.parts - p), all.top, warp, x.parts - p, acc);
+        }
+        if (c < dim)
+            *(float4 *)(acc_at + c) = make_float4(acc[0], acc[1], acc[2], acc[3]);
+    }
+    return all;
+}
+
 /* --- output --- */
 
 DEV void put_two(int dtype, byte *row, int c, const float y[2])
@@ -250,7 +265,7 @@ DEV void put_channels(const ending &x, const float acc[4][256], int c, const wei
     for (int k = 0; k < 2; k++) {
         y[k] = isnan(one) ? NEVER : y[k] * one;
         if (d != 0.0f)
-            y[k] = (1.0f - d) * y[k] + d * m.mean[k];
+            y[k] = (1.0f - d) * y[k] + d * residual_of(x, m, k);
     }
     const int size = element(out.dtype);
     put_two(out.dtype, x.mem[PRHS_R_OUT] + out.off + (steps(x.row, out.row) + steps(x.h, out.head)) * size, c, y);
@@ -261,8 +276,8 @@ DEV void end_head(const ending &x, ending_shared *sh)
 {
     const prhs_k_finish &a = x.a;
     const int c = threadIdx.x * 2;
-    const memory m = remember(x, c);
-    const weights all = merge_all(x, sh->acc[warp_id()]);
+    memory m;
+    const weights all = merge_all(x, sh->acc[warp_id()], &m);
     __syncthreads();
     if (c < a.shape.dim && !x.seed)
         put_channels(x, sh->acc, c, all, m);
@@ -271,11 +286,8 @@ DEV void end_head(const ending &x, ending_shared *sh)
     FLOATS(x.mem[PRHS_R_WORK], a.work.lse_off)[x.item] = all.lse;
     if (a.lse_off != PRHS_NONE && !x.seed)
         FLOATS(x.mem[PRHS_R_LSE], a.lse_off)[(i64)x.row * a.shape.heads + x.h] = all.lse;
-    if (a.policy.dense)
-        return;
-    book_head(x, lost_mass(m, all.lse));
-    if (x.leads)
-        book_unit(x);
+    if (!a.policy.dense)
+        book_head(x, lost_mass(m, all.lse));
 }
 
 /* Head `item` of the active sequences' by all threads of the block; false: it has nothing to end. */
@@ -287,7 +299,6 @@ DEV bool find_ending(ending *x, quotient_by by_heads, quotient_by by_unit_heads)
     x->unit = by_unit_heads.of(x->item);
     x->h = x->item - b * a.shape.heads;
     x->u = x->unit - b * a.shape.units;
-    x->leads = x->item == x->unit * a.shape.unit_heads;
     /* All at once, before it is known whether any of it matters. */
     const uint4 *set = (const uint4 *)(ws + a.work.set_off) + x->unit * 3u;
     const uint4 *seq = (const uint4 *)(ws + a.batch.seqs_off) + b * 2u;

@@ -19,7 +19,7 @@ KERNEL(prhs_finish, prhs_cu_close, FINISH_THREADS, 4)
             return;
         if (later)
             __syncthreads();
-        ending x = { a, p.mem, i, 0, 0, 0, false, false, 0, 0, 0, 0, 0, 0, {} };
+        ending x = { a, p.mem, i, 0, 0, 0, false, 0, 0, 0, 0, 0, 0, {} };
         if (find_ending(&x, quotient_by{ p.by_heads }, quotient_by{ p.by_unit_heads }))
             end_head(x, &shared);
     }
