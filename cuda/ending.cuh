@@ -91,6 +91,8 @@ struct memory {
     prhs_value_count count;
 };
 
+DEV memory nothing_remembered() { return memory{ 0.0f, NOTHING, 0.0f, make_uint4(0, 0, 0, 0), { 0, 0 } }; }
+
 DEV byte *slot_at(const ending &x) { return x.mem[PRHS_R_STATE] + steps(x.slot, x.a.state.slot_bytes); }
 
 DEV void load_residual(const ending &x, int c, memory *m)
@@ -120,7 +122,7 @@ DEV float residual_of(const ending &x, const memory &m, int k)
 DEV memory remember(const ending &x, int c)
 {
     const prhs_k_finish &a = x.a;
-    memory m = { 0.0f, NOTHING, 0.0f, make_uint4(0, 0, 0, 0), { 0, 0 } };
+    memory m = nothing_remembered();
     if (x.set.mode != PRHS_MODE_SHARE && x.set.mode != PRHS_MODE_RETRIEVE)
         return m;
     const prhs_head_ref *head = (const prhs_head_ref *)(slot_at(x) + a.state.head_off) + x.h;
@@ -276,7 +278,7 @@ DEV void end_head(const ending &x, ending_shared *sh)
 {
     const prhs_k_finish &a = x.a;
     const int c = threadIdx.x * 2;
-    memory m;
+    memory m = nothing_remembered();
     const weights all = merge_all(x, sh->acc[warp_id()], &m);
     __syncthreads();
     if (c < a.shape.dim && !x.seed)

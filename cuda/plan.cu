@@ -15,7 +15,7 @@ struct plan_job {
     const prhs_k_plan &a;
     byte *const *mem;
     const entry &e;
-    i64 b; /* the sequence's place among the active ones */
+    int b; /* the sequence's place among the active ones */
     int u;
     const prhs_quotient &by_block;
 };
@@ -241,7 +241,7 @@ DEV int put_work(const plan_job &j, const prhs_set &set)
     const prhs_k_plan &a = j.a;
     const int w = first_work(j, set.mode, 0);
     if (lane_id() == 0)
-        INTS(j.mem[PRHS_R_WORK], a.work.work_off)[(unsigned)((int)j.b * a.batch.rows * a.shape.units + j.u)] = w;
+        INTS(j.mem[PRHS_R_WORK], a.work.work_off)[(unsigned)(j.b * a.batch.rows * a.shape.units + j.u)] = w;
     return attend_chunks(a.work, work_tokens(set, w, j.e.pos0));
 }
 
@@ -259,7 +259,7 @@ DEV void put_counts(const plan_job &j, const prhs_set &set, const prhs_set &fres
 {
     const prhs_k_work &w = j.a.work;
     byte *ws = j.mem[PRHS_R_WORK];
-    const int units = j.a.batch.max_seqs * j.a.shape.units, i = (int)j.b * j.a.shape.units + j.u;
+    const int units = j.a.batch.max_seqs * j.a.shape.units, i = j.b * j.a.shape.units + j.u;
     const bool retrieves = set.mode == PRHS_MODE_RETRIEVE, judged = set.mode == PRHS_MODE_SHARE && j.a.policy.gate == PRHS_K_GATE_MASS;
     const int candidates = retrieves || judged ? score_chunks(w, j.e.pos0 + 1) : 0;
     int *attend = INTS(ws, w.attend_count_off) + i, *score = INTS(ws, w.score_count_off) + i;
@@ -275,7 +275,7 @@ DEV void put_counts(const plan_job &j, const prhs_set &set, const prhs_set &fres
 }
 
 /* The work of all rows of a unit whose row 0 has been planned, and their chunks. */
-DEV_CALL void put_rows(const prhs_k_plan &a, const prhs_quotient &by_block, byte *const mem[], int index, i64 b, int u)
+DEV_CALL void put_rows(const prhs_k_plan &a, const prhs_quotient &by_block, byte *const mem[], int index, int b, int u)
 {
     const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], index);
     const plan_job j = { a, mem, e, b, u, by_block };
@@ -284,7 +284,7 @@ DEV_CALL void put_rows(const prhs_k_plan &a, const prhs_quotient &by_block, byte
     const bool shares = set.mode == PRHS_MODE_SHARE, own = a.policy.gate == PRHS_K_GATE_COSINE && (shares || set.mode == PRHS_MODE_RETRIEVE);
     const bool judged = a.policy.gate == PRHS_K_GATE_MASS && shares;
     const float *ref = shares ? SLOT_AT(mem[PRHS_R_STATE], a.state, qref_off, e.slot, float) : nullptr;
-    int *work = INTS(mem[PRHS_R_WORK], a.work.work_off) + b * a.batch.rows * a.shape.units + u;
+    int *work = INTS(mem[PRHS_R_WORK], a.work.work_off) + (i64)b * a.batch.rows * a.shape.units + u;
     int now = 0, later = 0; /* chunks in the first attend, and in that after the mass gate's verdict: only row 0 comes before it */
     for (int first = 0; first < a.batch.rows; first += 32) {
         const int r = first + lane_id();
@@ -397,7 +397,9 @@ DEV void append_one(const prhs_k_append &a, byte *const mem[], const entry &e, i
     const byte *from = v ? row_at(a.v, mem[PRHS_R_VIN], e.row0, hk) : row_at(a.k, mem[PRHS_R_KIN], e.row0, hk);
     byte *to = v ? mem[PRHS_R_V] + kv.v_off : mem[PRHS_R_K] + kv.k_off;
     const unsigned clamped = (unsigned)min(max(id, 0), kv.pages - 1);
-    to += (steps(clamped, v ? kv.v_page : kv.k_page) + steps(in, v ? kv.v_token : kv.k_token) + steps((unsigned)hk, v ? kv.v_head : kv.k_head)) * size;
+    to += (steps(clamped, v ? kv.v_page : kv.k_page) + steps(in, v ? kv.v_token : kv.k_token) +
+           steps((unsigned)hk, v ? kv.v_head : kv.k_head)) *
+          size;
 #pragma unroll 1
     for (int c = (lane_id() & 15) * 16; c < bytes; c += 256)
         *(uint4 *)(to + c) = load_stream(from + c);
