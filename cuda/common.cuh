@@ -237,6 +237,23 @@ DEV prhs_set *set_at(byte *work, const prhs_k_work &w, const prhs_k_shape &s, i6
     return (prhs_set *)(work + w.set_off) + b * s.units + u;
 }
 
+/* Division by a number that the host has looked at, for 0 <= x < 2^31: umulhi() is at most one too low. */
+struct quotient_by {
+    const prhs_quotient &q;
+    __device__ __forceinline__ int of(int x) const
+    {
+        const int y = (int)__umulhi((unsigned)x, q.inverse);
+        return y + (x - y * q.divisor >= q.divisor);
+    }
+};
+
+/* x / by where that is less than 2^20: what is approximated is at most one off. */
+DEV int small_quotient(int x, int by)
+{
+    const int q = (int)__fdividef((float)x, (float)by), rest = x - q * by;
+    return q + (rest >= by) - (rest < 0);
+}
+
 /* --- sets and chunks --- */
 
 DEV int set_fixed(const prhs_set &s) { return s.sink_end + (s.edge_end - s.edge_begin) + s.count * s.run; }
@@ -270,7 +287,7 @@ DEV int chunk_count(int n, int least, int chunks)
     if (n <= least * chunks)
         return (int)((unsigned)(n + least - 1) >> (31 - __clz(least)));
     const int c = chunk_tokens(n, least, chunks);
-    return (n + c - 1) / c;
+    return small_quotient(n + c - 1, c);
 }
 
 DEV int work_tokens(const prhs_set &s, int work, int pos)

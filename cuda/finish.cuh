@@ -7,8 +7,8 @@
 #ifndef PRHS_FINISH_CUH
 #define PRHS_FINISH_CUH
 
+#include "ending.cuh"
 #include "gate.cuh"
-#include "parts.cuh"
 
 #define FINISH_THREADS 128
 #define FINISH_HEADS 64    /* of a unit, at most */
@@ -63,8 +63,6 @@ DEV prhs_head_stat *head_stats_at(const unit_job &x)
     return STAT_AT(x.mem[PRHS_R_STATE], x.a.state, head_stat_off, x.e.slot, prhs_head_stat) + x.u * x.a.shape.unit_heads;
 }
 
-DEV void add_count(prhs_i64 *count, i64 n) { atomicAdd((unsigned long long *)count, (unsigned long long)n); }
-
 /* --- parts --- */
 
 /* What a thread merges: four channels of a head. */
@@ -102,10 +100,11 @@ DEV part_in_flight load_part(const quad &q, int dim, int part, int parts)
 DEV void add_quad(const part_in_flight &f, float top, float acc[4])
 {
     const float w = part_weight(f.l, top);
-    add_part(&acc[0], f.l, w, f.o.x);
-    add_part(&acc[1], f.l, w, f.o.y);
-    add_part(&acc[2], f.l, w, f.o.z);
-    add_part(&acc[3], f.l, w, f.o.w);
+    const bool counts = f.l != NOTHING;
+    add_part(&acc[0], counts, w, f.o.x);
+    add_part(&acc[1], counts, w, f.o.y);
+    add_part(&acc[2], counts, w, f.o.z);
+    add_part(&acc[3], counts, w, f.o.w);
 }
 
 /* A thread's first parts of its first quad: asked for early. */
@@ -432,6 +431,16 @@ DEV void finish_unit(const prhs_k_finish &a, byte *const mem[], i64 b, int u)
     if (e.kind != IDLE && set.mode != PRHS_MODE_IDLE)
         end_rows(unit_job{ a, mem, &shared, e, set, b, u }, work);
     __syncthreads();
+}
+
+/* All units, in turns. */
+DEV_CALL void finish_units(const prhs_k_finish &a, byte *const mem[])
+{
+    const int units = a.shape.units, items = seqs_of(a.batch, mem[PRHS_R_SEQS]) * units;
+    /* How many there are is on its way yet when the first one is looked at. */
+    int ahead = min(PRHS_AHEAD, a.batch.max_seqs * units);
+    for (int i = blockIdx.x; i < ahead || i < items; i += gridDim.x, ahead = 0)
+        finish_unit(a, mem, i / units, i % units);
 }
 
 #endif

@@ -24,13 +24,27 @@ typedef enum prhs_role {
 #include "kernels.def"
 #undef X
 
+/* To divide by `divisor` >= 1: inverse = floor((2^32 - 1) / divisor). */
+typedef struct prhs_quotient {
+    prhs_i32 divisor;
+    prhs_u32 inverse;
+} prhs_quotient;
+
 /* append + plan, or plan alone (appends 0). */
 typedef struct prhs_cu_prepare {
     unsigned char *mem[PRHS_ROLES];
     prhs_k_append append;
     prhs_k_plan plan;
-    prhs_i32 appends, reserved;
+    prhs_quotient by_units, by_kv_heads, by_block;
+    prhs_i32 appends, copies;             /* copies 1: a decode row's K and V are stored as they come, and nothing else happens to them */
 } prhs_cu_prepare;
+
+/* finish. */
+typedef struct prhs_cu_close {
+    unsigned char *mem[PRHS_ROLES];
+    prhs_k_finish a;
+    prhs_quotient by_heads, by_unit_heads;
+} prhs_cu_close;
 
 /* attend. */
 typedef struct prhs_cu_serve {

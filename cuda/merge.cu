@@ -27,7 +27,7 @@ DEV float merge_row(const row_parts &x, int dim, int dtype, byte *out)
             }
 #pragma unroll
             for (int i = 0; i < UNROLL; i++)
-                add_part(&acc[i % 4], l[i], part_weight(l[i], w.top), o[i]);
+                add_part(&acc[i % 4], l[i] != NOTHING, part_weight(l[i], w.top), o[i]);
         }
         if (d < dim)
             store_one(dtype, out, d, isnan(w.sum) ? NEVER : ((acc[0] + acc[1]) + (acc[2] + acc[3])) / w.sum);

@@ -24,7 +24,9 @@ DEV lse_parts load_lse(const float *lse, i64 step, int parts)
 #pragma unroll
     for (int k = 0; k < 2; k++) {
         const int i = lane_id() + 32 * k;
-        x.l[k] = i < parts ? __ldcg(lse + i * step) : NOTHING;
+        x.l[k] = NOTHING;
+        if (i < parts)
+            x.l[k] = __ldcg(lse + i * step);
     }
     return x;
 }
@@ -32,7 +34,7 @@ DEV lse_parts load_lse(const float *lse, i64 step, int parts)
 /* By a whole warp. */
 DEV weights merge_weights(const lse_parts &x, const float *lse, i64 step, int parts)
 {
-    float sum = 0.0f, m = NOTHING;
+    float sum, m = NOTHING;
     bool nan = false;
 #pragma unroll 1
     for (int i = lane_id() + 64; i < parts; i += 32) {
@@ -50,9 +52,9 @@ DEV weights merge_weights(const lse_parts &x, const float *lse, i64 step, int pa
         return weights{ NEVER, NEVER, NEVER };
     if (m == NOTHING)
         return weights{ NOTHING, 0.0f, 1.0f };
-#pragma unroll
-    for (int k = 0; k < 2; k++)
-        sum += expf(x.l[k] - m);
+    sum = expf(x.l[0] - m);
+    if (parts > 32)
+        sum += expf(x.l[1] - m);
 #pragma unroll 1
     for (int i = lane_id() + 64; i < parts; i += 32)
         sum += expf(__ldcg(lse + i * step) - m);
@@ -62,6 +64,10 @@ DEV weights merge_weights(const lse_parts &x, const float *lse, i64 step, int pa
 
 /* A part's weight; parts without any token are ignored, whatever their output holds. */
 DEV float part_weight(float l, float top) { return expf(l - top); }
-DEV void add_part(float *acc, float l, float weight, float o) { *acc += l == NOTHING ? 0.0f : weight * o; }
+DEV void add_part(float *acc, bool counts, float weight, float o)
+{
+    if (counts)
+        *acc = __fmaf_rn(weight, o, *acc);
+}
 
 #endif

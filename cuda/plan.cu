@@ -2,7 +2,8 @@
 /*
  * prepare: which sequences are active, how each of their units is served in this step and what its rows do first; and in decode batches
  * append, which shares the launch because neither reads what the other writes. A warp a (sequence, unit), then a warp a (sequence, KV head).
- * Every block looks at the whole batch; what it could hold besides costs no more than that.
+ * Every warp looks at the whole batch, an entry a lane; what it could hold besides costs no more than that. What a step without further
+ * rows does not need is called.
  */
 #include "append.cuh"
 #include "gate.cuh"
@@ -10,19 +11,13 @@
 #define HEADS 4    /* whose rows are in flight together */
 #define FORESEEN 2 /* the same with what a verdict rests on */
 
-/* What the batch holds: a bit an entry of LOOK of them. */
-#define LOOKS 4 /* entries a thread */
-#define LOOK (128 * LOOKS)
-struct look {
-    unsigned decoding[LOOK / 32], arriving[LOOK / 32]; /* active in what follows; with rows that append has to look at */
-};
-
 struct plan_job {
     const prhs_k_plan &a;
     byte *const *mem;
     const entry &e;
-    i64 b; /* the sequence's place among the active ones */
+    int b; /* the sequence's place among the active ones */
     int u;
+    const prhs_quotient &by_block;
 };
 
 /* cos(row r, reference) > tau for all heads of the unit; ref null: against row 0. */
@@ -57,42 +52,125 @@ DEV bool cosines_hold(const plan_job &j, int r, const float *ref)
     return holds;
 }
 
-/* The same of row 0 and its reference, with what the mass gate's verdicts will rest on. */
-DEV bool foresee(const plan_job &j)
+/* Four floats of the state, which are aligned, where the lane has channels; else zeros. */
+DEV void state_channels(const byte *p, bool real, float x[4])
 {
-    const prhs_k_plan &a = j.a;
-    const int heads = a.shape.unit_heads, dim = a.shape.dim, h0 = j.u * heads;
-    const float *ref = SLOT_AT(j.mem[PRHS_R_STATE], a.state, qref_off, j.e.slot, float);
-    const float *moments = SLOT_AT(j.mem[PRHS_R_STATE], a.state, moment_off, j.e.slot, float);
-    const prhs_head_ref *refs = SLOT_AT(j.mem[PRHS_R_STATE], a.state, head_off, j.e.slot, prhs_head_ref) + h0;
-    float4 *record = (float4 *)(j.mem[PRHS_R_WORK] + a.work.judge_off) + j.b * a.shape.heads + h0;
-    bool holds = true;
-    for (int i = 0; i < heads; i += FORESEEN) {
-        finding f[FORESEEN] = {};
-        prhs_head_ref known[FORESEEN];
-        for (int base = 0; base < dim; base += GATE_BLOCK) {
-            evidence v[FORESEEN];
+    float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (real)
+        y = *(const float4 *)p;
+    x[0] = y.x, x[1] = y.y, x[2] = y.z, x[3] = y.w;
+}
+
+/* Four channels of N rows as they lie in memory; rows are `step` bytes apart, those after row `last` are that one. */
+template <int N> struct raw_rows {
+    uint2 w[N][2];
+};
+
+template <int N> DEV raw_rows<N> load_rows(int dtype, const byte *p, i64 step, int last, bool real)
+{
+    raw_rows<N> r;
 #pragma unroll
-            for (int k = 0; k < FORESEEN; k++) {
-                const int h = h0 + i + k;
-                if (i + k >= heads)
-                    break;
-                lane_channels(a.q, j.mem[PRHS_R_Q], j.e.row0, h, dim, base, v[k].q);
-                load_references(ref + (i64)h * dim, moments + (i64)h * 2 * dim, dim, base, &v[k]);
-                known[k] = refs[i + k];
-            }
+    for (int k = 0; k < N; k++) {
+        const uint2 *at = (const uint2 *)(p + steps((unsigned)min(k, last), step));
+        r.w[k][0] = r.w[k][1] = make_uint2(0, 0);
+        if (real)
+            r.w[k][0] = at[0];
+        if (real && dtype == PRHS_K_F32)
+            r.w[k][1] = at[1];
+    }
+    return r;
+}
+
+template <int N> DEV void floats_of_rows(int dtype, const raw_rows<N> &r, evidence v[N])
+{
 #pragma unroll
-            for (int k = 0; k < FORESEEN && i + k < heads; k++)
-                add_evidence(v[k], &f[k]);
-        }
-#pragma unroll
-        for (int k = 0; k < FORESEEN && i + k < heads; k++) {
-            const float shift = dropped_shift(f[k], a.shape.scale);
-            holds = whole_cosine(f[k].cosine) > a.policy.tau && holds;
-            if (lane_id() == 0)
-                record[i + k] = make_float4(known[k].l_dropped, shift, known[k].delta, a.policy.eps);
+    for (int k = 0; k < N; k++) {
+        const unsigned x = r.w[k][0].x, y = r.w[k][0].y;
+        if (dtype == PRHS_K_F32) {
+            v[k].q[0] = __uint_as_float(x), v[k].q[1] = __uint_as_float(y);
+            v[k].q[2] = __uint_as_float(r.w[k][1].x), v[k].q[3] = __uint_as_float(r.w[k][1].y);
+        } else {
+            const float2 a = dtype == PRHS_K_F16 ? half2_floats(x) : bf162_floats(x), b = dtype == PRHS_K_F16 ? half2_floats(y) : bf162_floats(y);
+            v[k].q[0] = a.x, v[k].q[1] = a.y, v[k].q[2] = b.x, v[k].q[3] = b.y;
         }
     }
+}
+
+/*
+ * cos(row 0, its reference) > tau for heads [i, i + N) of the unit, as far as it has them (the last one stands for those it has not).
+ * FORESEE: with what the mass gate's verdicts will rest on.
+ */
+template <int N, bool FORESEE> DEV bool heads_hold(const plan_job &j, const byte *slot, int i)
+{
+    const int S = FORESEE ? 8 : 4, APART = 32 / (N * S), lane = lane_id(), GROUP = 32 / N, first = lane & (32 - GROUP);
+    const prhs_k_plan &a = j.a;
+    const int heads = a.shape.unit_heads, dim = a.shape.dim, h0 = j.u * heads, mine = h0 + min(i + first / GROUP, heads - 1);
+    const unsigned row = (unsigned)dim * 4u;
+    const int size = element(a.q.dtype), last = heads - 1 - i;
+    const byte *ref = slot + a.state.qref_off + steps((unsigned)(h0 + i), row);
+    const byte *moments = slot + a.state.moment_off + steps((unsigned)(h0 + i), 2 * row);
+    const byte *q = j.mem[PRHS_R_Q] + a.q.off + (steps((unsigned)j.e.row0, a.q.row) + steps((unsigned)(h0 + i), a.q.head)) * size;
+    float sums[N * S], l_dropped = 0.0f, delta = 0.0f;
+#pragma unroll
+    for (int k = 0; k < N * S; k++)
+        sums[k] = 0.0f;
+    if (FORESEE) {
+        const float2 known = *(const float2 *)(slot + a.state.head_off + (unsigned)mine * (unsigned)sizeof(prhs_head_ref));
+        l_dropped = known.x, delta = known.y;
+    }
+#pragma unroll 1
+    for (int base = 0; base < dim; base += GATE_BLOCK) {
+        evidence v[N];
+        const int c = base + lane * 4;
+        const bool real = c < dim;
+        const raw_rows<N> raw = load_rows<N>(a.q.dtype, q + c * size, a.q.head * size, last, real);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            const size_t at = (size_t)(unsigned)min(k, last) * row + (unsigned)c * 4u;
+            state_channels(ref + at, real, v[k].ref);
+            if (FORESEE) {
+                const byte *m = moments + (size_t)(unsigned)min(k, last) * (2 * row) + (unsigned)c * 4u;
+                state_channels(m, real, v[k].mean);
+                state_channels(m + row, real, v[k].var);
+            }
+        }
+        floats_of_rows<N>(a.q.dtype, raw, v);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            finding f = { { sums[k * S], sums[k * S + 1], sums[k * S + 2] }, 0.0f, 0.0f };
+            if (FORESEE) {
+                f.linear = sums[k * S + 3 % S], f.square = sums[k * S + 4 % S];
+                add_evidence(v[k], &f);
+                sums[k * S + 3 % S] = f.linear, sums[k * S + 4 % S] = f.square;
+            } else {
+                add_angle(v[k].q, v[k].ref, &f.cosine);
+            }
+            sums[k * S] = f.cosine.ab, sums[k * S + 1] = f.cosine.aa, sums[k * S + 2] = f.cosine.bb;
+        }
+    }
+    const float sum = scattered_sums<N * S>(sums);
+    /* Every other lane has a root of its own to take. */
+    const float ab = __shfl_sync(FULL, sum, first), root = sqrtf(__shfl_sync(FULL, sum, first + (1 + (lane & 1)) * APART));
+    const float other = __shfl_xor_sync(FULL, root, 1), cosine = root == 0.0f || other == 0.0f ? 0.0f : ab / (root * other);
+    if (FORESEE) {
+        const float linear = __shfl_sync(FULL, sum, first + 3 * APART), square = __shfl_sync(FULL, sum, first + 4 * APART);
+        const float scale = a.shape.scale, shift = scale * linear + 0.5f * scale * scale * square;
+        if (lane == first && (N == 1 || i + first / GROUP < heads))
+            ((float4 *)(j.mem[PRHS_R_WORK] + a.work.judge_off))[j.b * a.shape.heads + mine] = make_float4(l_dropped, shift, delta, a.policy.eps);
+    }
+    return __all_sync(FULL, cosine > a.policy.tau);
+}
+
+/* The same for all heads of the unit. */
+template <bool FORESEE> DEV bool unit_holds(const plan_job &j, const byte *slot)
+{
+    if (j.a.shape.unit_heads == 1)
+        return heads_hold<1, FORESEE>(j, slot, 0);
+    const int N = FORESEE ? FORESEEN : HEADS;
+    bool holds = true;
+#pragma unroll 1
+    for (int i = 0; i < j.a.shape.unit_heads; i += N)
+        holds = heads_hold<N, FORESEE>(j, slot, i) && holds;
     return holds;
 }
 
@@ -103,32 +181,35 @@ DEV prhs_unit_stat *unit_stat(const plan_job &j)
     return STAT_AT(j.mem[PRHS_R_STATE], j.a.state, unit_stat_off, j.e.slot, prhs_unit_stat) + j.u;
 }
 
-/* SHARE or RETRIEVE: *set holds the fresh set and becomes the shared one. Returns the reference in force, null: row 0. */
-DEV const float *decide(const plan_job &j, prhs_set *set)
+/* SHARE or RETRIEVE: *set holds the fresh set and becomes the shared one. */
+DEV void decide(const plan_job &j, prhs_set *set)
 {
     const prhs_k_policy &p = j.a.policy;
-    const prhs_unit_state *unit = SLOT_AT(j.mem[PRHS_R_STATE], j.a.state, unit_off, j.e.slot, prhs_unit_state) + j.u;
-    const float *ref = SLOT_AT(j.mem[PRHS_R_STATE], j.a.state, qref_off, j.e.slot, float);
+    const byte *slot = j.mem[PRHS_R_STATE] + steps(j.e.slot, j.a.state.slot_bytes);
+    const byte *unit = slot + j.a.state.unit_off + (unsigned)j.u * (unsigned)sizeof(prhs_unit_state);
     /* The cosine before it is known whether it matters: its rows come together with the state. */
-    const prhs_unit_state st = *unit;
-    const bool holds = p.gate == PRHS_K_GATE_NONE || (p.gate == PRHS_K_GATE_MASS ? foresee(j) : cosines_hold(j, 0, ref));
+    const uint4 s0 = ((const uint4 *)unit)[0], s1 = ((const uint4 *)unit)[1], s2 = ((const uint4 *)unit)[2];
+    const int ref_pos = ((const prhs_unit_state *)unit)->ref_pos;
+    const bool holds = p.gate == PRHS_K_GATE_NONE || (p.gate == PRHS_K_GATE_MASS ? unit_holds<true>(j, slot) : unit_holds<false>(j, slot));
     const int t = j.e.pos0, mid = set->mid_end;
-    if (st.ref_pos < 0 || st.ref_pos >= t || (st.ref_pos + p.layer) / p.block != (t + p.layer) / p.block)
-        return nullptr;
+    /* The set's own numbers are never below zero: they are looked at so that they, too, are read above. */
+    if (((int)(s0.y | s1.x | s2.y) < 0) | (ref_pos < 0) | (ref_pos >= t))
+        return;
+    const quotient_by block = { j.by_block };
+    if (block.of(ref_pos + p.layer) != block.of(t + p.layer))
+        return;
     if (!holds) {
         if (lane_id() == 0)
             add_one(&unit_stat(j)->cosine_failed, 1);
-        return nullptr;
+        return;
     }
-    *set = st.set;
-    set->mode = PRHS_MODE_SHARE;
-    set->end = j.e.kv_len;
+    *set = prhs_set{ PRHS_MODE_SHARE, (int)s0.y, (int)s0.z, (int)s0.w, (int)s1.x, (int)s1.y, (int)s1.z, j.e.kv_len, (int)s2.x, (int)s2.y,
+                     { (int)s2.z, (int)s2.w } };
     if (p.gate == PRHS_K_GATE_NONE) {
         set->mid_end = mid;
         if (set->win_begin > set->mid_begin) /* the middle had a whole run: else all of it stays attended */
             set->win_begin = mid / p.run * p.run;
     }
-    return ref;
 }
 
 /* Rows [first, first + 32) whose own cosine fails, a bit each. Row 0 has been judged. */
@@ -154,19 +235,57 @@ DEV int first_work(const plan_job &j, int mode, int r)
     return mode == PRHS_MODE_DENSE ? PRHS_WORK_ALL : PRHS_WORK_SET;
 }
 
-/* Chunks of the unit's rows in the first attend, and in that after the mass gate's verdict: only row 0 comes before it. */
-struct counted {
-    int first, later;
-};
-
-/* Writes the work of all rows. */
-DEV counted put_work(const plan_job &j, const prhs_set &set, const float *ref)
+/* Work and chunks of row 0, as if there were no others. */
+DEV int put_work(const plan_job &j, const prhs_set &set)
 {
     const prhs_k_plan &a = j.a;
-    const bool listed = set.mode == PRHS_MODE_SHARE || set.mode == PRHS_MODE_RETRIEVE, own = a.policy.gate == PRHS_K_GATE_COSINE && listed;
-    const bool judged = a.policy.gate == PRHS_K_GATE_MASS && set.mode == PRHS_MODE_SHARE;
-    int *work = INTS(j.mem[PRHS_R_WORK], a.work.work_off) + j.b * a.batch.rows * a.shape.units + j.u;
-    counted c = { 0, 0 };
+    const int w = first_work(j, set.mode, 0);
+    if (lane_id() == 0)
+        INTS(j.mem[PRHS_R_WORK], a.work.work_off)[(unsigned)(j.b * a.batch.rows * a.shape.units + j.u)] = w;
+    return attend_chunks(a.work, work_tokens(set, w, j.e.pos0));
+}
+
+/* Three words of 16 bytes. */
+DEV void store_set(prhs_set *to, const prhs_set &s)
+{
+    uint4 *w = (uint4 *)to;
+    w[0] = make_uint4((unsigned)s.mode, (unsigned)s.sink_end, (unsigned)s.edge_begin, (unsigned)s.edge_end);
+    w[1] = make_uint4((unsigned)s.count, (unsigned)s.run, (unsigned)s.win_begin, (unsigned)s.end);
+    w[2] = make_uint4((unsigned)s.mid_begin, (unsigned)s.mid_end, (unsigned)s.reserved[0], (unsigned)s.reserved[1]);
+}
+
+/* What the kernels that follow take turns over. */
+DEV void put_counts(const plan_job &j, const prhs_set &set, const prhs_set &fresh, int chunks)
+{
+    const prhs_k_work &w = j.a.work;
+    byte *ws = j.mem[PRHS_R_WORK];
+    const int units = j.a.batch.max_seqs * j.a.shape.units, i = j.b * j.a.shape.units + j.u;
+    const bool retrieves = set.mode == PRHS_MODE_RETRIEVE, judged = set.mode == PRHS_MODE_SHARE && j.a.policy.gate == PRHS_K_GATE_MASS;
+    const int candidates = retrieves || judged ? score_chunks(w, j.e.pos0 + 1) : 0;
+    int *attend = INTS(ws, w.attend_count_off) + i, *score = INTS(ws, w.score_count_off) + i;
+    attend[0] = retrieves ? 0 : chunks; /* a unit that retrieves is counted when its list is known */
+    for (int pass = 1; pass < PRHS_PASSES; pass++)
+        attend[pass * units] = 0;
+    score[0] = retrieves ? candidates : 0;
+    if (w.judge_off == PRHS_NONE)
+        return;
+    score[units] = judged ? -candidates : candidates;
+    if (candidates)
+        store_set((prhs_set *)(ws + w.fresh_off) + i, fresh);
+}
+
+/* The work of all rows of a unit whose row 0 has been planned, and their chunks. */
+DEV_CALL void put_rows(const prhs_k_plan &a, const prhs_quotient &by_block, byte *const mem[], int index, int b, int u)
+{
+    const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], index);
+    const plan_job j = { a, mem, e, b, u, by_block };
+    __syncwarp(); /* the first lane wrote the set */
+    const prhs_set set = *set_at(mem[PRHS_R_WORK], a.work, a.shape, b, u);
+    const bool shares = set.mode == PRHS_MODE_SHARE, own = a.policy.gate == PRHS_K_GATE_COSINE && (shares || set.mode == PRHS_MODE_RETRIEVE);
+    const bool judged = a.policy.gate == PRHS_K_GATE_MASS && shares;
+    const float *ref = shares ? SLOT_AT(mem[PRHS_R_STATE], a.state, qref_off, e.slot, float) : nullptr;
+    int *work = INTS(mem[PRHS_R_WORK], a.work.work_off) + (i64)b * a.batch.rows * a.shape.units + u;
+    int now = 0, later = 0; /* chunks in the first attend, and in that after the mass gate's verdict: only row 0 comes before it */
     for (int first = 0; first < a.batch.rows; first += 32) {
         const int r = first + lane_id();
         int w = first_work(j, set.mode, r);
@@ -174,67 +293,52 @@ DEV counted put_work(const plan_job &j, const prhs_set &set, const float *ref)
             w = PRHS_WORK_ALL;
         if (r < a.batch.rows)
             work[(i64)r * a.shape.units] = w;
-        const int chunks = attend_chunks(a.work, work_tokens(set, w, j.e.pos0 + r));
-        c.first += judged && r > 0 ? 0 : chunks;
-        c.later += judged && r > 0 ? chunks : 0;
+        const int chunks = attend_chunks(a.work, work_tokens(set, w, e.pos0 + r));
+        now += judged && r > 0 ? 0 : chunks;
+        later += judged && r > 0 ? chunks : 0;
     }
-    return counted{ warp_sum_int(c.first), judged ? warp_sum_int(c.later) : 0 };
-}
-
-/* What the kernels that follow take turns over. */
-DEV void put_counts(const plan_job &j, const prhs_set &set, const prhs_set &fresh, const counted &c)
-{
-    const prhs_k_work &w = j.a.work;
-    byte *ws = j.mem[PRHS_R_WORK];
-    const i64 units = (i64)j.a.batch.max_seqs * j.a.shape.units, i = j.b * j.a.shape.units + j.u;
-    const bool retrieves = set.mode == PRHS_MODE_RETRIEVE, judged = set.mode == PRHS_MODE_SHARE && j.a.policy.gate == PRHS_K_GATE_MASS;
-    const int candidates = retrieves || judged ? score_chunks(w, j.e.pos0 + 1) : 0;
-    int *attend = INTS(ws, w.attend_count_off) + i, *score = INTS(ws, w.score_count_off) + i;
-    attend[0] = retrieves ? 0 : c.first; /* a unit that retrieves is counted when its list is known */
-    attend[units] = c.later;
-    for (int pass = 2; pass < PRHS_PASSES; pass++)
-        attend[pass * units] = 0;
-    score[0] = retrieves ? candidates : 0;
-    if (w.judge_off == PRHS_NONE)
+    now = warp_sum_int(now);
+    later = warp_sum_int(later);
+    if (lane_id())
         return;
-    score[units] = judged ? -candidates : candidates;
-    if (candidates)
-        ((prhs_set *)(ws + w.fresh_off))[i] = fresh;
+    int *attend = INTS(mem[PRHS_R_WORK], a.work.attend_count_off) + b * a.shape.units + u;
+    attend[0] = set.mode == PRHS_MODE_RETRIEVE ? 0 : now;
+    attend[a.batch.max_seqs * a.shape.units] = later;
 }
 
-/* Unit u of entry `index` of the caller's batch, which has place b among the active ones. */
-DEV void plan_unit(const prhs_k_plan &a, byte *const mem[], int index, i64 b, int u)
+/* Unit u of the sequence that has place b among the active ones. */
+DEV void plan_unit(const prhs_k_plan &a, const prhs_quotient &by_block, byte *const mem[], const entry &e, int b, int u)
 {
-    const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], index);
-    const plan_job j = { a, mem, e, b, u };
-    const float *ref = nullptr;
+    const plan_job j = { a, mem, e, b, u, by_block };
     prhs_set set = fresh_set(a.policy, e.pos0, e.kv_len);
     if (e.kind == SEED && set.mode != PRHS_MODE_RETRIEVE)
         set = idle_set();
     const prhs_set fresh = set;
     if (e.kind == DECODE && set.mode == PRHS_MODE_RETRIEVE)
-        ref = decide(j, &set);
-    const counted c = put_work(j, set, ref);
+        decide(j, &set);
+    const int chunks = put_work(j, set);
     if (lane_id())
         return;
     byte *ws = mem[PRHS_R_WORK];
-    *set_at(ws, a.work, a.shape, b, u) = set;
-    put_counts(j, set, fresh, c);
+    store_set((prhs_set *)(ws + a.work.set_off) + (unsigned)(b * a.shape.units + u), set);
+    put_counts(j, set, fresh, chunks);
     if (u == 0) {
-        prhs_seq *to = active_at(ws, a.work) + b;
-        *to = *seq_at(a.batch, mem[PRHS_R_SEQS], index);
-        to->reserved[0] = index;
+        uint4 *to = (uint4 *)(active_at(ws, a.work) + b);
+        const int prompt_len = seq_at(a.batch, mem[PRHS_R_SEQS], e.table)->prompt_len;
+        to[0] = make_uint4((unsigned)e.slot, (unsigned)e.row_begin, (unsigned)e.row_count, (unsigned)e.kv_len);
+        to[1] = make_uint4((unsigned)e.flags, (unsigned)prompt_len, (unsigned)e.table, 0);
     }
 }
 
 /* Unit i, of no active sequence. */
-DEV void put_idle(const prhs_k_plan &a, byte *ws, int i)
+DEV void put_idle(const prhs_k_plan &a, byte *ws, int i, int b)
 {
     const prhs_k_work &w = a.work;
-    const int units = a.shape.units, all = a.batch.max_seqs * units, b = i / units, u = i % units;
+    const int units = a.shape.units, all = a.batch.max_seqs * units, u = i - b * units;
     const prhs_seq none = { -1, 0, 0, 0, 0, 0, { 0, 0 } };
     int *attend = INTS(ws, w.attend_count_off) + i, *score = INTS(ws, w.score_count_off) + i;
-    *set_at(ws, w, a.shape, b, u) = idle_set();
+    store_set((prhs_set *)(ws + w.set_off) + i, idle_set());
+#pragma unroll 1
     for (int r = 0; r < a.batch.rows; r++)
         INTS(ws, w.work_off)[((i64)b * a.batch.rows + r) * units + u] = PRHS_WORK_NONE;
     for (int pass = 0; pass < PRHS_PASSES; pass++)
@@ -246,76 +350,138 @@ DEV void put_idle(const prhs_k_plan &a, byte *ws, int i)
         active_at(ws, w)[b] = none;
 }
 
-/* The block looks at the entries from `first` on. Ends with a barrier. */
-DEV void look_around(const prhs_k_batch &k, const byte *seqs, int first, look *l)
-{
-#pragma unroll
-    for (int i = 0; i < LOOKS; i++) {
-        const int b = first + i * 128 + threadIdx.x;
-        prhs_seq s = { -1, 0, 0, 0, 0, 0, { 0, 0 } };
-        if (b < k.max_seqs)
-            s = *seq_at(k, seqs, b);
-        const unsigned decoding = __ballot_sync(FULL, entry_from(k, s, b).kind != IDLE);
-        const unsigned arriving = __ballot_sync(FULL, s.slot >= 0 && s.row_count != 0);
-        if (lane_id() == 0) {
-            l->decoding[i * 4 + warp_id()] = decoding;
-            l->arriving[i * 4 + warp_id()] = arriving;
-        }
-    }
-    __syncthreads();
-}
+/* --- the batch --- */
 
-DEV int count_bits(const unsigned words[LOOK / 32])
+/* The lane's entry of 32 from `first` on; idle past the last. */
+DEV prhs_seq look_at(const prhs_k_batch &k, const byte *seqs, int first)
 {
-    int n = 0;
-#pragma unroll
-    for (int i = 0; i < LOOK / 32; i++)
-        n += __popc(words[i]);
-    return n;
+    prhs_seq s = { -1, 0, 0, 0, 0, 0, { 0, 0 } };
+    if (first + lane_id() < k.max_seqs)
+        s = *seq_at(k, seqs, first + lane_id());
+    return s;
 }
 
 /* The index of bit n of those that are set; by a whole warp. */
-DEV int find_bit(const unsigned words[LOOK / 32], int n)
+DEV int find_bit(unsigned word, int n)
 {
-    int w = 0;
-    for (int c; n >= (c = __popc(words[w])); w++)
-        n -= c;
-    const unsigned word = words[w], mine = 1u << lane_id();
-    return w * 32 + __ffs((int)__ballot_sync(FULL, word & mine && __popc(word & (mine - 1)) == n)) - 1;
+    const unsigned mine = 1u << lane_id();
+    return __ffs((int)__ballot_sync(FULL, word & mine && __popc(word & (mine - 1)) == n)) - 1;
 }
 
-DEV void append_heads(const prhs_k_append &a, byte *const mem[], i64 b, int hk)
+/* Lane `from`'s entry, which decodes or seeds, for the whole warp. */
+DEV entry entry_at(const prhs_seq &s, int from, int first)
 {
-    if (a.kv.dtype == PRHS_K_F32)
-        append_by_warp<PRHS_K_F32>(a, mem, b, hk);
-    else if (a.kv.dtype == PRHS_K_F16)
-        append_by_warp<PRHS_K_F16>(a, mem, b, hk);
-    else
-        append_by_warp<PRHS_K_BF16>(a, mem, b, hk);
+    entry e = { __shfl_sync(FULL, s.slot, from), __shfl_sync(FULL, s.flags, from), __shfl_sync(FULL, s.kv_len, from),
+                __shfl_sync(FULL, s.row_count, from), 0, __shfl_sync(FULL, s.row_begin, from), DECODE, 1, first + from, 0, 0 };
+    e.row0 = e.row_begin;
+    e.pos0 = e.kv_len - e.row_count;
+    if (e.flags & PRHS_SEQ_SEED) {
+        e.kind = SEED;
+        e.row0 += e.row_count - 1;
+        e.pos0 = e.kv_len - 1;
+    }
+    return e;
+}
+
+/* --- append --- */
+
+/* A row's K by half of the warp, its V by the other one. */
+DEV void append_one(const prhs_k_append &a, byte *const mem[], const entry &e, int hk)
+{
+    const prhs_k_kv &kv = a.kv;
+    const bool v = lane_id() >= 16;
+    const int size = element(kv.dtype), bytes = a.shape.dim * size;
+    const int *pages = pages_of(a.batch, mem[PRHS_R_PAGES], e.table);
+    const unsigned page = page_index(kv, e.pos0), in = (unsigned)e.pos0 - page * (unsigned)kv.page_size;
+    const int id = pages[page];
+    const byte *from = v ? row_at(a.v, mem[PRHS_R_VIN], e.row0, hk) : row_at(a.k, mem[PRHS_R_KIN], e.row0, hk);
+    byte *to = v ? mem[PRHS_R_V] + kv.v_off : mem[PRHS_R_K] + kv.k_off;
+    const unsigned clamped = (unsigned)min(max(id, 0), kv.pages - 1);
+    to += (steps(clamped, v ? kv.v_page : kv.k_page) + steps(in, v ? kv.v_token : kv.k_token) +
+           steps((unsigned)hk, v ? kv.v_head : kv.k_head)) *
+          size;
+#pragma unroll 1
+    for (int c = (lane_id() & 15) * 16; c < bytes; c += 256)
+        *(uint4 *)(to + c) = load_stream(from + c);
+}
+
+/* What the batch holds. */
+struct look {
+    unsigned decoding, copied, rest; /* entries: active in what follows; whose only row append_one() copies; that append_rest() looks at */
+};
+
+DEV look look_around(const prhs_cu_prepare &p, const prhs_seq &s)
+{
+    const prhs_k_batch &k = p.plan.batch;
+    const bool ok = seq_ok(k, &s), plain = !(s.flags & (PRHS_SEQ_PREFILL | PRHS_SEQ_SEED));
+    const bool copied = ok && plain && s.row_count == 1 && p.copies, seeds = s.flags & PRHS_SEQ_SEED;
+    look l = { __ballot_sync(FULL, ok && (seeds || (plain && s.row_count <= k.rows))), 0, 0 };
+    if (p.appends) {
+        l.copied = __ballot_sync(FULL, copied);
+        l.rest = __ballot_sync(FULL, s.slot >= 0 && s.row_count != 0 && !copied);
+    }
+    return l;
+}
+
+/* All entries for which it does not, in turns. */
+DEV_CALL void append_rest(const prhs_cu_prepare &p)
+{
+    const prhs_k_append &a = p.append;
+    const int heads = a.shape.kv_heads;
+#pragma unroll 1
+    for (int i = blockIdx.x * 4 + warp_id(); i < a.batch.max_seqs * heads; i += gridDim.x * 4) {
+        const int b = quotient_by{ p.by_kv_heads }.of(i), hk = i - b * heads;
+        const prhs_seq s = *seq_at(a.batch, p.mem[PRHS_R_SEQS], b);
+        if (s.slot < 0 || s.row_count == 0 || look_around(p, s).copied)
+            continue;
+        if (a.kv.dtype == PRHS_K_F32)
+            append_by_warp<PRHS_K_F32>(a, p.mem, b, hk);
+        else if (a.kv.dtype == PRHS_K_F16)
+            append_by_warp<PRHS_K_F16>(a, p.mem, b, hk);
+        else
+            append_by_warp<PRHS_K_BF16>(a, p.mem, b, hk);
+    }
 }
 
 KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
 {
-    __shared__ __align__(16) look l;
     grid_begin();
     const prhs_k_plan &a = p.plan;
-    const int units = a.shape.units, heads = a.shape.kv_heads, warps = gridDim.x * 4, all = a.batch.max_seqs * units;
-    int active = 0;
-    for (int first = 0; first < a.batch.max_seqs; first += LOOK) {
-        if (first)
-            __syncthreads();
-        look_around(a.batch, p.mem[PRHS_R_SEQS], first, &l);
-        const int decoding = count_bits(l.decoding), plans = decoding * units, appends = p.appends ? count_bits(l.arriving) * heads : 0;
-        for (int i = blockIdx.x * 4 + warp_id(); i < plans + appends; i += warps) {
-            if (i < plans)
-                plan_unit(a, p.mem, first + find_bit(l.decoding, i / units), active + i / units, i % units);
-            else
-                append_heads(p.append, p.mem, first + find_bit(l.arriving, (i - plans) / heads), (i - plans) % heads);
+    const int units = a.shape.units, heads = a.shape.kv_heads, seqs = a.batch.max_seqs;
+    int active = 0, i = blockIdx.x * 4 + warp_id(); /* i: counted from the items of the entries that are looked at */
+    unsigned rest = 0;
+    prhs_seq next = look_at(a.batch, p.mem[PRHS_R_SEQS], 0);
+#pragma unroll 1
+    for (int first = 0; first < seqs; first += 32) {
+        const prhs_seq s = next;
+        if (first + 32 < seqs)
+            next = look_at(a.batch, p.mem[PRHS_R_SEQS], first + 32);
+        const look l = look_around(p, s);
+        const int plans = __popc(l.decoding) * units, items = plans + __popc(l.copied) * heads;
+        rest |= l.rest;
+#pragma unroll 1
+        for (; i < items; i += gridDim.x * 4) {
+            const bool plan = i < plans;
+            const int j = plan ? i : i - plans, nth = plan ? quotient_by{ p.by_units }.of(j) : quotient_by{ p.by_kv_heads }.of(j);
+            const int from = find_bit(plan ? l.decoding : l.copied, nth);
+            const entry e = entry_at(s, from, first);
+            if (!plan) {
+                append_one(p.append, p.mem, e, j - nth * heads);
+                continue;
+            }
+            plan_unit(a, p.by_block, p.mem, e, active + nth, j - nth * units);
+            if (a.batch.rows > 1)
+                put_rows(a, p.by_block, p.mem, e.table, active + nth, j - nth * units);
         }
-        active += decoding;
+        i -= items;
+        active += __popc(l.decoding);
     }
-    for (int i = active * units + blockIdx.x * 128 + threadIdx.x; i < min(all, PRHS_AHEAD); i += gridDim.x * 128)
-        put_idle(a, p.mem[PRHS_R_WORK], i);
+    const int least = active * units, most = min(seqs * units, PRHS_AHEAD);
+#pragma unroll 1
+    for (int k = least + blockIdx.x * 128 + threadIdx.x; k < most; k += gridDim.x * 128)
+        put_idle(a, p.mem[PRHS_R_WORK], k, quotient_by{ p.by_units }.of(k));
     if (blockIdx.x == 0 && threadIdx.x == 0)
         INTS(p.mem[PRHS_R_WORK], a.work.active_off)[0] = active;
+    if (rest)
+        append_rest(p);
 }

@@ -16,6 +16,7 @@ typedef union launch {
     prhs_cu_prepare prepare;
     prhs_cu_serve serve;
     prhs_cu_retrieve retrieve;
+    prhs_cu_close close;
 #define X(NAME, name, ...) prhs_cu_##name name;
 #include "../kernels.def"
 #undef X
@@ -58,6 +59,13 @@ static size_t together(const prhs_op *ops, size_t n, launch *l, const prhs_op **
     return 2;
 }
 
+static prhs_quotient quotient_by(prhs_i32 divisor) { return (prhs_quotient){ divisor, UINT32_MAX / (prhs_u32)(divisor > 0 ? divisor : 1) }; }
+
+/* Whether K and V are stored as they come, and nothing else happens to a decode row. */
+static bool copies_only(const prhs_k_append *a) {
+    return a->write && !a->validate && a->state.vsum_off == PRHS_NONE && a->k.dtype == a->kv.dtype && a->v.dtype == a->kv.dtype;
+}
+
 /* Fills *l but for its buffers; pass: attends before these ops. Returns its size. */
 static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *leader, prhs_i32 pass) {
     switch (leader->kind) {
@@ -67,8 +75,11 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
         else
             memset(&l->prepare.append, 0, sizeof l->prepare.append);
         l->prepare.plan = leader->args.plan;
+        l->prepare.by_units = quotient_by(leader->args.plan.shape.units);
+        l->prepare.by_kv_heads = quotient_by(leader->args.plan.shape.kv_heads);
+        l->prepare.by_block = quotient_by(leader->args.plan.policy.block);
         l->prepare.appends = count > 1;
-        l->prepare.reserved = 0;
+        l->prepare.copies = count > 1 && copies_only(&ops[0].args.append);
         return sizeof l->prepare;
     case PRHS_OP_ATTEND:
         l->serve.attend = leader->args.attend;
@@ -85,6 +96,11 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
         l->retrieve.pass = pass;
         l->retrieve.room = l->retrieve.reserved = 0;
         return sizeof l->retrieve;
+    case PRHS_OP_FINISH:
+        l->close.a = leader->args.finish;
+        l->close.by_heads = quotient_by(leader->args.finish.shape.heads);
+        l->close.by_unit_heads = quotient_by(leader->args.finish.shape.unit_heads);
+        return sizeof l->close;
     default: break;
     }
     size_t size = 0;

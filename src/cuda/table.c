@@ -194,7 +194,7 @@ uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op) {
         BLOCKS(SELECT, select, pairs(a->batch.max_seqs, a->shape.units) * PRHS_K_SLICES((uint64_t)a->batch.max_kv_len))
         BLOCKS(MOMENTS, moments, pairs(a->batch.max_seqs, a->shape.heads))
         BLOCKS(ATTEND, attend, pairs(a->batch.max_seqs, a->batch.rows) * pairs(a->shape.units, a->work.chunks))
-        BLOCKS(FINISH, finish, pairs(a->batch.max_seqs, a->shape.units))
+        BLOCKS(FINISH, finish, pairs(a->batch.max_seqs, a->batch.rows > 1 ? a->shape.units : a->shape.heads))
         BLOCKS(AUDIT, audit, pairs(a->batch.max_seqs, a->shape.units))
         BLOCKS(COMBINE, combine, per_block(pairs(a->batch.max_seqs, a->batch.rows) * (uint64_t)a->shape.heads, 4))
         BLOCKS(MERGE, merge, per_block(pairs(a->rows, a->shape.heads), 4))

@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * finish where no sequence has more than a row: a block a query head, which is all that its output rests on. Nothing is judged there: row 0's
+ * verdict came before. The warps share the parts and meet once; the last one books. What is read comes in two goes: what tells how many
+ * parts there are, then these and all that the slot remembers.
+ */
+#ifndef PRHS_ENDING_CUH
+#define PRHS_ENDING_CUH
+
+#include "parts.cuh"
+
+#define END_PARTS 64 /* that the block asks for together: a warp's are every fourth, in groups of four */
+#define BOOKS 3      /* the warp that counts */
+
+struct ending_shared {
+    float acc[4][256]; /* each warp's parts */
+};
+
+/* Row 0 of a head of the batch. */
+struct ending {
+    const prhs_k_finish &a;
+    byte *const *mem;
+    int item, unit, u, h; /* the head and its unit among the batch's; in the sequence */
+    bool seed;
+    int slot, row, pos;
+    int work, tokens, parts;
+    prhs_set set;
+};
+
+/* --- parts --- */
+
+struct flight {
+    float4 o[END_PARTS / 4];
+};
+
+/* Parts first, first + 4, ... of those from `o` on, which is the lane's channels of part `first`; as far as there are `parts`. */
+DEV void load_flight(const float *o, unsigned dim, int first, int parts, flight *f)
+{
+#pragma unroll
+    for (int g = 0; g < END_PARTS / 16; g++) {
+        if (16 * g >= parts)
+            break;
+#pragma unroll
+        for (int i = 4 * g; i < 4 * g + 4; i++) {
+            f->o[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (first + 4 * i < parts)
+                f->o[i] = load_shared_result((const float *)((const byte *)o + (size_t)(16 * dim * (unsigned)i)));
+        }
+    }
+}
+
+/* Parts without any token count as zeros, whatever they hold. */
+DEV void clear_empty(const lse_parts &l, int first, flight *f)
+{
+#pragma unroll
+    for (int i = 0; i < END_PARTS / 4; i++)
+        if (__shfl_sync(FULL, l.l[i / 8], first + 4 * (i % 8)) == NOTHING)
+            f->o[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+
+/* l: of the 64 parts that the flight is from; first: of them, the warp's. */
+DEV void add_flight(flight *f, const lse_parts &l, float top, int first, int parts, float acc[4])
+{
+    const int lane = lane_id();
+    if (__any_sync(FULL, (lane < parts && l.l[0] == NOTHING) | (lane + 32 < parts && l.l[1] == NOTHING)))
+        clear_empty(l, first, f);
+    float w[2] = { part_weight(l.l[0], top), 0.0f };
+    if (parts > 32)
+        w[1] = part_weight(l.l[1], top);
+#pragma unroll
+    for (int g = 0; g < END_PARTS / 16; g++) {
+        if (16 * g >= parts)
+            break;
+#pragma unroll
+        for (int i = 4 * g; i < 4 * g + 4; i++) {
+            const float weight = __shfl_sync(FULL, w[i / 8], first + 4 * (i % 8));
+            add_part(&acc[0], true, weight, f->o[i].x);
+            add_part(&acc[1], true, weight, f->o[i].y);
+            add_part(&acc[2], true, weight, f->o[i].z);
+            add_part(&acc[3], true, weight, f->o[i].w);
+        }
+    }
+}
+
+/* --- what the slot remembers --- */
+
+/* The dropped mass is `known`, or follows from the dropped keys' log-sum-exp. As it was read: nothing waits for it before it is used. */
+struct memory {
+    float known, dropped, shift;
+    uint4 values;           /* two sums of the values, in the thread's channels; or two floats, what stands in for those that were dropped */
+    prhs_value_count count;
+};
+
+DEV memory nothing_remembered() { return memory{ 0.0f, NOTHING, 0.0f, make_uint4(0, 0, 0, 0), { 0, 0 } }; }
+
+DEV byte *slot_at(const ending &x) { return x.mem[PRHS_R_STATE] + steps(x.slot, x.a.state.slot_bytes); }
+
+DEV void load_residual(const ending &x, int c, memory *m)
+{
+    const prhs_k_state &st = x.a.state;
+    const int dim = x.a.shape.dim;
+    if (x.a.policy.residual == PRHS_K_RESIDUAL_RETRIEVED) {
+        const uint2 v = *(const uint2 *)(slot_at(x) + st.vhat_off + (size_t)((unsigned)(x.h * dim + c) * 4u));
+        m->values = make_uint4(v.x, v.y, 0, 0);
+    } else if (x.a.policy.residual == PRHS_K_RESIDUAL_MEAN) {
+        const unsigned hk = small_quotient(x.h, x.a.shape.group);
+        m->count = ((const prhs_value_count *)(slot_at(x) + st.vcount_off))[hk];
+        m->values = *(const uint4 *)(slot_at(x) + st.vsum_off + (size_t)((hk * (unsigned)dim + (unsigned)c) * 8u));
+    }
+}
+
+/* The residual's value in the thread's channel k. */
+DEV float residual_of(const ending &x, const memory &m, int k)
+{
+    if (x.a.policy.residual == PRHS_K_RESIDUAL_RETRIEVED)
+        return __uint_as_float(k ? m.values.y : m.values.x);
+    const i64 sum = (i64)((unsigned long long)(k ? m.values.w : m.values.y) << 32 | (k ? m.values.z : m.values.x));
+    return (float)sum * (m.count.nonfinite > 0 ? NEVER : 0x1p-24f / (float)m.count.rows);
+}
+
+/* c: the thread's channels. */
+DEV memory remember(const ending &x, int c)
+{
+    const prhs_k_finish &a = x.a;
+    memory m = nothing_remembered();
+    if (x.set.mode != PRHS_MODE_SHARE && x.set.mode != PRHS_MODE_RETRIEVE)
+        return m;
+    const prhs_head_ref *head = (const prhs_head_ref *)(slot_at(x) + a.state.head_off) + x.h;
+    if (x.set.mode == PRHS_MODE_RETRIEVE) {
+        m.dropped = head->l_dropped;
+    } else if (a.policy.gate == PRHS_K_GATE_MASS) {
+        const float2 record = *(const float2 *)((const float4 *)(x.mem[PRHS_R_WORK] + a.work.judge_off) + x.item);
+        m.dropped = record.x;
+        m.shift = record.y;
+    } else {
+        m.known = head->delta;
+    }
+    if (a.policy.residual && c < a.shape.dim)
+        load_residual(x, c, &m);
+    return m;
+}
+
+DEV float lost_mass(const memory &m, float lse) { return m.dropped == NOTHING ? m.known : mass_of(m.dropped + m.shift - lse); }
+
+/* --- counts --- */
+
+DEV void add_count(prhs_i64 *count, i64 n) { atomicAdd((unsigned long long *)count, (unsigned long long)n); }
+
+/* Whether the unit retrieves because its shared list failed. */
+DEV bool fell(const ending &x)
+{
+    const prhs_k_work &w = x.a.work;
+    return x.set.mode == PRHS_MODE_RETRIEVE && w.judge_off != PRHS_NONE &&
+           INTS(x.mem[PRHS_R_WORK], w.score_count_off)[x.a.batch.max_seqs * x.a.shape.units + x.unit] < 0;
+}
+
+DEV void book_unit(const ending &x)
+{
+    const prhs_set &s = x.set;
+    const prhs_k_state &at = x.a.state;
+    prhs_unit_stat *st = (prhs_unit_stat *)(x.mem[PRHS_R_STATE] + at.unit_stat_off + steps(x.slot, at.stat_slot_bytes)) + x.u;
+    prhs_unit_state *unit = (prhs_unit_state *)(slot_at(x) + at.unit_off) + x.u;
+    const bool listed = s.mode == PRHS_MODE_SHARE || s.mode == PRHS_MODE_RETRIEVE;
+    if (fell(x))
+        add_count(&st->mass_failed, 1);
+    unit->set.mode = s.mode;
+    if (x.seed) {
+        add_count(&st->seed, 1);
+        return;
+    }
+    prhs_i64 *mode = s.mode == PRHS_MODE_DENSE    ? &st->dense
+                     : s.mode == PRHS_MODE_WINDOW ? &st->window
+                     : s.mode == PRHS_MODE_STREAM ? &st->stream
+                     : s.mode == PRHS_MODE_SHARE  ? &st->share
+                                                  : &st->retrieve;
+    add_count(&st->steps, 1);
+    add_count(&st->attended, x.tokens);
+    add_count(mode, 1);
+    if (s.mode == PRHS_MODE_DENSE)
+        return;
+    /* The window at the reference. */
+    const int window = listed ? unit->set.end - unit->set.win_begin : x.pos + 1 - s.win_begin;
+    add_count(&st->kept, s.mode == PRHS_MODE_WINDOW ? x.tokens : set_fixed(s) + window);
+}
+
+DEV void book_head(const ending &x, float mass)
+{
+    const prhs_k_state &at = x.a.state;
+    const int mode = x.set.mode;
+    const bool exact = mode == PRHS_MODE_RETRIEVE;
+    prhs_head_ref *head = (prhs_head_ref *)(slot_at(x) + at.head_off) + x.h;
+    prhs_head_stat *s = (prhs_head_stat *)(x.mem[PRHS_R_STATE] + at.head_stat_off + steps(x.slot, at.stat_slot_bytes)) + x.h;
+    head->delta_last = mode == PRHS_MODE_WINDOW || mode == PRHS_MODE_STREAM ? NEVER : mass;
+    if (exact)
+        head->delta = mass;
+    if (x.seed || (!exact && mode != PRHS_MODE_SHARE))
+        return;
+    if (isnan(mass)) {
+        add_count(&s->nan_count, 1);
+        return;
+    }
+    add_count(exact ? &s->exact_sum : &s->estimate_sum, llrintf(mass * PRHS_MASS_ONE));
+    add_count(exact ? &s->exact_count : &s->estimate_count, 1);
+}
+
+/* --- merging --- */
+
+/* The warp's parts, into shared memory; what else is read comes with them. */
+DEV weights merge_all(const ending &x, float *acc_at, memory *m)
+{
+    const prhs_k_work &w = x.a.work;
+    const int dim = x.a.shape.dim, warp = warp_id(), lane = lane_id();
+    byte *ws = x.mem[PRHS_R_WORK];
+    const float *lse = FLOATS(ws, w.part_lse_off) + steps(x.item, w.chunks);
+    const float *o = FLOATS(ws, w.part_off) + steps(x.item, w.chunks * dim);
+    weights all = { 0.0f, 0.0f, 0.0f };
+#pragma unroll 1
+    for (int base = 0; base < dim; base += 128) {
+        const int c = base + lane * 4;
+        const float *mine = o + (unsigned)(warp * dim + min(c, dim - 4)); /* lanes past the row have its last channels */
+        flight f;
+        const lse_parts l = load_lse(lse, 1, x.parts);
+        load_flight(mine, dim, warp, x.parts, &f);
+        if (base == 0) {
+            *m = remember(x, threadIdx.x * 2);
+            /* The unit's first head's block books for the unit, while the parts are on their way. */
+            if (threadIdx.x == BOOKS * 32 && x.h == x.u * x.a.shape.unit_heads && !x.a.policy.dense)
+                book_unit(x);
+        }
+        all = merge_weights(l, lse, 1, x.parts);
+        float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+        add_flight(&f, l, all.top, warp, x.parts, acc);
+#pragma unroll 1
+        for (int p = END_PARTS; p < x.parts; p += END_PARTS) {
+            load_flight(mine + (i64)p * dim, dim, warp, x.parts - p, &f);
+            add_flight(&f, load_lse(lse + p, 1, x.parts - p), all.top, warp, x.parts - p, acc);
+        }
+        if (c < dim)
+            *(float4 *)(acc_at + c) = make_float4(acc[0], acc[1], acc[2], acc[3]);
+    }
+    return all;
+}
+
+/* --- output --- */
+
+DEV void put_two(int dtype, byte *row, int c, const float y[2])
+{
+    if (dtype == PRHS_K_F32)
+        *(float2 *)(row + c * 4) = make_float2(y[0], y[1]);
+    else if (dtype == PRHS_K_F16)
+        *(unsigned *)(row + c * 2) = float_half(y[0]) | (unsigned)float_half(y[1]) << 16;
+    else
+        *(unsigned *)(row + c * 2) = bfloat_of(y[0]) | (unsigned)bfloat_of(y[1]) << 16;
+}
+
+/* The warps' parts have met; the residual is added: the mean, or what the reference dropped. */
+DEV void put_channels(const ending &x, const float acc[4][256], int c, const weights &all, const memory &m)
+{
+    const prhs_k_rows &out = x.a.out;
+    const float one = 1.0f / all.sum, d = x.a.policy.residual ? lost_mass(m, all.lse) : 0.0f;
+    float2 o[4];
+#pragma unroll
+    for (int w = 0; w < 4; w++)
+        o[w] = *(const float2 *)&acc[w][c];
+    float y[2] = { (o[0].x + o[1].x) + (o[2].x + o[3].x), (o[0].y + o[1].y) + (o[2].y + o[3].y) };
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        y[k] = isnan(one) ? NEVER : y[k] * one;
+        if (d != 0.0f)
+            y[k] = (1.0f - d) * y[k] + d * residual_of(x, m, k);
+    }
+    const int size = element(out.dtype);
+    put_two(out.dtype, x.mem[PRHS_R_OUT] + out.off + (steps(x.row, out.row) + steps(x.h, out.head)) * size, c, y);
+}
+
+/* By all threads of the block together; has a barrier. */
+DEV void end_head(const ending &x, ending_shared *sh)
+{
+    const prhs_k_finish &a = x.a;
+    const int c = threadIdx.x * 2;
+    memory m = nothing_remembered();
+    const weights all = merge_all(x, sh->acc[warp_id()], &m);
+    __syncthreads();
+    if (c < a.shape.dim && !x.seed)
+        put_channels(x, sh->acc, c, all, m);
+    if (threadIdx.x != BOOKS * 32)
+        return;
+    FLOATS(x.mem[PRHS_R_WORK], a.work.lse_off)[x.item] = all.lse;
+    if (a.lse_off != PRHS_NONE && !x.seed)
+        FLOATS(x.mem[PRHS_R_LSE], a.lse_off)[(i64)x.row * a.shape.heads + x.h] = all.lse;
+    if (!a.policy.dense)
+        book_head(x, lost_mass(m, all.lse));
+}
+
+/* Head `item` of the active sequences' by all threads of the block; false: it has nothing to end. */
+DEV bool find_ending(ending *x, quotient_by by_heads, quotient_by by_unit_heads)
+{
+    const prhs_k_finish &a = x->a;
+    byte *ws = x->mem[PRHS_R_WORK];
+    const int b = by_heads.of(x->item);
+    x->unit = by_unit_heads.of(x->item);
+    x->h = x->item - b * a.shape.heads;
+    x->u = x->unit - b * a.shape.units;
+    /* All at once, before it is known whether any of it matters. */
+    const uint4 *set = (const uint4 *)(ws + a.work.set_off) + x->unit * 3u;
+    const uint4 *seq = (const uint4 *)(ws + a.batch.seqs_off) + b * 2u;
+    const uint4 s0 = set[0], s1 = set[1], e = seq[0], f = seq[1];
+    x->work = INTS(ws, a.work.work_off)[x->unit];
+    x->set = prhs_set{ (int)s0.x, (int)s0.y, (int)s0.z, (int)s0.w, (int)s1.x, (int)s1.y, (int)s1.z, (int)s1.w, 0, 0, { 0, 0 } };
+    /* Idle units have no end and their sequences no slot; asked for as well, so that all of it is read before the branch. */
+    if ((s0.x == PRHS_MODE_IDLE) | (x->work == PRHS_WORK_NONE) | (s1.w == 0) | ((int)e.x < 0))
+        return false;
+    x->slot = (int)e.x;
+    x->row = (int)(e.y + e.z) - 1;
+    x->pos = (int)e.w - 1;
+    x->seed = f.x & PRHS_SEQ_SEED;
+    x->tokens = work_tokens(x->set, x->work == PRHS_WORK_ALL ? PRHS_WORK_ALL : PRHS_WORK_SET, x->pos);
+    x->parts = attend_chunks(a.work, x->tokens);
+    return true;
+}
+
+#endif
