@@ -5,8 +5,7 @@
  * and sums up the rest; the block that comes last at the unit chooses among what all have kept. Where the sample misled it does their work
  * anew, so that the list is exact in any case. Slices are cut by positions: bits do not depend on blocks.
  */
-#include "dropped.cuh"
-#include "keys.cuh"
+#include "held.cuh"
 #include "moments.cuh"
 
 #define SAMPLE 2048 /* keys, in pairs of neighbours */
@@ -31,6 +30,8 @@ struct job {
     unsigned *marks, *forced;  /* bitmaps: the list; neighbours that dilation forces into it */
     int cap;                   /* keys that the room holds */
     leavings left;
+    held_task held;
+    bool wanted, holds;        /* it retrieves, and there is such a slice; a block may hold it in its registers */
 };
 
 /* Shared memory: a bitmap of the room, and the room for keys. Not in the job, so that the compiler knows it for what it is. */
@@ -418,8 +419,8 @@ DEV bool mark_list(const prhs_cu_retrieve &p, const job &j, const space &mem, in
     return true;
 }
 
-/* L_D of the unit's heads, and its queries. The list is written. */
-DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, int count, bool summed)
+/* L_D of the unit's heads, and its queries. The list is written. held, summed: so are the parts, in shared memory, and by slices. */
+DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, int count, bool held, bool summed)
 {
     const prhs_k_select &a = p.select;
     const prhs_k_state &st = a.state;
@@ -432,6 +433,8 @@ DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, 
     int groups = 0;
     if (some && summed) {
         groups = sum_kept(a, j, mem.room);
+    } else if (some && held) {
+        groups = (c.n + GROUP - 1) / GROUP;
     } else if (some) {
         const dropping d = { j.marks, nullptr, c.first, c.first + c.runs * c.run, c.origin, c.run };
         groups = (d.end - d.origin + GROUP - 1) / GROUP;
@@ -508,13 +511,39 @@ DEV void place_leavings(const prhs_cu_retrieve &p, unsigned *shared, job *j)
     j->left.parts = (float2 *)(j->left.counts + (slices + 1) / 2 * 2);
 }
 
-/* By one thread. */
-DEV void start_job(const prhs_cu_retrieve &p, i64 b, int u, const float *lse, unsigned *shared, job *j)
+/* What registers may hold: single tokens, all of them the block's own, and no dilation. */
+DEV void prepare_held(const prhs_k_select &a, const space &mem, job *j)
+{
+    const candidates &c = j->c;
+    j->holds = c.slices == 1 && c.run == 1 && a.policy.dilate_m <= 0 && c.keep > 0 && c.runs > c.keep;
+    j->held = held_task{ j->scores + c.origin, j->lse, a.work.score_stride, c.n, c.n - c.runs, c.keep, c.origin, a.shape.unit_heads,
+                         a.policy.join == PRHS_K_JOIN_MAX, a.state.head_off != PRHS_NONE, j->list, (float2 *)mem.room };
+}
+
+/* The slices of unit u of entry b: none where it does not retrieve. */
+DEV int slices_of(const prhs_k_select &a, bool kept, int count, const entry &e, const prhs_set &set)
+{
+    if (kept && count <= 0)
+        return 0;
+    if (kept && a.work.slice_off == PRHS_NONE)
+        return 1;
+    return e.kind == IDLE || set.mode != PRHS_MODE_RETRIEVE ? 0 : candidates_of(a, set, e.pos0 + 1).slices;
+}
+
+/* By one thread. What it reads is on its way together. */
+DEV void start_job(const prhs_cu_retrieve &p, int i, int slice, const float *lse, unsigned *shared, const space &mem, job *j)
 {
     const prhs_k_select &a = p.select;
     byte *ws = p.mem[PRHS_R_WORK];
+    const bool kept = a.work.score_count_off != PRHS_NONE;
+    const int u = i % a.shape.units;
+    const i64 b = i / a.shape.units;
+    const int count = kept ? INTS(ws, a.work.score_count_off)[i] : 0, seqs = seqs_of(a.batch, p.mem[PRHS_R_SEQS]);
     const prhs_set set = *set_at(ws, a.work, a.shape, b, u);
     const entry e = entry_of(a.batch, p.mem[PRHS_R_SEQS], b);
+    j->wanted = b < seqs && slice < slices_of(a, kept, count, e, set);
+    if (!j->wanted)
+        return;
     j->b = b;
     j->u = u;
     j->e = e;
@@ -526,6 +555,7 @@ DEV void start_job(const prhs_cu_retrieve &p, i64 b, int u, const float *lse, un
     j->list = SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)u * a.state.list_cap;
     lay_out(&j->set, j->c);
     place_leavings(p, shared, j);
+    prepare_held(a, mem, j);
 }
 
 DEV_CALL void put_unit_moments(const prhs_cu_retrieve &p, const job &j, float *scratch)
@@ -534,29 +564,55 @@ DEV_CALL void put_unit_moments(const prhs_cu_retrieve &p, const job &j, float *s
         moments_of_head(p.moments, p.mem, j.b, j.u * p.select.shape.unit_heads + h, j.e, j.set, scratch);
 }
 
-/* A unit, or a slice of it. */
-DEV void retrieve(const prhs_cu_retrieve &p, i64 b, int u, int slice, unsigned *shared, topk_shared *sh)
+/* The list from registers, where they hold the unit and it is not odd. */
+DEV bool choose_in_registers(const job &j, topk_shared *sh)
+{
+    const int groups = held_groups(j.c.n);
+    if (!j.holds || groups > 2)
+        return false;
+    if (j.raw)
+        return groups == 1 ? choose_held<true, 1>(j.held, sh) : choose_held<true, 2>(j.held, sh);
+    return groups == 1 ? choose_held<false, 1>(j.held, sh) : choose_held<false, 2>(j.held, sh);
+}
+
+/* A unit that a block orders in shared memory, or a slice of it. False: another block does the rest. */
+DEV_CALL bool choose_in_memory(const prhs_cu_retrieve &p, const job &j, const space mem, int slice, topk_shared *sh, int *count, bool *summed)
+{
+    if (!mark_list(p, j, mem, slice, sh, summed))
+        return false;
+    *count = write_list(j, mem);
+    return true;
+}
+
+/* Unit i, or a slice of it, if it retrieves. */
+DEV void retrieve(const prhs_cu_retrieve &p, int i, int slice, unsigned *shared, topk_shared *sh)
 {
     __shared__ float lse[64];
     __shared__ job j;
     const prhs_k_select &a = p.select;
     const space mem = { shared, shared + 3 * PRHS_RETRIEVE_BITS(p.room) };
-    const float4 *norms = (const float4 *)(p.mem[PRHS_R_WORK] + a.work.norm_off);
     const int heads = a.shape.unit_heads;
-    bool mine = true, summed = false;
+    bool mine = true, held = false, summed = false;
     if (threadIdx.x == 0)
-        start_job(p, b, u, lse, shared, &j);
+        start_job(p, i, slice, lse, shared, mem, &j);
+    clear_bins(sh);
     __syncthreads();
-    if (!j.raw)
-        merge_norms(a.work, heads, j.e.pos0 + 1, norms + (b * a.shape.heads + (i64)u * heads) * a.work.score_chunks, lse);
+    if (!j.wanted)
+        return;
+    if (!j.raw) {
+        const float4 *norms = (const float4 *)(p.mem[PRHS_R_WORK] + a.work.norm_off);
+        merge_norms(a.work, heads, j.e.pos0 + 1, norms + (j.b * a.shape.heads + (i64)j.u * heads) * a.work.score_chunks, lse);
+    }
     int count = j.c.runs;
     if (j.c.runs <= j.c.keep) {
-        for (int i = threadIdx.x; i < count; i += blockDim.x)
-            j.list[i] = j.c.first + i * j.c.run;
+        for (int t = threadIdx.x; t < count; t += blockDim.x)
+            j.list[t] = j.c.first + t * j.c.run;
+    } else if (choose_in_registers(j, sh)) {
+        held = true;
+        count = j.c.keep;
     } else {
-        mine = mark_list(p, j, mem, slice, sh, &summed);
-        if (mine)
-            count = write_list(j, mem);
+        __syncthreads();
+        mine = choose_in_memory(p, j, mem, slice, sh, &count, &summed);
     }
     __syncthreads();
     if (!mine)
@@ -565,7 +621,7 @@ DEV void retrieve(const prhs_cu_retrieve &p, i64 b, int u, int slice, unsigned *
         j.set.count = count;
         store_unit(p, j);
     }
-    store_heads(p, j, mem, count, summed);
+    store_heads(p, j, mem, count, held, summed);
     __syncthreads();
     if (p.has_moments) {
         put_unit_moments(p, j, (float *)shared);
@@ -573,18 +629,15 @@ DEV void retrieve(const prhs_cu_retrieve &p, i64 b, int u, int slice, unsigned *
     }
 }
 
-/* The slices of unit i that retrieves. */
+/* The slices of unit i. */
 DEV int count_slices(const prhs_k_select &a, const byte *seqs, byte *ws, int i)
 {
     const bool kept = a.work.score_count_off != PRHS_NONE;
-    if (kept && INTS(ws, a.work.score_count_off)[i] <= 0)
-        return 0;
-    if (kept && a.work.slice_off == PRHS_NONE)
-        return 1;
+    const int count = kept ? INTS(ws, a.work.score_count_off)[i] : 0;
+    if (kept && (count <= 0 || a.work.slice_off == PRHS_NONE))
+        return count > 0;
     const i64 b = i / a.shape.units;
-    const entry e = entry_of(a.batch, seqs, b);
-    const prhs_set &set = *set_at(ws, a.work, a.shape, b, i % a.shape.units);
-    return e.kind == IDLE || set.mode != PRHS_MODE_RETRIEVE ? 0 : candidates_of(a, set, e.pos0 + 1).slices;
+    return slices_of(a, kept, count, entry_of(a.batch, seqs, b), *set_at(ws, a.work, a.shape, b, i % a.shape.units));
 }
 
 KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
@@ -595,9 +648,16 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     grid_begin();
     const prhs_k_select &a = p.select;
     const int units = a.batch.max_seqs * a.shape.units, threads = blockDim.x;
+    const int slices = a.work.slice_off == PRHS_NONE ? 1 : PRHS_K_SLICES(a.batch.max_kv_len);
+    if ((i64)gridDim.x >= (i64)units * slices) { /* each has a block of its own */
+        const int i = slices == 1 ? (int)blockIdx.x : (int)blockIdx.x / slices;
+        if (i < units)
+            retrieve(p, i, (int)blockIdx.x - i * slices, (unsigned *)shared, &sh);
+        return;
+    }
     take_turns(
         units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units,
         min(min(TURNS_EACH, PRHS_RETRIEVE_MOST / threads), (units + threads - 1) / threads), prefix,
         [&](int i) { return count_slices(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], i); },
-        [&](int i, int slice) { retrieve(p, i / a.shape.units, i % a.shape.units, slice, (unsigned *)shared, &sh); });
+        [&](int i, int slice) { retrieve(p, i, slice, (unsigned *)shared, &sh); });
 }

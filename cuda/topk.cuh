@@ -44,6 +44,8 @@ struct topk_shared {
     unsigned most[4][32]; /* the warps' largest */
     found_bin found;
     int fews;
+    unsigned last_key; /* of the few, the last one that is taken */
+    int last_at;
 };
 
 DEV void put_most(topk_shared *sh, int which, unsigned x)
