@@ -17,7 +17,7 @@ struct held_task {
     const float *scores, *lse; /* scores: from bit 0's token on; of the first head */
     i64 stride;
     int n, skew, keep, origin; /* bits [skew, n) are candidates, more than keep */
-    int heads;
+    int heads, padded;         /* padded: up to where groups have parts */
     bool largest, sums;        /* sums: L_D's parts are wanted */
     int *list;
     float2 *parts;             /* [group][head] */
@@ -90,6 +90,18 @@ template <bool RAW, int G> DEV void hold(const held_task &j, held_values<G> *x)
         x->v[0][0] = NEVER;
 }
 
+/* What the warp has outside the candidates, as bits 8 g + t. */
+template <int G> DEV unsigned outside(const held_task &j)
+{
+    const int at = held_base<G>() + lane_id();
+    unsigned out = 0;
+    if (held_base<G>() < j.skew || held_base<G>() + G * GROUP > j.n)
+#pragma unroll
+        for (int i = 0; i < 8 * G; i++)
+            out |= at + 32 * i < j.skew || at + 32 * i >= j.n ? 1u << i : 0u;
+    return out;
+}
+
 /* Bins of numbers between low and top, in their order: scores by value, weights, none of them below 0, by their bits. Others: bin 0. */
 template <bool RAW> struct held_rule {
     float zero, scale;
@@ -108,7 +120,7 @@ template <bool RAW> struct held_rule {
     DEV_MEMBER int bin(float v) const
     {
         if (RAW)
-            return 1 + (int)fminf(fmaxf((zero - v) * scale, -1.0f), BINS - 3.0f);
+            return 1 + __float_as_int(fminf(fmaxf((zero - v) * scale, -1.0f), BINS - 3.0f) + ROUNDS) - __float_as_int(ROUNDS);
         return 1 + min(max((top - (int)(__float_as_uint(v) & 0x7fffffffu)) >> shift, -1), BINS - 3);
     }
 };
@@ -132,20 +144,17 @@ template <bool RAW, int G> DEV bool count_held(const held_task &j, held_values<G
     if (top == BAD_KEY || least <= NOTHING_KEY || top < least)
         return false;
     const held_rule<RAW> rule(top, least);
+    const unsigned out = outside<G>(j);
 #pragma unroll
     for (int g = 0; g < G; g++) {
-        const int at = held_base<G>() + g * GROUP;
-        const bool whole = at >= j.skew && at + GROUP <= j.n;
 #pragma unroll
         for (int t = 0; t < 8; t++)
             x->bin[g][t] = rule.bin(x->v[g][t]);
-        if (!whole)
+        if (out)
 #pragma unroll
-            for (int t = 0; t < 8; t++) {
-                const int i = at + lane_id() + 32 * t;
-                x->bin[g][t] = i >= j.skew && i < j.n ? x->bin[g][t] : OUTSIDE;
-            }
-        if (at < j.n)
+            for (int t = 0; t < 8; t++)
+                x->bin[g][t] = out >> (8 * g + t) & 1 ? OUTSIDE : x->bin[g][t];
+        if (held_base<G>() + g * GROUP < j.n)
 #pragma unroll
             for (int t = 0; t < 8; t++)
                 atomicAdd(&sh->bins[x->bin[g][t]], 1u);
@@ -197,18 +206,18 @@ template <int G> DEV unsigned best_of_bin(const held_values<G> &x, unsigned tied
     return best & tied;
 }
 
-/* Parts of the warp's groups, of what is not in `taken`. */
-template <bool RAW, int G> DEV void sum_held(const held_task &j, const held_values<G> &x, unsigned taken)
+/* Parts of the warp's groups, of what is not `gone`. */
+template <bool RAW, int G> DEV void sum_held(const held_task &j, const held_values<G> &x, unsigned gone)
 {
 #pragma unroll
     for (int g = 0; g < G; g++) {
         const int at = held_base<G>() + g * GROUP;
-        if (at >= j.n)
-            return;
-        unsigned gone = taken >> 8 * g;
-#pragma unroll
-        for (int t = 0; t < 8; t++)
-            gone |= x.bin[g][t] == OUTSIDE ? 1u << t : 0u;
+        if (at >= j.n) {
+            if (at < j.padded)
+                for (int h = lane_id(); h < j.heads; h += 32)
+                    j.parts[at / GROUP * j.heads + h] = make_float2(LOWEST, 0.0f);
+            continue;
+        }
 #pragma unroll 1
         for (int h = 0; h < (RAW ? 1 : j.heads); h++) {
             float y[8];
@@ -216,7 +225,7 @@ template <bool RAW, int G> DEV void sum_held(const held_task &j, const held_valu
                 held_scores(j, j.scores + h * j.stride, at, y);
 #pragma unroll
             for (int t = 0; t < 8; t++)
-                y[t] = gone >> t & 1 ? NOTHING : RAW ? x.v[g][t] : y[t];
+                y[t] = gone >> (8 * g + t) & 1 ? NOTHING : RAW ? x.v[g][t] : y[t];
             const float2 z = sum_eight(y);
             if (lane_id() == 0)
                 j.parts[at / GROUP * (RAW ? 1 : j.heads) + h] = z;
@@ -224,22 +233,33 @@ template <bool RAW, int G> DEV void sum_held(const held_task &j, const held_valu
     }
 }
 
+/* Where the warp's part of what the block's threads have `count` of begins; *total: of the warp. Has a barrier. */
+DEV int warps_before(int count, int *total, topk_shared *sh)
+{
+    const int lane = lane_id(), warp = warp_id();
+    *total = __reduce_add_sync(FULL, count);
+    if (lane == 0)
+        sh->most[2][warp] = *total;
+    __syncthreads();
+    return __reduce_add_sync(FULL, lane < warp ? (int)sh->most[2][lane] : 0);
+}
+
 /* The taken ones' positions, ascending. Has a barrier. */
 template <int G> DEV void list_held(const held_task &j, unsigned taken, topk_shared *sh)
 {
-    const int lane = lane_id(), warp = warp_id(), mine = __reduce_add_sync(FULL, __popc(taken));
-    if (lane == 0)
-        sh->most[2][warp] = mine;
-    __syncthreads();
-    if (mine == 0)
+    int total, to = warps_before(__popc(taken), &total, sh);
+    int *const list = j.list;
+    const unsigned below = (1u << lane_id()) - 1;
+    const int position = j.origin + held_base<G>() + lane_id();
+    if (total == 0)
         return;
-    int *to = j.list + __reduce_add_sync(FULL, lane < warp ? (int)sh->most[2][lane] : 0);
-    const int position = j.origin + held_base<G>() + lane;
 #pragma unroll
     for (int i = 0; i < 8 * G; i++) {
-        const unsigned in = __ballot_sync(FULL, taken >> i & 1);
-        if (taken >> i & 1)
-            to[__popc(in & ((1u << lane) - 1))] = position + 32 * i;
+        const bool mine = taken >> i & 1;
+        const unsigned in = __ballot_sync(FULL, mine);
+        const int at = to + __popc(in & below);
+        if (mine)
+            list[at] = position + 32 * i;
         to += __popc(in);
     }
 }
@@ -263,9 +283,45 @@ template <bool RAW, int G> DEV_CALL bool choose_held(const held_task &j, topk_sh
     }
     taken |= best_of_bin(x, tied, f, want, sh);
     if (j.sums)
-        sum_held<RAW>(j, x, taken);
+        sum_held<RAW>(j, x, taken | outside<G>(j));
     list_held<G>(j, taken, sh);
     return true;
+}
+
+/* Where a slice leaves what it keeps. */
+struct kept_room {
+    unsigned *inside, *keys; /* of the slice's first bit on */
+    int *count;
+};
+
+/* Of a slice, which is the task: keeps the keys from `low` on, more than 1, and writes the parts of the others. Has a barrier. */
+template <bool RAW, int G> DEV_CALL void keep_held(const held_task &j, unsigned low, const kept_room to, topk_shared *sh)
+{
+    held_values<G> x;
+    hold<RAW>(j, &x);
+    const unsigned out = outside<G>(j), below = (1u << lane_id()) - 1;
+    const int at = held_base<G>();
+    unsigned kept = 0;
+#pragma unroll
+    for (int i = 0; i < 8 * G; i++)
+        kept |= order_key(x.v[i / 8][i % 8]) >= low ? 1u << i : 0u;
+    kept &= ~out;
+    int total, before = warps_before(__popc(kept), &total, sh);
+    if (threadIdx.x == blockDim.x - 1)
+        *to.count = before + total;
+#pragma unroll
+    for (int i = 0; i < 8 * G; i++) {
+        const bool mine = kept >> i & 1;
+        const unsigned in = __ballot_sync(FULL, mine);
+        const int place = before + __popc(in & below);
+        if (mine)
+            to.keys[place] = order_key(x.v[i / 8][i % 8]);
+        if (lane_id() == i && at + 32 * i < j.n)
+            to.inside[(at >> 5) + i] = in;
+        before += __popc(in);
+    }
+    if (j.sums)
+        sum_held<RAW>(j, x, kept | out);
 }
 
 /* Groups that a thread of the block would hold a part of; more than 2: too many. */

@@ -205,17 +205,19 @@ template <bool RAW> DEV void sample_keys(const prhs_k_select &a, const job &j, i
 {
     const key_source<RAW> s = source_of<RAW>(a, j);
     const unsigned stride = j.c.n / (samples / 2);
-    for (int i = threadIdx.x; i < samples + PAST; i += blockDim.x) {
-        if (i >= samples) {
-            room[i] = 0;
+    for (int pair = threadIdx.x; pair < (samples + PAST) / 2; pair += blockDim.x) {
+        uint2 *const to = (uint2 *)room + pair;
+        if (2 * pair >= samples) {
+            *to = make_uint2(0, 0);
             continue;
         }
-        const unsigned pair = i >> 1;
-        const int at[1] = { (int)(pair * stride + (pair * 2654435769u >> 12) % (stride - 1)) + (i & 1) };
-        unsigned k[1];
-        s.template keys<1, false>(at, k);
-        room[i] = k[0];
+        const int first = (int)(pair * stride + ((unsigned)pair * 2654435769u >> 12) % (stride - 1));
+        const int at[2] = { first, first + 1 };
+        unsigned k[2];
+        s.template keys<2, false>(at, k);
+        *to = make_uint2(k[0], k[1]);
         seen->add(k[0]);
+        seen->add(k[1]);
     }
 }
 
@@ -277,6 +279,26 @@ DEV void leave_slice(const prhs_k_select &a, const job &j, const space &mem, int
     const int origin = j.c.origin + begin * j.c.run, groups = slice_groups(j.c);
     const dropping d = { bits, nullptr, max(j.c.first, origin), origin + n * j.c.run, origin, j.c.run };
     sum_groups(d, j.scores, a.work.score_stride, heads, groups, j.left.parts + slice * groups * heads);
+}
+
+/* The same from registers. False: they do not hold a slice, or the rule is another. */
+DEV bool leave_in_registers(const prhs_k_select &a, const job &j, int slice, unsigned low, topk_shared *sh)
+{
+    __shared__ held_task part;
+    const int begin = slice * j.c.each, n = min(j.c.each, j.c.n - begin), groups = held_groups(j.c.each);
+    if (low <= 1 || j.c.run > 1 || groups > 2)
+        return false;
+    if (threadIdx.x == 0)
+        part = held_task{ j.scores + j.c.origin + begin, j.lse, a.work.score_stride, n, max(j.c.n - j.c.runs - begin, 0), 0, 0,
+                          a.shape.unit_heads, j.c.each, a.policy.join == PRHS_K_JOIN_MAX, a.state.head_off != PRHS_NONE, nullptr,
+                          j.left.parts + slice * slice_groups(j.c) * a.shape.unit_heads };
+    __syncthreads();
+    const kept_room to = { j.left.inside + (begin >> 5), j.left.keys + begin, j.left.counts + slice };
+    if (j.raw)
+        groups == 1 ? keep_held<true, 1>(part, low, to, sh) : keep_held<true, 2>(part, low, to, sh);
+    else
+        groups == 1 ? keep_held<false, 1>(part, low, to, sh) : keep_held<false, 2>(part, low, to, sh);
+    return true;
 }
 
 /* All slices anew, with all places. Ends with a barrier. */
@@ -378,22 +400,100 @@ DEV void sum_dilated(const prhs_k_select &a, const job &j)
     }
 }
 
-/* Sums up what the slices have kept and the list has not taken, beside what they have summed up. Returns the number of all groups. */
-DEV_CALL int sum_kept(const prhs_k_select &a, const job &j, unsigned *room)
+/*
+ * Sums up what the slices have kept and the list has not taken, beside what they have summed up. others: how many that are, where they are
+ * in the room after the list already. Returns the number of all groups.
+ */
+DEV_CALL int sum_kept(const prhs_k_select &a, const job &j, unsigned *room, int others)
 {
     const unsigned *marks = j.marks, *inside = j.left.inside;
     const int groups = j.c.slices * slice_groups(j.c), heads = a.shape.unit_heads;
+    const int *places = (const int *)room + (others < 0 ? 0 : j.c.keep);
     if (a.policy.dilate_m > 0)
         sum_dilated(a, j);
-    const int n = collect(j, (int *)room, j.cap, [&](int w) { return inside[w] & ~marks[w]; });
-    sum_places((const int *)room, n, j.c.run, j.scores, a.work.score_stride, heads, j.left.parts + groups * heads);
-    return groups + (n + GROUP - 1) / GROUP;
+    if (others < 0)
+        others = collect(j, (int *)room, j.cap, [&](int w) { return inside[w] & ~marks[w]; });
+    sum_places(places, others, j.c.run, j.scores, a.work.score_stride, heads, j.left.parts + groups * heads);
+    return groups + (others + GROUP - 1) / GROUP;
+}
+
+/* The slices' parts in the room, where it holds them. Has barriers. */
+DEV const float2 *bring_parts(const job &j, const space &mem, int n)
+{
+    if (j.c.slices == 1 || 2 * n > j.cap)
+        return nullptr;
+    float2 *const to = (float2 *)mem.room;
+    __syncthreads();
+#pragma unroll 4
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        to[i] = __ldcg(j.left.parts + i);
+    __syncthreads();
+    return to;
 }
 
 /* --- a unit --- */
 
-/* Marks the list's runs. False: another block does that. *summed: the slices have summed up what they did not keep. */
-DEV bool mark_list(const prhs_cu_retrieve &p, const job &j, const space &mem, int slice, topk_shared *sh, bool *summed)
+#define WORDS 4 /* of a bitmap, that a thread has on their way together */
+
+/*
+ * The list, and after it in the room the others of what the slices have kept, from what is chosen of it; returns how many are listed. Every
+ * thread knows from the counts before its words where both go on. Ends with a barrier.
+ */
+DEV_CALL int list_kept(const job &j, unsigned *room, const unsigned *chosen)
+{
+    int *const listed = (int *)room, *const others = listed + j.c.keep;
+    const int words = (j.c.n + 31) >> 5;
+    int kept_base = 0, list_base = 0;
+    for (int base = 0; base < words; base += WORDS * blockDim.x) {
+        const int first = base + WORDS * threadIdx.x;
+        unsigned in[WORDS], take[WORDS];
+        int kept = 0, list = 0, before, ahead;
+#pragma unroll
+        for (int t = 0; t < WORDS; t++)
+            in[t] = first + t < words ? j.left.inside[first + t] : 0;
+#pragma unroll
+        for (int t = 0; t < WORDS; t++)
+            kept += __popc(in[t]);
+        const int all = block_prefix(kept, &before);
+        __syncthreads();
+        int at = kept_base + before;
+#pragma unroll
+        for (int t = 0; t < WORDS; t++) {
+            const int n = __popc(in[t]);
+            const unsigned long long two = (unsigned long long)chosen[(at >> 5) + 1] << 32 | chosen[at >> 5];
+            take[t] = (unsigned)(two >> (at & 31)) & (unsigned)((1ull << n) - 1);
+            at += n;
+            list += __popc(take[t]);
+        }
+        const int all_listed = block_prefix(list, &ahead);
+        int to = list_base + ahead, other = kept_base + before - to;
+#pragma unroll
+        for (int t = 0; t < WORDS; t++)
+            for (unsigned b = in[t], w = take[t]; b; b &= b - 1, w >>= 1) {
+                const int position = j.c.origin + ((first + t) * 32 + __ffs((int)b) - 1) * j.c.run;
+                *(w & 1 ? listed + to++ : others + other++) = position;
+            }
+        kept_base += all;
+        list_base += all_listed;
+        __syncthreads();
+    }
+    int *const list = j.list;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < list_base; i += blockDim.x)
+        list[i] = listed[i];
+    return list_base;
+}
+
+/* What a block has come to. */
+struct outcome {
+    int count;   /* of the list */
+    bool held;   /* the parts of L_D are in shared memory */
+    bool summed; /* the slices have summed up what they did not keep */
+    int others;  /* where >= 0: so many more that were kept are in the room, after the list */
+};
+
+/* Writes the list. False: another block does that. */
+DEV bool choose_in_memory(const prhs_cu_retrieve &p, const job &j, const space &mem, int slice, topk_shared *sh, outcome *out)
 {
     const prhs_k_select &a = p.select;
     const int begin = slice * j.c.each, end = min(begin + j.c.each, j.c.n);
@@ -404,23 +504,33 @@ DEV bool mark_list(const prhs_cu_retrieve &p, const job &j, const space &mem, in
         low = guess_low(a, j, mem, sh);
         __syncthreads();
     }
-    if (j.raw)
-        fill_room<true>(a, j, begin, end, mem.room, &seen);
-    else
-        fill_room<false>(a, j, begin, end, mem.room, &seen);
+    if (j.c.slices == 1 || !leave_in_registers(a, j, slice, low, sh)) {
+        if (j.raw)
+            fill_room<true>(a, j, begin, end, mem.room, &seen);
+        else
+            fill_room<false>(a, j, begin, end, mem.room, &seen);
+        if (j.c.slices > 1)
+            leave_slice(a, j, mem, slice, low);
+    }
     if (j.c.slices > 1) {
-        leave_slice(a, j, mem, slice, low);
         if (!comes_last(&set_at(p.mem[PRHS_R_WORK], a.work, a.shape, j.b, j.u)->reserved[0], j.c.slices))
             return false;
         seen = reach();
-        *summed = gather_kept(a, j, mem, low, &from, &seen);
+        out->summed = gather_kept(a, j, mem, low, &from, &seen);
+    }
+    if (out->summed && from.in_room && a.policy.dilate_m <= 0) {
+        choose(mem.room, from.n, j.c.keep, j.raw, seen, mem.bits, sh);
+        out->count = list_kept(j, mem.room, mem.bits);
+        out->others = from.n - out->count;
+        return true;
     }
     mark_best(a, j, mem, from, seen, sh);
+    out->count = write_list(j, mem);
     return true;
 }
 
-/* L_D of the unit's heads, and its queries. The list is written. held, summed: so are the parts, in shared memory, and by slices. */
-DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, int count, bool held, bool summed)
+/* L_D of the unit's heads, and its queries. The list is written. */
+DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, const outcome &got)
 {
     const prhs_k_select &a = p.select;
     const prhs_k_state &st = a.state;
@@ -428,12 +538,12 @@ DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, 
     const i64 stride = a.work.score_stride;
     const candidates &c = j.c;
     byte *state = p.mem[PRHS_R_STATE];
-    const bool some = st.head_off != PRHS_NONE && count < c.runs;
+    const bool some = st.head_off != PRHS_NONE && got.count < c.runs;
     float2 *const parts = c.slices > 1 ? j.left.parts : (float2 *)mem.room;
     int groups = 0;
-    if (some && summed) {
-        groups = sum_kept(a, j, mem.room);
-    } else if (some && held) {
+    if (some && got.summed) {
+        groups = sum_kept(a, j, mem.room, got.others);
+    } else if (some && got.held) {
         groups = (c.n + GROUP - 1) / GROUP;
     } else if (some) {
         const dropping d = { j.marks, nullptr, c.first, c.first + c.runs * c.run, c.origin, c.run };
@@ -445,9 +555,10 @@ DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, 
         for (int i = threadIdx.x; i < heads * dim; i += blockDim.x)
             to[i] = load_one(a.q.dtype, row_at(a.q, p.mem[PRHS_R_Q], j.e.row0, head + i / dim), i % dim);
     }
+    const float2 *near = some ? bring_parts(j, mem, groups * heads) : nullptr;
     __syncthreads();
     for (int h = warp_id(); h < heads && st.head_off != PRHS_NONE; h += blockDim.x >> 5) {
-        const float l = some ? join_groups(parts, groups, heads, h) : NOTHING;
+        const float l = some ? join_groups(near ? near : parts, groups, heads, h) : NOTHING;
         if (lane_id() == 0)
             SLOT_AT(state, st, head_off, j.e.slot, prhs_head_ref)[head + h].l_dropped = l;
     }
@@ -516,7 +627,7 @@ DEV void prepare_held(const prhs_k_select &a, const space &mem, job *j)
 {
     const candidates &c = j->c;
     j->holds = c.slices == 1 && c.run == 1 && a.policy.dilate_m <= 0 && c.keep > 0 && c.runs > c.keep;
-    j->held = held_task{ j->scores + c.origin, j->lse, a.work.score_stride, c.n, c.n - c.runs, c.keep, c.origin, a.shape.unit_heads,
+    j->held = held_task{ j->scores + c.origin, j->lse, a.work.score_stride, c.n, c.n - c.runs, c.keep, c.origin, a.shape.unit_heads, c.n,
                          a.policy.join == PRHS_K_JOIN_MAX, a.state.head_off != PRHS_NONE, j->list, (float2 *)mem.room };
 }
 
@@ -575,15 +686,6 @@ DEV bool choose_in_registers(const job &j, topk_shared *sh)
     return groups == 1 ? choose_held<false, 1>(j.held, sh) : choose_held<false, 2>(j.held, sh);
 }
 
-/* A unit that a block orders in shared memory, or a slice of it. False: another block does the rest. */
-DEV_CALL bool choose_in_memory(const prhs_cu_retrieve &p, const job &j, const space mem, int slice, topk_shared *sh, int *count, bool *summed)
-{
-    if (!mark_list(p, j, mem, slice, sh, summed))
-        return false;
-    *count = write_list(j, mem);
-    return true;
-}
-
 /* Unit i, or a slice of it, if it retrieves. */
 DEV void retrieve(const prhs_cu_retrieve &p, int i, int slice, unsigned *shared, topk_shared *sh)
 {
@@ -592,7 +694,8 @@ DEV void retrieve(const prhs_cu_retrieve &p, int i, int slice, unsigned *shared,
     const prhs_k_select &a = p.select;
     const space mem = { shared, shared + 3 * PRHS_RETRIEVE_BITS(p.room) };
     const int heads = a.shape.unit_heads;
-    bool mine = true, held = false, summed = false;
+    bool mine = true;
+    outcome got = { 0, false, false, -1 };
     if (threadIdx.x == 0)
         start_job(p, i, slice, lse, shared, mem, &j);
     clear_bins(sh);
@@ -603,25 +706,25 @@ DEV void retrieve(const prhs_cu_retrieve &p, int i, int slice, unsigned *shared,
         const float4 *norms = (const float4 *)(p.mem[PRHS_R_WORK] + a.work.norm_off);
         merge_norms(a.work, heads, j.e.pos0 + 1, norms + (j.b * a.shape.heads + (i64)j.u * heads) * a.work.score_chunks, lse);
     }
-    int count = j.c.runs;
     if (j.c.runs <= j.c.keep) {
-        for (int t = threadIdx.x; t < count; t += blockDim.x)
+        got.count = j.c.runs;
+        for (int t = threadIdx.x; t < got.count; t += blockDim.x)
             j.list[t] = j.c.first + t * j.c.run;
     } else if (choose_in_registers(j, sh)) {
-        held = true;
-        count = j.c.keep;
+        got.held = true;
+        got.count = j.c.keep;
     } else {
         __syncthreads();
-        mine = choose_in_memory(p, j, mem, slice, sh, &count, &summed);
+        mine = choose_in_memory(p, j, mem, slice, sh, &got);
     }
     __syncthreads();
     if (!mine)
         return;
     if (threadIdx.x == 0) {
-        j.set.count = count;
+        j.set.count = got.count;
         store_unit(p, j);
     }
-    store_heads(p, j, mem, count, held, summed);
+    store_heads(p, j, mem, got);
     __syncthreads();
     if (p.has_moments) {
         put_unit_moments(p, j, (float *)shared);

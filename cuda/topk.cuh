@@ -14,6 +14,7 @@
 #define BINS 2048
 #define PAST 128                  /* keys that are looked at past the end, at most */
 #define FEW 512                   /* keys that are ranked against each other, at most */
+#define ROUNDS 12582912.0f        /* a small number added to it becomes an integer, in its last bits: cheaper than a conversion */
 #define BAD_KEY 0xffffffffu       /* NaN and +inf */
 #define HIGHEST 3.402823466e38f   /* the largest number */
 #define NOTHING_KEY 0x007fffffu   /* -inf; 0: no candidate */
@@ -94,7 +95,7 @@ struct by_value {
     float zero, scale; /* scale: neither 0 nor infinite */
     DEV_MEMBER int bin(unsigned k, int) const
     {
-        return 1 + (int)fminf(fmaxf((zero - key_value(k)) * scale, -1.0f), BINS - 3.0f);
+        return 1 + __float_as_int(fminf(fmaxf((zero - key_value(k)) * scale, -1.0f), BINS - 3.0f) + ROUNDS) - __float_as_int(ROUNDS);
     }
 };
 struct by_key {
