@@ -8,8 +8,6 @@
 #include "held.cuh"
 #include "moments.cuh"
 
-#define SAMPLE 2048 /* keys, in pairs of neighbours */
-
 /* What a unit's slices leave for each other, in the workspace. */
 struct leavings {
     unsigned *inside, *keys; /* bitmap of the runs that may be listed; their keys, of each slice from its first bit on */
@@ -221,20 +219,35 @@ template <bool RAW> DEV void sample_keys(const prhs_k_select &a, const job &j, i
     }
 }
 
-/* A key that more than the best `keep` of the unit reach, as far as a sample can tell; 1, that all reach, where few would not. */
-DEV unsigned guess_low(const prhs_k_select &a, const job &j, const space &mem, topk_shared *sh)
+/* What a sample is asked for, so that the best `keep` are hardly ever more; and how many keys of the unit that may be. */
+struct guess {
+    int samples, rank, most; /* rank: of the samples. most: 0 where all have to be kept */
+};
+DEV guess guess_of(const job &j)
 {
-    const int samples = max(SAMPLE / j.c.run, 64) & ~1, n = j.c.n;
-    const float rank = (float)j.c.keep * ((float)samples / (float)n);
-    const float wanted = rank + 8.0f + 6.0f * sqrtf(rank * fmaxf(1.0f - rank / (float)samples, 0.0f));
-    if (n < 4 * samples || wanted >= (float)samples || wanted * ((float)n / (float)samples) > 0.95f * (float)j.cap)
+    const int n = j.c.n;
+    guess g = { PRHS_RETRIEVE_SAMPLE(j.c.run), 0, 0 };
+    const float samples = (float)g.samples, rank = (float)j.c.keep * (samples / (float)n);
+    const float wanted = rank + 8.0f + 6.0f * sqrtf(rank * fmaxf(1.0f - rank / samples, 0.0f));
+    const float most = wanted * ((float)n / samples) / 0.95f;
+    g.rank = (int)ceilf(wanted);
+    if (n >= 4 * g.samples && wanted < samples && most <= (float)j.cap)
+        g.most = (int)most;
+    return g;
+}
+
+/* A key that more than the best `keep` of the unit reach, as far as a sample can tell; 1, that all reach, where few would not. */
+DEV unsigned guess_low(const prhs_k_select &a, const job &j, const space &mem, const guess &g, topk_shared *sh)
+{
+    const int samples = g.samples;
+    if (!g.most)
         return 1;
     reach seen;
     if (j.raw)
         sample_keys<true>(a, j, samples, mem.room, &seen);
     else
         sample_keys<false>(a, j, samples, mem.room, &seen);
-    return key_of_rank(mem.room, samples, (int)ceilf(wanted), j.raw, seen, sh);
+    return key_of_rank(mem.room, samples, g.rank, j.raw, seen, sh);
 }
 
 /* Keeps all places of a slice, whose keys are in the room. */
@@ -358,10 +371,10 @@ DEV void fetch_kept(const job &j, unsigned *room, reach *seen)
 }
 
 /* Where the list is to be chosen from, when all slices are done. False: nothing is summed up, every place has a key. */
-DEV_CALL bool gather_kept(const prhs_k_select &a, const job &j, const space mem, unsigned low, chosen_from *from, reach *seen)
+DEV_CALL bool gather_kept(const prhs_k_select &a, const job &j, const space mem, unsigned low, int most, chosen_from *from, reach *seen)
 {
     int total = kept_before(j, j.c.slices);
-    if (low > 1 && (total < j.c.keep || total > j.cap)) {
+    if (low > 1 && (total < j.c.keep || total > most)) {
         keep_everything(a, j, mem.room);
         low = 1;
         total = j.c.n;
@@ -498,10 +511,11 @@ DEV bool choose_in_memory(const prhs_cu_retrieve &p, const job &j, const space &
     const prhs_k_select &a = p.select;
     const int begin = slice * j.c.each, end = min(begin + j.c.each, j.c.n);
     chosen_from from = { mem.room, j.c.n, nullptr, mem.bits, true };
+    const guess g = guess_of(j);
     unsigned low = 1;
     reach seen;
     if (j.c.slices > 1) {
-        low = guess_low(a, j, mem, sh);
+        low = guess_low(a, j, mem, g, sh);
         __syncthreads();
     }
     if (j.c.slices == 1 || !leave_in_registers(a, j, slice, low, sh)) {
@@ -516,7 +530,7 @@ DEV bool choose_in_memory(const prhs_cu_retrieve &p, const job &j, const space &
         if (!comes_last(&set_at(p.mem[PRHS_R_WORK], a.work, a.shape, j.b, j.u)->reserved[0], j.c.slices))
             return false;
         seen = reach();
-        out->summed = gather_kept(a, j, mem, low, &from, &seen);
+        out->summed = gather_kept(a, j, mem, low, g.most, &from, &seen);
     }
     if (out->summed && from.in_room && a.policy.dilate_m <= 0) {
         choose(mem.room, from.n, j.c.keep, j.raw, seen, mem.bits, sh);
