@@ -24,7 +24,7 @@ DEV candidates candidates_of(const prhs_k_select &a, const prhs_set &set, int en
     c.n = c.runs + (c.first - c.origin);
     c.keep = min(run == 1 ? a.policy.k : a.policy.k / run, a.state.list_cap);
     c.each = run == 1 ? PRHS_K_SLICE : (PRHS_K_SLICE / run + 31) / 32 * 32;
-    c.slices = c.n > c.each && c.runs > c.keep ? (c.n + c.each - 1) / c.each : 1;
+    c.slices = c.n <= c.each || c.runs <= c.keep ? 1 : run == 1 ? PRHS_K_SLICES(c.n) : (c.n + c.each - 1) / c.each;
     return c;
 }
 

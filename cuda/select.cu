@@ -499,15 +499,16 @@ DEV_CALL int list_kept(const job &j, unsigned *room, const unsigned *chosen)
 
 /* What a block has come to. */
 struct outcome {
-    int count;   /* of the list */
+    int count;   /* of the list; -1: another block does the rest */
     bool held;   /* the parts of L_D are in shared memory */
     bool summed; /* the slices have summed up what they did not keep */
     int others;  /* where >= 0: so many more that were kept are in the room, after the list */
 };
 
-/* Writes the list. False: another block does that. */
-DEV bool choose_in_memory(const prhs_cu_retrieve &p, const job &j, const space &mem, int slice, topk_shared *sh, outcome *out)
+/* Writes the list, or leaves a slice of the unit to who does. */
+DEV_CALL outcome choose_in_memory(const prhs_cu_retrieve &p, const job &j, const space mem, int slice, topk_shared *sh)
 {
+    outcome out = { -1, false, false, -1 };
     const prhs_k_select &a = p.select;
     const int begin = slice * j.c.each, end = min(begin + j.c.each, j.c.n);
     chosen_from from = { mem.room, j.c.n, nullptr, mem.bits, true };
@@ -528,19 +529,19 @@ DEV bool choose_in_memory(const prhs_cu_retrieve &p, const job &j, const space &
     }
     if (j.c.slices > 1) {
         if (!comes_last(&set_at(p.mem[PRHS_R_WORK], a.work, a.shape, j.b, j.u)->reserved[0], j.c.slices))
-            return false;
+            return out;
         seen = reach();
-        out->summed = gather_kept(a, j, mem, low, g.most, &from, &seen);
+        out.summed = gather_kept(a, j, mem, low, g.most, &from, &seen);
     }
-    if (out->summed && from.in_room && a.policy.dilate_m <= 0) {
+    if (out.summed && from.in_room && a.policy.dilate_m <= 0) {
         choose(mem.room, from.n, j.c.keep, j.raw, seen, mem.bits, sh);
-        out->count = list_kept(j, mem.room, mem.bits);
-        out->others = from.n - out->count;
-        return true;
+        out.count = list_kept(j, mem.room, mem.bits);
+        out.others = from.n - out.count;
+        return out;
     }
     mark_best(a, j, mem, from, seen, sh);
-    out->count = write_list(j, mem);
-    return true;
+    out.count = write_list(j, mem);
+    return out;
 }
 
 /* L_D of the unit's heads, and its queries. The list is written. */
@@ -708,7 +709,6 @@ DEV void retrieve(const prhs_cu_retrieve &p, int i, int slice, unsigned *shared,
     const prhs_k_select &a = p.select;
     const space mem = { shared, shared + 3 * PRHS_RETRIEVE_BITS(p.room) };
     const int heads = a.shape.unit_heads;
-    bool mine = true;
     outcome got = { 0, false, false, -1 };
     if (threadIdx.x == 0)
         start_job(p, i, slice, lse, shared, mem, &j);
@@ -729,10 +729,10 @@ DEV void retrieve(const prhs_cu_retrieve &p, int i, int slice, unsigned *shared,
         got.count = j.c.keep;
     } else {
         __syncthreads();
-        mine = choose_in_memory(p, j, mem, slice, sh, &got);
+        got = choose_in_memory(p, j, mem, slice, sh);
     }
     __syncthreads();
-    if (!mine)
+    if (got.count < 0)
         return;
     if (threadIdx.x == 0) {
         j.set.count = got.count;
@@ -766,15 +766,17 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     const prhs_k_select &a = p.select;
     const int units = a.batch.max_seqs * a.shape.units, threads = blockDim.x;
     const int slices = a.work.slice_off == PRHS_NONE ? 1 : PRHS_K_SLICES(a.batch.max_kv_len);
-    if ((i64)gridDim.x >= (i64)units * slices) { /* each has a block of its own */
-        const int i = slices == 1 ? (int)blockIdx.x : (int)blockIdx.x / slices;
-        if (i < units)
-            retrieve(p, i, (int)blockIdx.x - i * slices, (unsigned *)shared, &sh);
+    const bool direct = (i64)gridDim.x >= (i64)units * slices; /* each has a block of its own */
+    const int own = slices == 1 ? (int)blockIdx.x : (int)blockIdx.x / slices;
+    if (direct && own >= units)
         return;
-    }
-    take_turns(
-        units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units,
-        min(min(TURNS_EACH, PRHS_RETRIEVE_MOST / threads), (units + threads - 1) / threads), prefix,
-        [&](int i) { return count_slices(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], i); },
-        [&](int i, int slice) { retrieve(p, i, slice, (unsigned *)shared, &sh); });
+    const int real = direct ? 0 : seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units;
+    turns t = turns_begin(min(min(TURNS_EACH, PRHS_RETRIEVE_MOST / threads), (units + threads - 1) / threads), real);
+    int i = own, slice = (int)blockIdx.x - own * slices;
+    do {
+        if (!direct &&
+            !turns_next(&t, units, prefix, [&](int k) { return count_slices(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], k); }, &i, &slice))
+            return;
+        retrieve(p, i, slice, (unsigned *)shared, &sh);
+    } while (!direct);
 }

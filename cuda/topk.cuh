@@ -153,22 +153,32 @@ template <class Rule> DEV void count_keys(const unsigned *keys, int n, const Rul
     each_bin(keys, n, rule, [&](int, unsigned, int b) { atomicAdd(&sh->bins[min((unsigned)b, (unsigned)BINS)], 1u); });
 }
 
+#define EACH (BINS / PRHS_RETRIEVE_LEAST) /* bins of a thread, at most */
+
 /* The bin of a rank, counted from 1 in the order of the bins; of the last key where there are fewer. */
 DEV found_bin find_bin(topk_shared *sh, int rank)
 {
     const int each = BINS >> (31 - __clz((int)blockDim.x)), first = threadIdx.x * each; /* blocks are powers of 2 */
+    uint2 pairs[EACH / 2];
     int sum = 0, before;
     __syncthreads();
-    for (int i = 0; i < each; i += 2) {
-        const uint2 b = *(const uint2 *)(sh->bins + first + i);
-        sum += b.x + b.y;
+#pragma unroll
+    for (int i = 0; i < EACH / 2; i++) {
+        pairs[i] = 2 * i < each ? *(const uint2 *)(sh->bins + first + 2 * i) : make_uint2(0, 0);
+        sum += pairs[i].x + pairs[i].y;
     }
     rank = min(rank, block_prefix(sum, &before));
     if (before < rank && rank <= before + sum) {
-        int at = first, passed = before;
-        for (; passed + (int)sh->bins[at] < rank; at++)
-            passed += sh->bins[at];
-        sh->found = found_bin{ at, passed, (int)sh->bins[at] };
+        found_bin f = { first, before, 0 };
+        int passed = before;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int n = (int)(i % 2 ? pairs[i / 2].y : pairs[i / 2].x);
+            if (passed < rank && rank <= passed + n)
+                f = found_bin{ first + i, passed, n };
+            passed += n;
+        }
+        sh->found = f;
     }
     if (threadIdx.x == 0)
         sh->fews = 0;
