@@ -162,21 +162,14 @@ template <bool RAW, int G> DEV bool count_held(const held_task &j, held_values<G
     return true;
 }
 
-/* The last one of the few that is taken, as the one that `want` are as good as. */
+/* The last one of the n few that is taken: the one that want - 1 are better than. */
 DEV void find_last(topk_shared *sh, int n, int want)
 {
-    for (int i = threadIdx.x; i < n; i += blockDim.x) {
-        const unsigned key = sh->few.key[i];
-        const int at = sh->few.at[i];
-        int better = 0;
-#pragma unroll 4
-        for (int j = 0; j < n; j++)
-            better += sh->few.key[j] > key || (sh->few.key[j] == key && sh->few.at[j] < at);
-        if (better == want - 1) {
-            sh->last_key = key;
-            sh->last_at = at;
+    for (int i = warp_id(); i < n; i += blockDim.x >> 5)
+        if (better_than(sh, n, i) == want - 1 && lane_id() == 0) {
+            sh->last_key = sh->few.key[i];
+            sh->last_at = sh->few.at[i];
         }
-    }
 }
 
 /* The best of the last bin, as bits 8 g + t. */

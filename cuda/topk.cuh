@@ -261,17 +261,23 @@ DEV void mark_better(const unsigned *keys, int n, const Rule &rule, int bin, boo
     });
 }
 
+/* How many of the n few are better than number i; by a warp. */
+DEV int better_than(const topk_shared *sh, int n, int i)
+{
+    const unsigned key = sh->few.key[i];
+    const int at = sh->few.at[i];
+    int better = 0;
+    for (int j = lane_id(); j < n; j += 32)
+        better += sh->few.key[j] > key || (sh->few.key[j] == key && sh->few.at[j] < at);
+    return __reduce_add_sync(FULL, better);
+}
+
 /* Marks the best `want` of the few by counting who is better. */
 DEV void rank_few(int n, int want, unsigned *chosen, const topk_shared *sh)
 {
-    for (int i = threadIdx.x; i < n; i += blockDim.x) {
-        const unsigned key = sh->few.key[i];
+    for (int i = warp_id(); i < n; i += blockDim.x >> 5) {
         const int at = sh->few.at[i];
-        int better = 0;
-#pragma unroll 1
-        for (int j = 0; j < n; j++)
-            better += sh->few.key[j] > key || (sh->few.key[j] == key && sh->few.at[j] < at);
-        if (better < want)
+        if (better_than(sh, n, i) < want && lane_id() == 0)
             atomicOr(chosen + (at >> 5), 1u << (at & 31));
     }
 }
