@@ -177,13 +177,14 @@ template <int G> DEV unsigned best_of_bin(const held_values<G> &x, unsigned tied
 {
     if (f.count == want)
         return tied;
+    if (tied) /* of few threads */
 #pragma unroll
-    for (int i = 0; i < 8 * G; i++)
-        if (tied >> i & 1) {
-            const int to = atomicAdd(&sh->fews, 1);
-            sh->few.key[to] = order_key(x.v[i / 8][i % 8]);
-            sh->few.at[to] = held_base<G>() + 32 * i + lane_id();
-        }
+        for (int i = 0; i < 8 * G; i++)
+            if (tied >> i & 1) {
+                const int to = atomicAdd(&sh->fews, 1);
+                sh->few.key[to] = order_key(x.v[i / 8][i % 8]);
+                sh->few.at[to] = held_base<G>() + 32 * i + lane_id();
+            }
     __syncthreads();
     find_last(sh, f.count, want);
     __syncthreads();

@@ -227,8 +227,10 @@ DEV void retrieve(const prhs_cu_retrieve &p, int i, int slice, unsigned *shared,
         start_job(p, i, slice, lse, shared, mem, &j);
     clear_bins(sh);
     __syncthreads();
-    if (!j.wanted)
+    if (!j.wanted) {
+        __syncthreads(); /* before the job is another */
         return;
+    }
     if (!j.raw) {
         const float4 *norms = (const float4 *)(p.mem[PRHS_R_WORK] + a.work.norm_off);
         merge_norms(a.work, heads, j.e.pos0 + 1, norms + (j.b * a.shape.heads + (i64)j.u * heads) * a.work.score_chunks, lse);
