@@ -24,7 +24,7 @@ DEV candidates candidates_of(const prhs_k_select &a, const prhs_set &set, int en
     c.n = c.runs + (c.first - c.origin);
     c.keep = min(run == 1 ? a.policy.k : a.policy.k / run, a.state.list_cap);
     c.each = run == 1 ? PRHS_K_SLICE : (PRHS_K_SLICE / run + 31) / 32 * 32;
-    c.slices = c.n > c.each && c.runs > c.keep ? (c.n + c.each - 1) / c.each : 1;
+    c.slices = c.n <= c.each || c.runs <= c.keep ? 1 : run == 1 ? PRHS_K_SLICES(c.n) : (c.n + c.each - 1) / c.each;
     return c;
 }
 
@@ -62,7 +62,7 @@ template <bool RAW> struct key_source {
             joint[t] = 0.0f;
             bad[t] = false;
         }
-#pragma unroll 2
+#pragma unroll(N > 2 ? 2 : 4)
         for (int h = 0; h < heads; h++) {
             const float *s = scores + h * stride + r;
             const float l = lse[h];
@@ -103,21 +103,42 @@ template <bool RAW> struct key_source {
     }
 };
 
-/* Log-sum-exps of the unit's heads over all scored tokens: a warp a head. norm: [heads][score_chunks][4]. Ends with a barrier. */
+#define NORMS 4 /* chunks whose norms a lane has on their way together */
+
+/* The log-sum-exp of a head over all scored tokens, by a warp. norm: [chunks][4]. */
+DEV float merge_norm(const float4 *norm, int chunks)
+{
+    float top = LOWEST, sum = 0.0f;
+    float2 z[NORMS];
+#pragma unroll
+    for (int t = 0; t < NORMS; t++) {
+        const int i = lane_id() + 32 * t;
+        z[t] = i < chunks ? *(const float2 *)(norm + i) : make_float2(LOWEST, 0.0f);
+        top = fmaxf(top, z[t].x);
+    }
+#pragma unroll 1
+    for (int i = lane_id() + 32 * NORMS; i < chunks; i += 32)
+        top = fmaxf(top, norm[i].x);
+    top = warp_max(top);
+#pragma unroll
+    for (int t = 0; t < NORMS; t++)
+        if (lane_id() + 32 * t < chunks)
+            sum += z[t].y * expf(z[t].x - top);
+#pragma unroll 1
+    for (int i = lane_id() + 32 * NORMS; i < chunks; i += 32)
+        sum += norm[i].y * expf(norm[i].x - top);
+    sum = warp_sum(sum);
+    return sum == 0.0f ? 0.0f : top + logf(sum);
+}
+
+/* Those of the unit's heads: a warp a head. norm: [heads][score_chunks][4]. Ends with a barrier. */
 DEV void merge_norms(const prhs_k_work &w, int heads, int n, const float4 *norm, float *lse)
 {
-    const int chunks = chunk_count(n, w.score_chunk_min, w.score_chunks), lane = lane_id();
+    const int chunks = chunk_count(n, w.score_chunk_min, w.score_chunks);
     for (int h = warp_id(); h < heads; h += blockDim.x >> 5) {
-        const float4 *mine = norm + h * w.score_chunks;
-        float top = LOWEST, sum = 0.0f;
-        for (int i = lane; i < chunks; i += 32)
-            top = fmaxf(top, mine[i].x);
-        top = warp_max(top);
-        for (int i = lane; i < chunks; i += 32)
-            sum += mine[i].y * expf(mine[i].x - top);
-        sum = warp_sum(sum);
-        if (lane == 0)
-            lse[h] = sum == 0.0f ? 0.0f : top + logf(sum);
+        const float l = merge_norm(norm + h * w.score_chunks, chunks);
+        if (lane_id() == 0)
+            lse[h] = l;
     }
     __syncthreads();
 }

@@ -73,6 +73,7 @@ typedef struct prhs_cu_retrieve {
 #define PRHS_RETRIEVE_MOST 1024     /* threads */
 #define PRHS_RETRIEVE_LEAST 256
 #define PRHS_RETRIEVE_ROOM 32768    /* keys near the threshold of a sliced middle, at most */
+#define PRHS_RETRIEVE_SAMPLE(run) ((2048 / (run) > 64 ? 2048 / (run) : 64) & ~1) /* keys, in pairs of neighbours */
 #define PRHS_RETRIEVE_PAST 512
 #define PRHS_RETRIEVE_BITS(room) (((room) + 255) / 128 * 4)
 #define PRHS_RETRIEVE_WORDS(room) (3 * PRHS_RETRIEVE_BITS(room) + (room) + PRHS_RETRIEVE_PAST)

@@ -14,6 +14,7 @@
 #define BINS 2048
 #define PAST 128                  /* keys that are looked at past the end, at most */
 #define FEW 512                   /* keys that are ranked against each other, at most */
+#define ROUNDS 12582912.0f        /* a small number added to it becomes an integer, in its last bits: cheaper than a conversion */
 #define BAD_KEY 0xffffffffu       /* NaN and +inf */
 #define HIGHEST 3.402823466e38f   /* the largest number */
 #define NOTHING_KEY 0x007fffffu   /* -inf; 0: no candidate */
@@ -44,6 +45,8 @@ struct topk_shared {
     unsigned most[4][32]; /* the warps' largest */
     found_bin found;
     int fews;
+    unsigned last_key; /* of the few, the last one that is taken */
+    int last_at;
 };
 
 DEV void put_most(topk_shared *sh, int which, unsigned x)
@@ -92,7 +95,7 @@ struct by_value {
     float zero, scale; /* scale: neither 0 nor infinite */
     DEV_MEMBER int bin(unsigned k, int) const
     {
-        return 1 + (int)fminf(fmaxf((zero - key_value(k)) * scale, -1.0f), BINS - 3.0f);
+        return 1 + __float_as_int(fminf(fmaxf((zero - key_value(k)) * scale, -1.0f), BINS - 3.0f) + ROUNDS) - __float_as_int(ROUNDS);
     }
 };
 struct by_key {
@@ -150,22 +153,32 @@ template <class Rule> DEV void count_keys(const unsigned *keys, int n, const Rul
     each_bin(keys, n, rule, [&](int, unsigned, int b) { atomicAdd(&sh->bins[min((unsigned)b, (unsigned)BINS)], 1u); });
 }
 
+#define EACH (BINS / PRHS_RETRIEVE_LEAST) /* bins of a thread, at most */
+
 /* The bin of a rank, counted from 1 in the order of the bins; of the last key where there are fewer. */
 DEV found_bin find_bin(topk_shared *sh, int rank)
 {
     const int each = BINS >> (31 - __clz((int)blockDim.x)), first = threadIdx.x * each; /* blocks are powers of 2 */
+    uint2 pairs[EACH / 2];
     int sum = 0, before;
     __syncthreads();
-    for (int i = 0; i < each; i += 2) {
-        const uint2 b = *(const uint2 *)(sh->bins + first + i);
-        sum += b.x + b.y;
+#pragma unroll
+    for (int i = 0; i < EACH / 2; i++) {
+        pairs[i] = 2 * i < each ? *(const uint2 *)(sh->bins + first + 2 * i) : make_uint2(0, 0);
+        sum += pairs[i].x + pairs[i].y;
     }
     rank = min(rank, block_prefix(sum, &before));
     if (before < rank && rank <= before + sum) {
-        int at = first, passed = before;
-        for (; passed + (int)sh->bins[at] < rank; at++)
-            passed += sh->bins[at];
-        sh->found = found_bin{ at, passed, (int)sh->bins[at] };
+        found_bin f = { first, before, 0 };
+        int passed = before;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int n = (int)(i % 2 ? pairs[i / 2].y : pairs[i / 2].x);
+            if (passed < rank && rank <= passed + n)
+                f = found_bin{ first + i, passed, n };
+            passed += n;
+        }
+        sh->found = f;
     }
     if (threadIdx.x == 0)
         sh->fews = 0;
@@ -248,17 +261,23 @@ DEV void mark_better(const unsigned *keys, int n, const Rule &rule, int bin, boo
     });
 }
 
+/* How many of the n few are better than number i; by a warp. */
+DEV int better_than(const topk_shared *sh, int n, int i)
+{
+    const unsigned key = sh->few.key[i];
+    const int at = sh->few.at[i];
+    int better = 0;
+    for (int j = lane_id(); j < n; j += 32)
+        better += sh->few.key[j] > key || (sh->few.key[j] == key && sh->few.at[j] < at);
+    return __reduce_add_sync(FULL, better);
+}
+
 /* Marks the best `want` of the few by counting who is better. */
 DEV void rank_few(int n, int want, unsigned *chosen, const topk_shared *sh)
 {
-    for (int i = threadIdx.x; i < n; i += blockDim.x) {
-        const unsigned key = sh->few.key[i];
+    for (int i = warp_id(); i < n; i += blockDim.x >> 5) {
         const int at = sh->few.at[i];
-        int better = 0;
-#pragma unroll 1
-        for (int j = 0; j < n; j++)
-            better += sh->few.key[j] > key || (sh->few.key[j] == key && sh->few.at[j] < at);
-        if (better < want)
+        if (better_than(sh, n, i) < want && lane_id() == 0)
             atomicOr(chosen + (at >> 5), 1u << (at & 31));
     }
 }

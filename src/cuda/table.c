@@ -5,6 +5,7 @@
  */
 #include "host.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "../../cuda/launch.h"
@@ -140,11 +141,24 @@ bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_c
     return true;
 }
 
+/*
+ * Keys that the slices of the longest middle may keep, as guess_of() in cuda/select.cu tells it of each, and some more: shorter middles keep
+ * fewer, so that the room decides about none of them as long as it is less than PRHS_RETRIEVE_ROOM and the device has it.
+ */
+static prhs_i32 room_of_slices(const prhs_k_select *a) {
+    const int run = a->policy.run > 1 ? a->policy.run : 1;
+    const float samples = (float)(PRHS_RETRIEVE_SAMPLE(run)), n = (float)(a->batch.max_kv_len / run), keep = (float)(a->policy.k / run);
+    const float rank = keep * (samples / n), wanted = rank + 8.0f + 6.0f * sqrtf(rank);
+    const float most = wanted * (n / samples) / 0.95f * 1.01f + 256.0f;
+    const prhs_i32 least = PRHS_K_SLICE + 256;
+    return most >= (float)PRHS_RETRIEVE_ROOM ? PRHS_RETRIEVE_ROOM : most <= (float)least ? least : ((prhs_i32)most + 255) / 256 * 256;
+}
+
 prhs_i32 prhs_nv_size(const prhs_nv_device *dev, const prhs_nv_choice *choice, const prhs_op *op, unsigned *threads, unsigned *shared) {
     const prhs_k_select *a = &op->args.select;
     const prhs_i32 n = a->batch.max_kv_len;
     const uint64_t items = prhs_nv_blocks(choice, op), units = dev->head.info.compute_units;
-    prhs_i32 room = n <= PRHS_K_SLICE ? (n + 163) / 4 * 4 : PRHS_RETRIEVE_ROOM;
+    prhs_i32 room = n <= PRHS_K_SLICE ? (n + 163) / 4 * 4 : room_of_slices(a);
     while (room > PRHS_K_SLICE && PRHS_RETRIEVE_SHARED(room, a->shape.dim) > (prhs_i64)choice->shared)
         room -= 1024;
     /* Of 64 registers a thread: as many threads as are resident at once. Short middles leave most of them idle. */
