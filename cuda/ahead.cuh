@@ -17,8 +17,9 @@ struct segment {
     const byte *keys, *values; /* the KV head's first rows */
     i64 part;
     int tokens;
-    short heads;
+    unsigned char heads;
     bool begins, ends; /* what is summed: a chunk for these heads */
+    bool asks;         /* its queries are new */
 };
 
 /* A warp's, in shared memory. QUERY: bytes of the queries of the heads that share rows. */
@@ -32,21 +33,21 @@ template <int QUERY> struct __align__(16) ahead_shared {
 
 enum { AHEAD_NEW, AHEAD_CHUNK, AHEAD_TOKENS, AHEAD_PAGES, AHEAD_READY, AHEAD_OVER };
 
-/* A lane's part of it; what is not per lane is the same for all. `asked`: queries that nobody has taken yet. */
+/* A lane's part of it; what is not per lane is the same for all. `untaken`: queries that nobody has taken yet. */
 struct finder {
-    turns t;
+    walk w;
     int state, base, last, h0, half, word;
-    bool begins, asked;
+    bool begins, asks, untaken;
     int token[2], page[2];
 };
 
-DEV void finder_begin(const prhs_k_attend &a, const turns &t, finder *f)
+DEV void finder_begin(const prhs_k_attend &a, const walk &w, finder *f)
 {
-    f->t = t;
+    f->w = w;
     f->state = AHEAD_NEW;
     f->base = f->last = f->half = 0;
     f->h0 = a.shape.unit_heads;
-    f->begins = f->asked = false;
+    f->begins = f->asks = f->untaken = false;
 }
 
 /* The next heads' queries into shared memory. */
@@ -60,7 +61,7 @@ template <int HB, int QUERY> DEV void ask_queries(const prhs_cu_serve &p, finder
     for (int h = 0; h < heads; h++)
         for (int c = lane_id() * 16; c < row; c += 512)
             copy_async(sh->queries + h * row + c, from + h * step + c);
-    f->asked = true;
+    f->asks = f->untaken = true;
 }
 
 /* Positions of the segment at `base`; what the set keeps in no list is known at once. */
@@ -68,6 +69,7 @@ DEV void ask_tokens(finder *f, const job &j, int base, bool begins)
 {
     f->base = base;
     f->begins = begins;
+    f->asks = false;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int k = min(base + lane_id() + 32 * i, f->last - 1);
@@ -112,49 +114,75 @@ template <int QUERY> DEV void put_places(const prhs_k_kv &kv, finder *f, ahead_s
     f->state = AHEAD_READY;
 }
 
+/* After a chunk's last segment: the same rows for the next heads, the unit's next chunk, or another unit's. */
+template <int HB, int QUERY> DEV void next_chunk(const prhs_cu_serve &p, const int *prefix, finder *f, ahead_shared<QUERY> *sh)
+{
+    const prhs_k_attend &a = p.attend;
+    job *j = &sh->j;
+    if (f->h0 + HB < a.shape.unit_heads) {
+        if (f->untaken)
+            return;
+        f->h0 += HB;
+        ask_tokens(f, *j, j->first, true);
+        ask_queries<HB>(p, f, sh);
+        return;
+    }
+    int item;
+    bool same;
+    if (!walk_next(&f->w, prefix, &item, &same)) {
+        f->state = AHEAD_OVER;
+        return;
+    }
+    if (same && a.batch.rows == 1 && a.shape.unit_heads <= HB) {
+        __syncwarp();
+        if (lane_id() == 0) {
+            j->first = j->last;
+            j->last = min(j->last + j->size, j->tokens);
+            j->chunk++;
+        }
+        __syncwarp();
+        f->last = j->last;
+        ask_tokens(f, *j, j->first, true);
+        return;
+    }
+    /* Of another item of the same unit its number: where it stands among the unit's. */
+    if (same)
+        item = f->w.at - 1 - (f->w.index > f->w.t.first ? prefix[f->w.index - f->w.t.first - 1] : 0);
+    f->word = ask_view(p, f->w.index, item);
+    f->state = AHEAD_CHUNK;
+}
+
 /* One step. A step that would overwrite queries waits until they are taken. */
 template <int HB, int QUERY> DEV void advance(const prhs_cu_serve &p, const int *prefix, finder *f, ahead_shared<QUERY> *sh)
 {
-    const prhs_k_attend &a = p.attend;
+    const prhs_k_kv &kv = p.attend.kv;
     if (f->state == AHEAD_TOKENS) {
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            f->page[i] = sh->j.pages[page_index(a.kv, f->token[i])];
+            f->page[i] = sh->j.pages[page_index(kv, f->token[i])];
         f->state = AHEAD_PAGES;
     } else if (f->state == AHEAD_PAGES) {
-        put_places(a.kv, f, sh);
+        put_places(kv, f, sh);
     } else if (f->state == AHEAD_CHUNK) {
-        if (!f->asked)
+        if (!f->untaken)
             begin_chunk<HB>(p, f, sh);
     } else if (f->state == AHEAD_NEW) {
-        if (f->base + SEGMENT < f->last) {
+        if (f->base + SEGMENT < f->last)
             ask_tokens(f, sh->j, f->base + SEGMENT, false);
-        } else if (f->h0 + HB < a.shape.unit_heads) {
-            if (f->asked)
-                return;
-            f->h0 += HB;
-            ask_tokens(f, sh->j, sh->j.first, true);
-            ask_queries<HB>(p, f, sh);
-        } else {
-            int i, item;
-            const bool more = walk_next(&f->t, prefix, &i, &item);
-            if (more)
-                f->word = ask_view(p, i, item);
-            f->state = more ? AHEAD_CHUNK : AHEAD_OVER;
-        }
+        else
+            next_chunk<HB>(p, prefix, f, sh);
     }
 }
 
-/* Steps until the next segment is ready, or cannot be before queries are taken. */
-template <int HB, int QUERY> DEV void seek(const prhs_cu_serve &p, const int *prefix, finder *f, ahead_shared<QUERY> *sh)
+/* One step, or (all) as many as the next segment needs; fewer where queries have to be taken first. */
+template <int HB, int QUERY> DEV void seek(const prhs_cu_serve &p, const int *prefix, finder *f, ahead_shared<QUERY> *sh, bool all)
 {
+    int before;
 #pragma unroll 1
-    while (f->state < AHEAD_READY) {
-        const int before = f->state;
+    do {
+        before = f->state;
         advance<HB>(p, prefix, f, sh);
-        if (f->state == before)
-            return;
-    }
+    } while (all && f->state < AHEAD_READY && f->state != before);
 }
 
 /* The segment that is ready: which half of the shared memory it has. The next one takes the other half. */
@@ -167,7 +195,8 @@ template <int HB, int QUERY> DEV int take_segment(const prhs_cu_serve &p, finder
         s->tokens = min(SEGMENT, f->last - f->base);
         s->begins = f->begins;
         s->ends = f->base + SEGMENT >= f->last;
-        s->heads = (short)min(HB, a.shape.unit_heads - f->h0);
+        s->asks = f->asks;
+        s->heads = (unsigned char)min(HB, a.shape.unit_heads - f->h0);
         const int first = sh->j.u * a.shape.unit_heads + f->h0, head = (int)((unsigned)first / (unsigned)a.shape.group);
         s->part = part_index(a, sh->j, first);
         s->keys = p.mem[PRHS_R_K] + (a.kv.k_off + head * a.kv.k_head * size);

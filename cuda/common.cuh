@@ -488,19 +488,26 @@ DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item
 }
 
 /*
- * The same for warps: the block counts a window of indices together, then each of its warps walks its own items of them, without a barrier.
- * Neighbouring items go to different blocks.
+ * The same for warps: the block counts a window of indices together, then each of the grid's warps walks items of its own, one after the
+ * other and without a barrier. They are neighbours, so that many belong to the same index; where there are few, each is another block's.
  */
-DEV turns walk_begin(int n, int real)
+struct walk {
+    turns t;
+    int at, end;       /* the warp's items in the window: the next one, and where they end */
+    int index, passed; /* the index of the last one, and where that one's items end */
+};
+
+DEV walk walk_begin(int n, int real)
 {
     const int each = n <= (int)blockDim.x ? 1 : n <= 2 * (int)blockDim.x ? 2 : TURNS_EACH;
-    return turns{ (i64)warp_id() * gridDim.x + blockIdx.x, 0, -each * (int)blockDim.x, 0, each, real };
+    return walk{ { 0, 0, -each * (int)blockDim.x, 0, each, real }, 0, 0, 0, 0 };
 }
 
 /* The next window that has items. False: there is none. All threads of the block call it together, as often as it says true. */
 template <class Count, class Read = read_index, class Look = no_look>
-DEV bool walk_window(turns *t, int n, int *prefix, Count count, Read read = Read(), Look look = Look())
+DEV bool walk_window(walk *w, int n, int *prefix, Count count, Read read = Read(), Look look = Look())
 {
+    turns *t = &w->t;
     if (t->total) {
         if (t->first + t->each * (int)blockDim.x >= min(t->real, n))
             return false; /* at once: no warp waits for the others' last items */
@@ -510,17 +517,25 @@ DEV bool walk_window(turns *t, int n, int *prefix, Count count, Read read = Read
         if (!turns_window(t, n, prefix, count, read, look))
             return false;
     } while (!t->total);
+    const unsigned warps = gridDim.x * (blockDim.x >> 5), mine = (unsigned)warp_id() * gridDim.x + blockIdx.x;
+    const unsigned least = (unsigned)t->total / warps, more = (unsigned)t->total - least * warps;
+    w->at = (int)(mine * least + min(mine, more));
+    w->end = w->at + (int)(least + (mine < more));
+    w->passed = 0;
     return true;
 }
 
-/* The warp's next item in the window. */
-DEV bool walk_next(turns *t, const int *prefix, int *i, int *item)
+/* The warp's next item in the window: of index w->index the item *item. *same: of the same index as the last one, and next to it. */
+DEV bool walk_next(walk *w, const int *prefix, int *item, bool *same)
 {
-    const i64 at = t->next - t->base;
-    if (at >= t->total)
+    const int at = w->at++;
+    if (at >= w->end)
         return false;
-    turns_find(*t, prefix, (int)at, i, item);
-    t->next += (i64)gridDim.x * (blockDim.x >> 5);
+    *same = at < w->passed;
+    if (!*same) {
+        turns_find(w->t, prefix, at, &w->index, item);
+        w->passed = prefix[w->index - w->t.first];
+    }
     return true;
 }
 

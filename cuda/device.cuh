@@ -119,6 +119,10 @@ template <int TO, int FROM> DEV void copy_async_or_zero(shared_at to, const void
 {
     asm volatile("cp.async.cg.shared.global [%0 + %3], [%1 + %4], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0), "n"(TO), "n"(FROM));
 }
+template <int TO, int FROM> DEV void copy_async(shared_at to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(to), "l"(from), "n"(TO), "n"(FROM));
+}
 DEV void copy_commit() { asm volatile("cp.async.commit_group;"); }
 template <int N> DEV void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
 

@@ -82,12 +82,33 @@ DEV void send_place(const shared_at (&to)[2], const byte *keys, const byte *valu
     }
 }
 
+template <int DP, int I, int J> DEV void send_whole_pieces(shared_at to, const byte *k, const byte *v)
+{
+    if constexpr (J < DP / 64) {
+        copy_async<I * 4 * DP * 2 + J * 128, J * 128>(to, k);
+        copy_async<ring<DP, true>::SIDE + I * 4 * DP * 2 + J * 128, J * 128>(to, v);
+        send_whole_pieces<DP, I, J + 1>(to, k, v);
+    }
+}
+
+template <int DP, int I> DEV void send_whole(const shared_at (&to)[2], const byte *keys, const byte *values, const row_place *at)
+{
+    if constexpr (I < ROWS / 4) {
+        const row_place row = at[I * 4];
+        send_whole_pieces<DP, I, 0>(to[I & 1], keys + (unsigned long long)row.k * 16, values + (unsigned long long)row.v * 16);
+        send_whole<DP, I + 1>(to, keys, values, at);
+    }
+}
+
 /* The same for rows whose places lie in shared memory, from the KV head's first ones on. */
 template <int DP> DEV void send_places(shared_at stage, const byte *keys, const byte *values, const row_place *at, int n, int dim)
 {
     const int group = lane_id() >> 3, piece = lane_id() & 7;
     const shared_at row = stage + group * DP * 2, to[2] = { row + piece_in(group, piece) * 16, row + piece_in(group + 4, piece) * 16 };
-    send_place<DP, 0>(to, keys + piece * 16, values + piece * 16, at + group, n - group, dim - piece * 8);
+    if (n >= ROWS && dim == DP)
+        send_whole<DP, 0>(to, keys + piece * 16, values + piece * 16, at + group);
+    else
+        send_place<DP, 0>(to, keys + piece * 16, values + piece * 16, at + group, n - group, dim - piece * 8);
 }
 
 /* Zeros where no copy ever writes: channels between D and DP. */

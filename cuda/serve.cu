@@ -65,12 +65,17 @@ template <int T, int L, int HB> DEV void add_values(running<HB> *x, const raw8<T
 }
 
 /* Rows of a tile, 8 channels a lane; rows past n, and lanes past the row, are zeros and not read. */
-template <int T, int L, int HB, bool V>
-DEV void load_tile(const byte *base, const row_place *at, int n, int dim, raw8<T> *r)
+template <int T, int L, int HB, bool V> DEV void load_tile(const byte *base, const row_place *at, int n, int dim, raw8<T> *r)
 {
     const int LOADS = loads<T, HB>(), lane = lane_id(), c = lane % L * 8;
     base += c * (T == PRHS_K_F32 ? 4 : 2);
     at += lane / L;
+    if (n >= LOADS * (32 / L) && dim == L * 8) {
+#pragma unroll
+        for (int i = 0; i < LOADS; i++)
+            r[i] = load_raw<T>(base + (unsigned long long)(V ? at[i * (32 / L)].v : at[i * (32 / L)].k) * 16);
+        return;
+    }
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
         const unsigned place = V ? at[i * (32 / L)].v : at[i * (32 / L)].k;
@@ -108,7 +113,7 @@ template <int L, int HB> DEV void put_part(const prhs_k_attend &a, const running
 }
 
 /* The queries of the segment that begins, from shared memory, times the scale; heads past the last one repeat it. */
-template <int L, int HB> DEV void take_queries(const prhs_k_attend &a, const byte *queries, int heads, float q[HB][8], running<HB> *x)
+template <int L, int HB> DEV void take_queries(const prhs_k_attend &a, const byte *queries, int heads, float q[HB][8])
 {
     const int c = lane_id() % L * 8, size = element(a.q.dtype);
 #pragma unroll
@@ -117,10 +122,18 @@ template <int L, int HB> DEV void take_queries(const prhs_k_attend &a, const byt
         const byte *from = queries + (min(h, heads - 1) * a.shape.dim + (real ? c : 0)) * size;
         shared_eight(a.q.dtype, from, q[h]);
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < 8; i++)
             q[h][i] = real ? q[h][i] * a.shape.scale : 0.0f;
+    }
+}
+
+template <int HB> DEV void start(running<HB> *x)
+{
+#pragma unroll
+    for (int h = 0; h < HB; h++) {
+#pragma unroll
+        for (int i = 0; i < 8; i++)
             x->acc[h][i] = 0.0f;
-        }
         x->top[h] = LOWEST;
         x->sum[h] = 0.0f;
         x->bad[h] = false;
@@ -133,7 +146,7 @@ template <int T, int L, int HB> struct warp_shared {
 };
 
 /* The warp's chunks of a window. While scores become weights the next tile's keys come, while values are added its values. */
-template <int T, int L, int HB> DEV void serve_window(const prhs_cu_serve &p, turns *t, const int *prefix, warp_shared<T, L, HB> *sh)
+template <int T, int L, int HB> DEV void serve_window(const prhs_cu_serve &p, const walk &w, const int *prefix, warp_shared<T, L, HB> *sh)
 {
     const int LOADS = loads<T, HB>(), TOKENS = tile<T, L, HB, LOADS>::TOKENS, dim = p.attend.shape.dim;
     finder f;
@@ -142,30 +155,27 @@ template <int T, int L, int HB> DEV void serve_window(const prhs_cu_serve &p, tu
     running<HB> x;
     const row_place *at = nullptr;
     const byte *keys = nullptr, *values = nullptr;
-    int left = 0, now = 0;
-    finder_begin(p.attend, *t, &f);
-    seek<HB>(p, prefix, &f, &sh->ahead);
-    bool more = f.state == AHEAD_READY, fresh = true;
-    for (bool first = true;; first = false) {
-        /* The tile that is here, then the one to come. */
-        const int n = left, done = now;
-        const bool inside = left > TOKENS;
-        if (!first) {
+    int left = 0, now = 0; /* rows of the tile that is here, and of its segment after it */
+    bool more = false, fresh = false;
+    finder_begin(p.attend, w, &f);
+    do {
+        const int n = left, last = now;
+        const bool here = more, inside = left > TOKENS;
+        if (here) {
             const segment &s = sh->ahead.segments[now];
-            if (fresh && s.begins) {
+            if (fresh && s.asks) {
                 copy_wait<0>();
                 __syncwarp();
-                take_queries<L, HB>(p.attend, sh->ahead.queries, s.heads, q, &x);
+                take_queries<L, HB>(p.attend, sh->ahead.queries, s.heads, q);
                 __syncwarp();
-                f.asked = false;
+                f.untaken = false;
             }
+            if (fresh && s.begins)
+                start(&x);
             score_rows<T, L, HB, LOADS>(k, q, sh->s);
-            if (inside)
-                advance<HB>(p, prefix, &f, &sh->ahead);
-            else
-                seek<HB>(p, prefix, &f, &sh->ahead);
-            more = inside || f.state == AHEAD_READY;
         }
+        seek<HB>(p, prefix, &f, &sh->ahead, !inside);
+        more = inside || f.state == AHEAD_READY;
         fresh = !inside;
         if (inside) {
             left -= TOKENS;
@@ -180,20 +190,17 @@ template <int T, int L, int HB> DEV void serve_window(const prhs_cu_serve &p, tu
         __syncwarp();
         if (more)
             load_tile<T, L, HB, false>(keys, at, left, dim, k);
-        if (!first) {
+        if (here) {
             soften<TOKENS, HB>(&x, sh->s, n);
             __syncwarp();
             add_values<T, L, HB>(&x, v, sh->s);
         }
         if (more)
             load_tile<T, L, HB, true>(values, at, left, dim, v);
-        if (!first && !inside && sh->ahead.segments[done].ends)
-            put_part<L, HB>(p.attend, x, sh->ahead.segments[done].part, sh->ahead.segments[done].heads, p.mem[PRHS_R_WORK]);
-        if (!more)
-            break;
+        if (here && !inside && sh->ahead.segments[last].ends)
+            put_part<L, HB>(p.attend, x, sh->ahead.segments[last].part, sh->ahead.segments[last].heads, p.mem[PRHS_R_WORK]);
         __syncwarp();
-    }
-    *t = f.t;
+    } while (more);
 }
 
 template <int T, int L, int HB> DEV void serve(const prhs_cu_serve &p)
@@ -202,9 +209,9 @@ template <int T, int L, int HB> DEV void serve(const prhs_cu_serve &p)
     __shared__ int prefix[TURNS_EACH * THREADS];
     const int *counts = kept_counts(p);
     grid_begin();
-    turns t = chunks_begin(p);
-    while (next_window(p, &t, counts, prefix))
-        serve_window<T, L, HB>(p, &t, prefix, &warps[warp_id()]);
+    walk w = chunks_begin(p);
+    while (next_window(p, &w, counts, prefix))
+        serve_window<T, L, HB>(p, w, prefix, &warps[warp_id()]);
 }
 
 #define SERVE(t, T, l, hb, blocks)     KERNEL(prhs_serve_##t##_l##l##_h##hb, prhs_cu_serve, THREADS, blocks) { serve<T, l, hb>(p); }

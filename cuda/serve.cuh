@@ -19,6 +19,7 @@ struct job {
     prhs_set set;
     const int *list, *pages;
     int u, work, first, last, chunk; /* tokens [first, last) of the row's linear index */
+    int tokens, size;                /* of the row, and of its chunks but the last one */
     i64 row, parts;                  /* of the queries; rows before it times heads: where its parts are */
 };
 
@@ -79,17 +80,17 @@ DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v
 }
 
 /* The chunks of all units, as the grid's warps share them. */
-DEV turns chunks_begin(const prhs_cu_serve &p)
+DEV walk chunks_begin(const prhs_cu_serve &p)
 {
     const prhs_k_attend &a = p.attend;
     return walk_begin(a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units);
 }
 
 /* The next units that have chunks, by the whole block. False: there are none. */
-DEV bool next_window(const prhs_cu_serve &p, turns *t, const int *counts, int *prefix)
+DEV bool next_window(const prhs_cu_serve &p, walk *w, const int *counts, int *prefix)
 {
     return walk_window(
-        t, p.attend.batch.max_seqs * p.attend.shape.units, prefix, [&](const unit_view &v) { return count_unit(p, counts, v); },
+        w, p.attend.batch.max_seqs * p.attend.shape.units, prefix, [&](const unit_view &v) { return count_unit(p, counts, v); },
         [&](int k) { return view_of(p, counts, k); });
 }
 
@@ -137,10 +138,11 @@ DEV bool make_job(const prhs_cu_serve &p, const job_view &v, job *j)
             item -= chunks;
         }
     }
-    const int size = chunk_tokens(tokens, a.work.chunk_min, a.work.chunks);
+    j->tokens = tokens;
+    j->size = chunk_tokens(tokens, a.work.chunk_min, a.work.chunks);
     j->chunk = item;
-    j->first = item * size;
-    j->last = min(j->first + size, tokens);
+    j->first = item * j->size;
+    j->last = min(j->first + j->size, tokens);
     j->row = e.row0 + r;
     j->parts = ((i64)b * a.batch.rows + r) * a.shape.heads;
     j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], e.table);

@@ -85,10 +85,9 @@ DEV void send_next(const prhs_cu_serve &p, const int *prefix, finder *f, sender 
 {
     typedef ring<DP, true> r;
     const int dim = p.attend.shape.dim;
-    if (from->done < from->tokens) {
-        advance<NT * 4>(p, prefix, f, &sh->ahead);
-    } else {
-        seek<NT * 4>(p, prefix, f, &sh->ahead);
+    const bool inside = from->done < from->tokens;
+    seek<NT * 4>(p, prefix, f, &sh->ahead, !inside);
+    if (!inside) {
         from->done = from->tokens = 0;
         if (f->state == AHEAD_READY) {
             from->segment = take_segment<NT * 4>(p, f, &sh->ahead);
@@ -110,7 +109,7 @@ DEV void send_next(const prhs_cu_serve &p, const int *prefix, finder *f, sender 
 
 /* The queries of the segment that begins, from shared memory. */
 template <int T, int DP, int NT>
-DEV void take_queries(const prhs_k_attend &a, const byte *queries, int heads, query_terms<T, DP> (&q)[NT], running<DP, NT> *x)
+DEV void take_queries(const prhs_k_attend &a, const byte *queries, int heads, query_terms<T, DP> (&q)[NT])
 {
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
@@ -119,6 +118,13 @@ DEV void take_queries(const prhs_k_attend &a, const byte *queries, int heads, qu
         query_words<DP> words;
         query_words_of<DP>(a.q.dtype, queries + first * a.shape.dim * element(a.q.dtype), a.shape.dim, heads - first, a.shape.dim, &words);
         make_query_terms<T, DP>(a.q.dtype, words, &q[nt]);
+    }
+}
+
+template <int DP, int NT> DEV void start(running<DP, NT> *x)
+{
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
         x->top[nt] = LOWEST;
         x->sum[nt] = 0.0f;
         x->bad[nt] = false;
@@ -147,37 +153,41 @@ DEV void attend_stage(shared_at at, int n, float scale, const query_terms<T, DP>
 
 /* The warp's chunks of a window. */
 template <int T, int DP, int NT>
-DEV void serve_window(const prhs_cu_serve &p, turns *t, const int *prefix, shared_at ring_at, warp_shared *sh)
+DEV void serve_window(const prhs_cu_serve &p, const walk &w, const int *prefix, shared_at ring_at, warp_shared *sh)
 {
     const prhs_k_attend &a = p.attend;
     finder f;
     sender from = { 0, 0, 0 };
     query_terms<T, DP> q[NT];
     running<DP, NT> x;
-    finder_begin(a, *t, &f);
-    send_next<DP, NT>(p, prefix, &f, &from, ring_at, 0, sh);
-    send_next<DP, NT>(p, prefix, &f, &from, ring_at, 1, sh);
-    /* Nothing was sent where queries had to be taken first. */
-    for (int stage = 0; f.state != AHEAD_OVER || sh->notes[0].n > 0 || sh->notes[1].n > 0; stage ^= 1) {
-        const tile_note note = sh->notes[stage];
+    finder_begin(a, w, &f);
+    __syncwarp();
+    if (lane_id() < 2)
+        sh->notes[lane_id()].n = 0;
+    /* At first, and where queries had to be taken before more could be sent, a stage is empty. */
+    int stage = 0;
+    do {
         copy_wait<1>();
         __syncwarp();
+        const tile_note note = sh->notes[stage];
         if (note.n > 0) {
             const segment &s = sh->ahead.segments[note.segment];
-            if (note.first && s.begins) {
-                take_queries<T, DP, NT>(a, sh->ahead.queries, s.heads, q, &x);
+            if (note.first && s.asks) {
+                take_queries<T, DP, NT>(a, sh->ahead.queries, s.heads, q);
                 __syncwarp();
-                f.asked = false;
+                f.untaken = false;
             }
+            if (note.first && s.begins)
+                start(&x);
             attend_stage<T, DP, NT>(ring_at + stage * ring<DP, true>::STAGE, note.n, a.shape.scale, q, &x);
             if (note.last && s.ends)
                 put_part<T, DP, NT>(a, &x, s.part, s.heads, p.mem[PRHS_R_WORK]);
         }
         __syncwarp();
         send_next<DP, NT>(p, prefix, &f, &from, ring_at, stage, sh);
-    }
+        stage ^= 1;
+    } while (f.state != AHEAD_OVER || sh->notes[0].n > 0 || sh->notes[1].n > 0);
     copy_wait<0>();
-    *t = f.t;
 }
 
 template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
@@ -190,9 +200,9 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
     warp_shared *sh = (warp_shared *)(rings + r::BYTES + warp * each);
     clear_ring<DP, true>(rings, p.attend.shape.dim);
     grid_begin();
-    turns t = chunks_begin(p);
-    while (next_window(p, &t, counts, prefix))
-        serve_window<T, DP, NT>(p, &t, prefix, shared_at_of(rings + warp * r::STAGES * r::STAGE), sh);
+    walk w = chunks_begin(p);
+    while (next_window(p, &w, counts, prefix))
+        serve_window<T, DP, NT>(p, w, prefix, shared_at_of(rings + warp * r::STAGES * r::STAGE), sh);
 }
 
 #define SERVE(t, T, dp, nt, hb, blocks)                                        \
