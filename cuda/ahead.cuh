@@ -103,15 +103,30 @@ DEV unsigned sixteens(const prhs_k_kv &kv, unsigned page, unsigned in, i64 page_
     return (unsigned)((steps(page, page_step) + steps(in, token_step)) >> (kv.dtype == PRHS_K_F32 ? 2 : 3));
 }
 
-template <int QUERY> DEV void put_places(const prhs_k_kv &kv, finder *f, ahead_shared<QUERY> *sh)
+template <int HB, int QUERY> DEV void put_places(const prhs_cu_serve &p, finder *f, ahead_shared<QUERY> *sh)
 {
+    const prhs_k_attend &a = p.attend;
+    const prhs_k_kv &kv = a.kv;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const unsigned in = (unsigned)f->token[i] - page_index(kv, f->token[i]) * (unsigned)kv.page_size;
         const unsigned id = (unsigned)min(max(f->page[i], 0), kv.pages - 1);
         sh->at[f->half][lane_id() + 32 * i] = row_place{ sixteens(kv, id, in, kv.k_page, kv.k_token), sixteens(kv, id, in, kv.v_page, kv.v_token) };
     }
+    if (lane_id() == 0) {
+        segment *s = &sh->segments[f->half];
+        const int first = sh->j.u * a.shape.unit_heads + f->h0, head = (int)small_quotient(first, a.shape.group), size = element(kv.dtype);
+        s->keys = p.mem[PRHS_R_K] + (kv.k_off + head * kv.k_head * size);
+        s->values = p.mem[PRHS_R_V] + (kv.v_off + head * kv.v_head * size);
+        s->part = part_index(a, sh->j, first);
+        s->tokens = min(SEGMENT, f->last - f->base);
+        s->heads = (unsigned char)min(HB, a.shape.unit_heads - f->h0);
+        s->begins = f->begins;
+        s->ends = f->base + SEGMENT >= f->last;
+        s->asks = f->asks;
+    }
     f->state = AHEAD_READY;
+    __syncwarp();
 }
 
 /* After a chunk's last segment: the same rows for the next heads, the unit's next chunk, or another unit's. */
@@ -162,7 +177,7 @@ template <int HB, int QUERY> DEV void advance(const prhs_cu_serve &p, const int 
             f->page[i] = sh->j.pages[page_index(kv, f->token[i])];
         f->state = AHEAD_PAGES;
     } else if (f->state == AHEAD_PAGES) {
-        put_places(kv, f, sh);
+        put_places<HB>(p, f, sh);
     } else if (f->state == AHEAD_CHUNK) {
         if (!f->untaken)
             begin_chunk<HB>(p, f, sh);
@@ -186,26 +201,32 @@ template <int HB, int QUERY> DEV void seek(const prhs_cu_serve &p, const int *pr
 }
 
 /* The segment that is ready: which half of the shared memory it has. The next one takes the other half. */
-template <int HB, int QUERY> DEV int take_segment(const prhs_cu_serve &p, finder *f, ahead_shared<QUERY> *sh)
+DEV int take_segment(finder *f)
 {
-    const prhs_k_attend &a = p.attend;
-    const int size = element(a.kv.dtype), taken = f->half;
-    if (lane_id() == 0) {
-        segment *s = &sh->segments[taken];
-        s->tokens = min(SEGMENT, f->last - f->base);
-        s->begins = f->begins;
-        s->ends = f->base + SEGMENT >= f->last;
-        s->asks = f->asks;
-        s->heads = (unsigned char)min(HB, a.shape.unit_heads - f->h0);
-        const int first = sh->j.u * a.shape.unit_heads + f->h0, head = (int)((unsigned)first / (unsigned)a.shape.group);
-        s->part = part_index(a, sh->j, first);
-        s->keys = p.mem[PRHS_R_K] + (a.kv.k_off + head * a.kv.k_head * size);
-        s->values = p.mem[PRHS_R_V] + (a.kv.v_off + head * a.kv.v_head * size);
-    }
-    f->half ^= 1;
     f->state = AHEAD_NEW;
-    __syncwarp();
-    return taken;
+    f->half ^= 1;
+    return f->half ^ 1;
+}
+
+/*
+ * Rows of the tile after the one that is asked for next are brought closer: `left` rows of a segment from `at` on are still to be asked for,
+ * TOKENS with the next tile. A lane has a row of K or of V.
+ */
+template <int TOKENS, int QUERY>
+DEV void bring_closer(const finder &f, const ahead_shared<QUERY> &sh, const segment &s, const row_place *at, int left, int row_bytes)
+{
+    const bool inside = left > TOKENS;
+    if (!inside && f.state != AHEAD_READY)
+        return;
+    const segment &from = inside ? s : sh.segments[f.half];
+    const row_place *place = inside ? at + TOKENS : sh.at[f.half];
+#pragma unroll
+    for (int i = 0; i < TOKENS / 16; i++) {
+        const row_place row = place[(lane_id() & 15) + 16 * i];
+        const byte *start = lane_id() < 16 ? from.keys + (unsigned long long)row.k * 16 : from.values + (unsigned long long)row.v * 16;
+        for (int c = 0; c < row_bytes; c += 128)
+            prefetch(start + c);
+    }
 }
 
 #endif

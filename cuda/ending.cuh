@@ -9,7 +9,6 @@
 
 #include "parts.cuh"
 
-#define END_PARTS 64 /* that the block asks for together: a warp's are every fourth, in groups of four */
 #define BOOKS 3      /* the warp that counts */
 
 struct ending_shared {
@@ -26,61 +25,6 @@ struct ending {
     int work, tokens, parts;
     prhs_set set;
 };
-
-/* --- parts --- */
-
-struct flight {
-    float4 o[END_PARTS / 4];
-};
-
-/* Parts first, first + 4, ... of those from `o` on, which is the lane's channels of part `first`; as far as there are `parts`. */
-DEV void load_flight(const float *o, unsigned dim, int first, int parts, flight *f)
-{
-#pragma unroll
-    for (int g = 0; g < END_PARTS / 16; g++) {
-        if (16 * g >= parts)
-            break;
-#pragma unroll
-        for (int i = 4 * g; i < 4 * g + 4; i++) {
-            f->o[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (first + 4 * i < parts)
-                f->o[i] = load_shared_result((const float *)((const byte *)o + (size_t)(16 * dim * (unsigned)i)));
-        }
-    }
-}
-
-/* Parts without any token count as zeros, whatever they hold. */
-DEV void clear_empty(const lse_parts &l, int first, flight *f)
-{
-#pragma unroll
-    for (int i = 0; i < END_PARTS / 4; i++)
-        if (__shfl_sync(FULL, l.l[i / 8], first + 4 * (i % 8)) == NOTHING)
-            f->o[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-}
-
-/* l: of the 64 parts that the flight is from; first: of them, the warp's. */
-DEV void add_flight(flight *f, const lse_parts &l, float top, int first, int parts, float acc[4])
-{
-    const int lane = lane_id();
-    if (__any_sync(FULL, (lane < parts && l.l[0] == NOTHING) | (lane + 32 < parts && l.l[1] == NOTHING)))
-        clear_empty(l, first, f);
-    float w[2] = { part_weight(l.l[0], top), 0.0f };
-    if (parts > 32)
-        w[1] = part_weight(l.l[1], top);
-#pragma unroll
-    for (int g = 0; g < END_PARTS / 16; g++) {
-        if (16 * g >= parts)
-            break;
-#pragma unroll
-        for (int i = 4 * g; i < 4 * g + 4; i++) {
-            const float weight = __shfl_sync(FULL, w[i / 8], first + 4 * (i % 8));
-            add_part(&acc[0], true, weight, f->o[i].x);
-            add_part(&acc[1], true, weight, f->o[i].y);
-            add_part(&acc[2], true, weight, f->o[i].z);
-            add_part(&acc[3], true, weight, f->o[i].w);
-        }
-    }
-}
 
 /* --- what the slot remembers --- */
 
@@ -209,49 +153,17 @@ DEV void book_head(const ending &x, float mass)
 DEV weights merge_all(const ending &x, float *acc_at, memory *m)
 {
     const prhs_k_work &w = x.a.work;
-    const int dim = x.a.shape.dim, warp = warp_id(), lane = lane_id();
     byte *ws = x.mem[PRHS_R_WORK];
-    const float *lse = FLOATS(ws, w.part_lse_off) + steps(x.item, w.chunks);
-    const float *o = FLOATS(ws, w.part_off) + steps(x.item, w.chunks * dim);
-    weights all = { 0.0f, 0.0f, 0.0f };
-#pragma unroll 1
-    for (int base = 0; base < dim; base += 128) {
-        const int c = base + lane * 4;
-        const float *mine = o + (unsigned)(warp * dim + min(c, dim - 4)); /* lanes past the row have its last channels */
-        flight f;
-        const lse_parts l = load_lse(lse, 1, x.parts);
-        load_flight(mine, dim, warp, x.parts, &f);
-        if (base == 0) {
-            *m = remember(x, threadIdx.x * 2);
-            /* The unit's first head's block books for the unit, while the parts are on their way. */
-            if (threadIdx.x == BOOKS * 32 && x.h == x.u * x.a.shape.unit_heads && !x.a.policy.dense)
-                book_unit(x);
-        }
-        all = merge_weights(l, lse, 1, x.parts);
-        float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-        add_flight(&f, l, all.top, warp, x.parts, acc);
-#pragma unroll 1
-        for (int p = END_PARTS; p < x.parts; p += END_PARTS) {
-            load_flight(mine + (i64)p * dim, dim, warp, x.parts - p, &f);
-            add_flight(&f, load_lse(lse + p, 1, x.parts - p), all.top, warp, x.parts - p, acc);
-        }
-        if (c < dim)
-            *(float4 *)(acc_at + c) = make_float4(acc[0], acc[1], acc[2], acc[3]);
-    }
-    return all;
+    return merge_share(FLOATS(ws, w.part_off) + steps(x.item, w.chunks * x.a.shape.dim), FLOATS(ws, w.part_lse_off) + steps(x.item, w.chunks),
+                       x.a.shape.dim, x.parts, acc_at, [&] {
+                           *m = remember(x, threadIdx.x * 2);
+                           /* The unit's first head's block books for the unit. */
+                           if (threadIdx.x == BOOKS * 32 && x.h == x.u * x.a.shape.unit_heads && !x.a.policy.dense)
+                               book_unit(x);
+                       });
 }
 
 /* --- output --- */
-
-DEV void put_two(int dtype, byte *row, int c, const float y[2])
-{
-    if (dtype == PRHS_K_F32)
-        *(float2 *)(row + c * 4) = make_float2(y[0], y[1]);
-    else if (dtype == PRHS_K_F16)
-        *(unsigned *)(row + c * 2) = float_half(y[0]) | (unsigned)float_half(y[1]) << 16;
-    else
-        *(unsigned *)(row + c * 2) = bfloat_of(y[0]) | (unsigned)bfloat_of(y[1]) << 16;
-}
 
 /* The warps' parts have met; the residual is added: the mean, or what the reference dropped. */
 DEV void put_channels(const ending &x, const float acc[4][256], int c, const weights &all, const memory &m)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The ops tier's own: combine (attend's chunks) and merge (a caller's parts). A warp a (row, head). */
+/* The ops tier's own: combine (attend's chunks), a block a head of a row, and merge (a caller's parts), a warp a head of a row. */
 #include "parts.cuh"
 
 /* Parts of one row of one head; steps are in floats. */
@@ -35,28 +35,39 @@ DEV float merge_row(const row_parts &x, int dim, int dtype, byte *out)
     return w.lse;
 }
 
+/* Item: a head of a row, by the whole block. */
 DEV void combine_row(const prhs_k_combine &a, byte *const mem[], int item)
 {
-    const int h = item % a.shape.heads, r = item / a.shape.heads % a.batch.rows, b = item / a.shape.heads / a.batch.rows;
+    __shared__ __align__(16) float acc[4][256];
+    const int row = (int)small_quotient(item, a.shape.heads), h = item - row * a.shape.heads;
+    const int b = (int)small_quotient(row, a.batch.rows), r = row - b * a.batch.rows, c = threadIdx.x * 2;
+    byte *ws = mem[PRHS_R_WORK];
     const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], b);
+    const prhs_set set = *set_at(ws, a.work, a.shape, b, (int)small_quotient(h, a.shape.unit_heads));
     if (e.kind == IDLE || r >= e.rows)
         return;
-    byte *ws = mem[PRHS_R_WORK];
-    const prhs_set set = *set_at(ws, a.work, a.shape, b, h / a.shape.unit_heads);
     const int end = e.flags & PRHS_SEQ_FULL ? e.kv_len - 1 : e.pos0 + r;
     const i64 at = (i64)item * a.work.chunks;
-    const row_parts x = { FLOATS(ws, a.work.part_off) + at * a.shape.dim, FLOATS(ws, a.work.part_lse_off) + at, a.shape.dim, 1,
-                          attend_chunks(a.work, set_tokens(set, end + 1)) };
-    const float lse = merge_row(x, a.shape.dim, a.out.dtype, row_at(a.out, mem[PRHS_R_OUT], e.row0 + r, h));
-    if (a.lse_off != PRHS_NONE && lane_id() == 0)
-        FLOATS(mem[PRHS_R_LSE], a.lse_off)[(i64)(e.row0 + r) * a.shape.heads + h] = lse;
+    const weights w = merge_share(FLOATS(ws, a.work.part_off) + at * a.shape.dim, FLOATS(ws, a.work.part_lse_off) + at, a.shape.dim,
+                                  attend_chunks(a.work, set_tokens(set, end + 1)), acc[warp_id()], [] {});
+    __syncthreads();
+    if (c < a.shape.dim) {
+        float y[2];
+#pragma unroll
+        for (int k = 0; k < 2; k++)
+            y[k] = isnan(w.sum) ? NEVER : ((acc[0][c + k] + acc[1][c + k]) + (acc[2][c + k] + acc[3][c + k])) / w.sum;
+        put_two(a.out.dtype, row_at(a.out, mem[PRHS_R_OUT], e.row0 + r, h), c, y);
+    }
+    if (a.lse_off != PRHS_NONE && threadIdx.x == 0)
+        FLOATS(mem[PRHS_R_LSE], a.lse_off)[(i64)(e.row0 + r) * a.shape.heads + h] = w.lse;
+    __syncthreads();
 }
 
 KERNEL(prhs_combine, prhs_cu_combine, 128, 4)
 {
     grid_begin();
     const int items = p.a.batch.max_seqs * p.a.batch.rows * p.a.shape.heads;
-    for (int item = blockIdx.x * 4 + warp_id(); item < items; item += gridDim.x * 4)
+    for (int item = blockIdx.x; item < items; item += gridDim.x)
         combine_row(p.a, p.mem, item);
 }
 

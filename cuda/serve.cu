@@ -181,15 +181,17 @@ template <int T, int L, int HB> DEV void serve_window(const prhs_cu_serve &p, co
             left -= TOKENS;
             at += TOKENS;
         } else if (more) {
-            now = take_segment<HB>(p, &f, &sh->ahead);
+            now = take_segment(&f);
             left = sh->ahead.segments[now].tokens;
             at = sh->ahead.at[now];
             keys = sh->ahead.segments[now].keys;
             values = sh->ahead.segments[now].values;
         }
         __syncwarp();
-        if (more)
+        if (more) {
             load_tile<T, L, HB, false>(keys, at, left, dim, k);
+            bring_closer<TOKENS>(f, sh->ahead, sh->ahead.segments[now], at, left, dim * (T == PRHS_K_F32 ? 4 : 2));
+        }
         if (here) {
             soften<TOKENS, HB>(&x, sh->s, n);
             __syncwarp();

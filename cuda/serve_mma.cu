@@ -90,7 +90,7 @@ DEV void send_next(const prhs_cu_serve &p, const int *prefix, finder *f, sender 
     if (!inside) {
         from->done = from->tokens = 0;
         if (f->state == AHEAD_READY) {
-            from->segment = take_segment<NT * 4>(p, f, &sh->ahead);
+            from->segment = take_segment(f);
             from->tokens = sh->ahead.segments[from->segment].tokens;
         }
     }
@@ -101,6 +101,7 @@ DEV void send_next(const prhs_cu_serve &p, const int *prefix, finder *f, sender 
     if (n > 0) {
         const segment &s = sh->ahead.segments[from->segment];
         send_places<DP>(ring_at + stage * r::STAGE, s.keys, s.values, sh->ahead.at[from->segment] + from->done, n, dim);
+        bring_closer<ROWS>(*f, sh->ahead, s, sh->ahead.at[from->segment] + from->done, n, dim * 2);
         from->done += ROWS;
     }
     copy_commit();

@@ -210,7 +210,7 @@ uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op) {
         BLOCKS(ATTEND, attend, pairs(a->batch.max_seqs, a->batch.rows) * pairs(a->shape.units, a->work.chunks))
         BLOCKS(FINISH, finish, pairs(a->batch.max_seqs, a->batch.rows > 1 ? a->shape.units : a->shape.heads))
         BLOCKS(AUDIT, audit, pairs(a->batch.max_seqs, a->shape.units))
-        BLOCKS(COMBINE, combine, per_block(pairs(a->batch.max_seqs, a->batch.rows) * (uint64_t)a->shape.heads, 4))
+        BLOCKS(COMBINE, combine, pairs(a->batch.max_seqs, a->batch.rows) * (uint64_t)a->shape.heads)
         BLOCKS(MERGE, merge, per_block(pairs(a->rows, a->shape.heads), 4))
         BLOCKS(GATE, gate, per_block(pairs(a->rows, a->shape.heads), 4))
         BLOCKS(PREFILL, prefill, prompt_blocks(a, choice->lanes))
