@@ -32,7 +32,10 @@ template <bool RAW> DEV void sample_keys(const prhs_k_select &a, const job &j, i
     }
 }
 
-/* What a sample is asked for, so that the best `keep` are hardly ever more; and how many keys of the unit that may be. */
+/*
+ * What a sample is asked for, so that the best `keep` are hardly ever more; and how many keys of the unit that may be. Both are six
+ * deviations from what is expected: the samples' key of rank r stands for r samples' worth of keys, give or take the root of r.
+ */
 struct guess {
     int samples, rank, most; /* rank: of the samples. most: 0 where all have to be kept */
 };
@@ -42,7 +45,7 @@ DEV guess guess_of(const job &j)
     guess g = { PRHS_RETRIEVE_SAMPLE(j.c.run), 0, 0 };
     const float samples = (float)g.samples, rank = (float)j.c.keep * (samples / (float)n);
     const float wanted = rank + 8.0f + 6.0f * sqrtf(rank * fmaxf(1.0f - rank / samples, 0.0f));
-    const float most = wanted * ((float)n / samples) / 0.95f;
+    const float most = (wanted + 8.0f + 6.0f * sqrtf(wanted)) * ((float)n / samples);
     g.rank = (int)ceilf(wanted);
     if (n >= 4 * g.samples && wanted < samples && most <= (float)j.cap)
         g.most = (int)most;
