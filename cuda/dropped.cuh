@@ -32,7 +32,7 @@ DEV float2 sum_eight(const float x[8])
 #pragma unroll
     for (int t = 0; t < 8; t++)
         top = fmaxf(top, x[t]);
-    top = warp_max(top);
+    top = warp_top(top);
 #pragma unroll
     for (int t = 0; t < 8; t++)
         w[t] = exp2_weight((x[t] - top) * LOG2_E);
