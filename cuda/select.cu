@@ -252,11 +252,11 @@ DEV void retrieve(const prhs_cu_retrieve &p, int i, int slice, unsigned *shared,
     __syncthreads();
     if (got.count < 0)
         return;
-    if (threadIdx.x == 0) {
+    store_heads(p, j, mem, got);
+    if (threadIdx.x == blockDim.x - 1) { /* while the first warps join heads */
         j.set.count = got.count;
         store_unit(p, j);
     }
-    store_heads(p, j, mem, got);
     __syncthreads();
     if (p.has_moments) {
         put_unit_moments(p, j, (float *)shared);

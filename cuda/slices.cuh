@@ -22,7 +22,7 @@ template <bool RAW> DEV void sample_keys(const prhs_k_select &a, const job &j, i
             *to = make_uint2(0, 0);
             continue;
         }
-        const int first = (int)(pair * stride + ((unsigned)pair * 2654435769u >> 12) % (stride - 1));
+        const int first = (int)(pair * stride + __umulhi((unsigned)pair * 2654435769u, stride - 1));
         const int at[2] = { first, first + 1 };
         unsigned k[2];
         s.template keys<2, false>(at, k);
