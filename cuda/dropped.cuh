@@ -32,11 +32,17 @@ DEV float2 sum_eight(const float x[8])
 #pragma unroll
     for (int t = 0; t < 8; t++)
         top = fmaxf(top, x[t]);
-    top = warp_max(top);
+    top = warp_top(top);
 #pragma unroll
     for (int t = 0; t < 8; t++)
         w[t] = exp2_weight((x[t] - top) * LOG2_E);
     return make_float2(top, warp_sum(((w[0] + w[1]) + (w[2] + w[3])) + ((w[4] + w[5]) + (w[6] + w[7]))));
+}
+
+DEV float2 add_part(float2 z, float2 y)
+{
+    const float top = fmaxf(z.x, y.x);
+    return make_float2(top, z.y * exp_weight(z.x - top) + y.y * exp_weight(y.x - top));
 }
 
 /* One group, from p on. */
@@ -75,35 +81,43 @@ DEV void sum_groups(const dropping &d, const float *scores, i64 stride, int head
     }
 }
 
-/* The runs at places[0, n), in groups of GROUP; parts as above. Reads what other threads wrote: a barrier before. */
+/* Token r of the runs at places[0, n) that group g has: a lane's eight scores. */
+DEV void scores_at(const int *places, int n, int g, const float *scores, float x[8])
+{
+    const int first = g * GROUP + lane_id();
+#pragma unroll
+    for (int t = 0; t < 8; t++)
+        x[t] = __ldg(scores + places[min(first + 32 * t, n - 1)]);
+#pragma unroll
+    for (int t = 0; t < 8; t++)
+        x[t] = first + 32 * t < n ? x[t] : NOTHING;
+}
+
+/*
+ * The runs at places[0, n), in groups of GROUP; parts as above. A warp has two groups on their way together. Reads what other threads
+ * wrote: a barrier before.
+ */
 DEV void sum_places(const int *places, int n, int run, const float *scores, i64 stride, int heads, float2 *parts)
 {
-    const int groups = (n + GROUP - 1) / GROUP;
+    const int sums = (n + GROUP - 1) / GROUP * heads, warps = blockDim.x >> 5;
 #pragma unroll 1
-    for (int i = warp_id(); i < groups * heads; i += blockDim.x >> 5) {
-        const int g = i / heads, h = i - g * heads;
-        int at[8];
-        float2 z = make_float2(LOWEST, 0.0f);
-#pragma unroll
-        for (int t = 0; t < 8; t++) {
-            const int p = g * GROUP + lane_id() + 32 * t;
-            at[t] = places[min(p, n - 1)];
-        }
+    for (int i = warp_id(); i < sums; i += 2 * warps) {
+        const int second = min(i + warps, sums - 1), g = small_quotient(i, heads), g2 = small_quotient(second, heads);
+        const float *const from = scores + (i - g * heads) * stride, *const from2 = scores + (second - g2 * heads) * stride;
+        float2 z = make_float2(LOWEST, 0.0f), z2 = z;
 #pragma unroll 1
         for (int r = 0; r < run; r++) {
-            float x[8];
-#pragma unroll
-            for (int t = 0; t < 8; t++)
-                x[t] = __ldg(scores + h * stride + at[t] + r);
-#pragma unroll
-            for (int t = 0; t < 8; t++)
-                x[t] = g * GROUP + lane_id() + 32 * t < n ? x[t] : NOTHING;
-            const float2 y = sum_eight(x);
-            const float top = fmaxf(z.x, y.x);
-            z = make_float2(top, z.y * exp_weight(z.x - top) + y.y * exp_weight(y.x - top));
+            float x[8], x2[8];
+            scores_at(places, n, g, from + r, x);
+            scores_at(places, n, g2, from2 + r, x2);
+            z = add_part(z, sum_eight(x));
+            z2 = add_part(z2, sum_eight(x2));
         }
-        if (lane_id() == 0)
+        if (lane_id() == 0) {
             parts[i] = z;
+            if (i + warps < sums)
+                parts[second] = z2;
+        }
     }
 }
 

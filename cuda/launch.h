@@ -72,7 +72,7 @@ typedef struct prhs_cu_retrieve {
  */
 #define PRHS_RETRIEVE_MOST 1024     /* threads */
 #define PRHS_RETRIEVE_LEAST 256
-#define PRHS_RETRIEVE_ROOM 32768    /* keys near the threshold of a sliced middle, at most */
+#define PRHS_RETRIEVE_ROOM 49152    /* keys near the threshold of a sliced middle, at most */
 #define PRHS_RETRIEVE_SAMPLE(run) ((2048 / (run) > 64 ? 2048 / (run) : 64) & ~1) /* keys, in pairs of neighbours */
 #define PRHS_RETRIEVE_PAST 512
 #define PRHS_RETRIEVE_BITS(room) (((room) + 255) / 128 * 4)

@@ -28,11 +28,10 @@ DEV_CALL outcome choose_in_memory(const prhs_cu_retrieve &p, const job &j, const
     const guess g = guess_of(j);
     unsigned low = 1;
     reach seen;
-    if (j.c.slices > 1) {
+    if (j.c.slices > 1)
         low = guess_low(a, j, mem, g, sh);
-        __syncthreads();
-    }
-    if (j.c.slices == 1 || !leave_in_registers(a, j, slice, low, sh)) {
+    if (j.c.slices == 1 || !leave_in_registers(j, slice, low, sh)) {
+        __syncthreads(); /* the room is free */
         if (j.raw)
             fill_room<true>(a, j, begin, end, mem.room, &seen);
         else
@@ -150,13 +149,16 @@ DEV void place_leavings(const prhs_cu_retrieve &p, unsigned *shared, job *j)
     j->left.parts = (float2 *)(j->left.counts + (slices + 1) / 2 * 2);
 }
 
-/* What registers may hold: single tokens, all of them the block's own, and no dilation. */
-DEV void prepare_held(const prhs_k_select &a, const space &mem, job *j)
+/* What registers may hold: single tokens, of a slice what it keeps; all of them the block's own, and no dilation, the list too. */
+DEV void prepare_held(const prhs_k_select &a, const space &mem, int slice, job *j)
 {
     const candidates &c = j->c;
-    j->holds = c.slices == 1 && c.run == 1 && a.policy.dilate_m <= 0 && c.keep > 0 && c.runs > c.keep;
-    j->held = held_task{ j->scores + c.origin, j->lse, a.work.score_stride, c.n, c.n - c.runs, c.keep, c.origin, a.shape.unit_heads, c.n,
-                         a.policy.join == PRHS_K_JOIN_MAX, a.state.head_off != PRHS_NONE, j->list, (float2 *)mem.room };
+    const bool all = c.slices == 1;
+    const int begin = slice * c.each, n = all ? c.n : min(c.each, c.n - begin), heads = a.shape.unit_heads;
+    j->holds = all && c.run == 1 && a.policy.dilate_m <= 0 && c.keep > 0 && c.runs > c.keep;
+    j->held = held_task{ j->scores + c.origin + begin, j->lse, a.work.score_stride, n, max(c.n - c.runs - begin, 0), c.keep, c.origin,
+                         heads, all ? n : c.each, a.policy.join == PRHS_K_JOIN_MAX, a.state.head_off != PRHS_NONE, j->list,
+                         all ? (float2 *)mem.room : j->left.parts + slice * slice_groups(c) * heads };
 }
 
 /* The slices of unit u of entry b: none where it does not retrieve. */
@@ -194,7 +196,7 @@ DEV void start_job(const prhs_cu_retrieve &p, int i, int slice, const float *lse
     j->list = SLOT_AT(p.mem[PRHS_R_STATE], a.state, list_off, j->e.slot, int) + (i64)u * a.state.list_cap;
     lay_out(&j->set, j->c);
     place_leavings(p, shared, j);
-    prepare_held(a, mem, j);
+    prepare_held(a, mem, slice, j);
 }
 
 DEV_CALL void put_unit_moments(const prhs_cu_retrieve &p, const job &j, float *scratch)
@@ -243,17 +245,18 @@ DEV void retrieve(const prhs_cu_retrieve &p, int i, int slice, unsigned *shared,
         got.held = true;
         got.count = j.c.keep;
     } else {
-        __syncthreads();
+        if (j.holds)
+            __syncthreads();
         got = choose_in_memory(p, j, mem, slice, sh);
     }
     __syncthreads();
     if (got.count < 0)
         return;
-    if (threadIdx.x == 0) {
+    store_heads(p, j, mem, got);
+    if (threadIdx.x == blockDim.x - 1) { /* while the first warps join heads */
         j.set.count = got.count;
         store_unit(p, j);
     }
-    store_heads(p, j, mem, got);
     __syncthreads();
     if (p.has_moments) {
         put_unit_moments(p, j, (float *)shared);

@@ -22,7 +22,7 @@ template <bool RAW> DEV void sample_keys(const prhs_k_select &a, const job &j, i
             *to = make_uint2(0, 0);
             continue;
         }
-        const int first = (int)(pair * stride + ((unsigned)pair * 2654435769u >> 12) % (stride - 1));
+        const int first = (int)(pair * stride + __umulhi((unsigned)pair * 2654435769u, stride - 1));
         const int at[2] = { first, first + 1 };
         unsigned k[2];
         s.template keys<2, false>(at, k);
@@ -32,7 +32,10 @@ template <bool RAW> DEV void sample_keys(const prhs_k_select &a, const job &j, i
     }
 }
 
-/* What a sample is asked for, so that the best `keep` are hardly ever more; and how many keys of the unit that may be. */
+/*
+ * What a sample is asked for, so that the best `keep` are hardly ever more; and how many keys of the unit that may be. Both are six
+ * deviations from what is expected: the samples' key of rank r stands for r samples' worth of keys, give or take the root of r.
+ */
 struct guess {
     int samples, rank, most; /* rank: of the samples. most: 0 where all have to be kept */
 };
@@ -42,7 +45,7 @@ DEV guess guess_of(const job &j)
     guess g = { PRHS_RETRIEVE_SAMPLE(j.c.run), 0, 0 };
     const float samples = (float)g.samples, rank = (float)j.c.keep * (samples / (float)n);
     const float wanted = rank + 8.0f + 6.0f * sqrtf(rank * fmaxf(1.0f - rank / samples, 0.0f));
-    const float most = wanted * ((float)n / samples) / 0.95f;
+    const float most = (wanted + 8.0f + 6.0f * sqrtf(wanted)) * ((float)n / samples);
     g.rank = (int)ceilf(wanted);
     if (n >= 4 * g.samples && wanted < samples && most <= (float)j.cap)
         g.most = (int)most;
@@ -107,23 +110,17 @@ DEV void leave_slice(const prhs_k_select &a, const job &j, const space &mem, int
     sum_groups(d, j.scores, a.work.score_stride, heads, groups, j.left.parts + slice * groups * heads);
 }
 
-/* The same from registers. False: they do not hold a slice, or the rule is another. */
-DEV bool leave_in_registers(const prhs_k_select &a, const job &j, int slice, unsigned low, topk_shared *sh)
+/* The same from registers, of the slice that j.held is. False: they do not hold it, or the rule is another. */
+DEV bool leave_in_registers(const job &j, int slice, unsigned low, topk_shared *sh)
 {
-    __shared__ held_task part;
-    const int begin = slice * j.c.each, n = min(j.c.each, j.c.n - begin), groups = held_groups(j.c.each);
+    const int begin = slice * j.c.each, groups = held_groups(j.c.each);
     if (low <= 1 || j.c.run > 1 || groups > 2)
         return false;
-    if (threadIdx.x == 0)
-        part = held_task{ j.scores + j.c.origin + begin, j.lse, a.work.score_stride, n, max(j.c.n - j.c.runs - begin, 0), 0, 0,
-                          a.shape.unit_heads, j.c.each, a.policy.join == PRHS_K_JOIN_MAX, a.state.head_off != PRHS_NONE, nullptr,
-                          j.left.parts + slice * slice_groups(j.c) * a.shape.unit_heads };
-    __syncthreads();
     const kept_room to = { j.left.inside + (begin >> 5), j.left.keys + begin, j.left.counts + slice };
     if (j.raw)
-        groups == 1 ? keep_held<true, 1>(part, low, to, sh) : keep_held<true, 2>(part, low, to, sh);
+        groups == 1 ? keep_held<true, 1>(j.held, low, to, sh) : keep_held<true, 2>(j.held, low, to, sh);
     else
-        groups == 1 ? keep_held<false, 1>(part, low, to, sh) : keep_held<false, 2>(part, low, to, sh);
+        groups == 1 ? keep_held<false, 1>(j.held, low, to, sh) : keep_held<false, 2>(j.held, low, to, sh);
     return true;
 }
 

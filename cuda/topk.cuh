@@ -349,12 +349,12 @@ template <class Rule> DEV unsigned smallest_by(const unsigned *keys, int n, int 
     for (int i = threadIdx.x; i < n; i += blockDim.x)
         if (keys[i] && rule.bin(keys[i], i) <= f.bin)
             low = max(low, ~keys[i]);
-    put_most(sh, 2, low);
+    put_most(sh, 3, low);
     __syncthreads();
-    return ~get_most(sh, 2);
+    return ~get_most(sh, 3);
 }
 
-/* A key that about the best `rank` of n keys reach, or more. As choose(). */
+/* A key that about the best `rank` of n keys reach, or more. As choose(), but that sh->most[3] may be read yet. */
 DEV unsigned key_of_rank(const unsigned *keys, int n, int rank, bool values, const reach &seen, topk_shared *sh)
 {
     const reach all = meet(seen, sh);

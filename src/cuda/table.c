@@ -142,14 +142,14 @@ bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_c
 }
 
 /*
- * Keys that the slices of the longest middle may keep, as guess_of() in cuda/select.cu tells it of each, and some more: shorter middles keep
- * fewer, so that the room decides about none of them as long as it is less than PRHS_RETRIEVE_ROOM and the device has it.
+ * Keys that the slices of the longest middle may keep, as guess_of() in cuda/slices.cuh tells it of each, and some more: shorter middles keep
+ * fewer, so that the room decides about none of them as long as it is less than PRHS_RETRIEVE_ROOM and than what the device has.
  */
 static prhs_i32 room_of_slices(const prhs_k_select *a) {
     const int run = a->policy.run > 1 ? a->policy.run : 1;
     const float samples = (float)(PRHS_RETRIEVE_SAMPLE(run)), n = (float)(a->batch.max_kv_len / run), keep = (float)(a->policy.k / run);
     const float rank = keep * (samples / n), wanted = rank + 8.0f + 6.0f * sqrtf(rank);
-    const float most = wanted * (n / samples) / 0.95f * 1.01f + 256.0f;
+    const float most = (wanted + 8.0f + 6.0f * sqrtf(wanted)) * (n / samples) * 1.01f + 256.0f;
     const prhs_i32 least = PRHS_K_SLICE + 256;
     return most >= (float)PRHS_RETRIEVE_ROOM ? PRHS_RETRIEVE_ROOM : most <= (float)least ? least : ((prhs_i32)most + 255) / 256 * 256;
 }
@@ -158,14 +158,17 @@ prhs_i32 prhs_nv_size(const prhs_nv_device *dev, const prhs_nv_choice *choice, c
     const prhs_k_select *a = &op->args.select;
     const prhs_i32 n = a->batch.max_kv_len;
     const uint64_t items = prhs_nv_blocks(choice, op), units = dev->head.info.compute_units;
-    prhs_i32 room = n <= PRHS_K_SLICE ? (n + 163) / 4 * 4 : room_of_slices(a);
-    while (room > PRHS_K_SLICE && PRHS_RETRIEVE_SHARED(room, a->shape.dim) > (prhs_i64)choice->shared)
-        room -= 1024;
+    prhs_i32 room = n <= PRHS_K_SLICE ? (n + 163) / 4 * 4 : room_of_slices(a), most = PRHS_RETRIEVE_ROOM;
+    while (most > PRHS_K_SLICE && PRHS_RETRIEVE_SHARED(most, a->shape.dim) > (prhs_i64)choice->shared)
+        most -= 1024; /* the device's, whatever the capacity is */
+    room = room < most ? room : most;
     /* Of 64 registers a thread: as many threads as are resident at once. Short middles leave most of them idle. */
     *threads = items <= units ? PRHS_RETRIEVE_MOST : items <= 2 * units || n > PRHS_K_SLICE ? PRHS_RETRIEVE_MOST / 2 : PRHS_RETRIEVE_LEAST;
     while (*threads > PRHS_RETRIEVE_LEAST && *threads * 8 > (unsigned)n)
         *threads /= 2;
     *shared = (unsigned)PRHS_RETRIEVE_SHARED(room, a->shape.dim);
+    if (n > PRHS_K_SLICE && *shared > choice->shared / 2) /* it is alone anyway */
+        *threads = PRHS_RETRIEVE_MOST;
     return room;
 }
 
