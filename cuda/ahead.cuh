@@ -208,25 +208,4 @@ DEV int take_segment(finder *f)
     return f->half ^ 1;
 }
 
-/*
- * Rows of the tile after the one that is asked for next are brought closer: `left` rows of a segment from `at` on are still to be asked for,
- * TOKENS with the next tile. A lane has a row of K or of V.
- */
-template <int TOKENS, int QUERY>
-DEV void bring_closer(const finder &f, const ahead_shared<QUERY> &sh, const segment &s, const row_place *at, int left, int row_bytes)
-{
-    const bool inside = left > TOKENS;
-    if (!inside && f.state != AHEAD_READY)
-        return;
-    const segment &from = inside ? s : sh.segments[f.half];
-    const row_place *place = inside ? at + TOKENS : sh.at[f.half];
-#pragma unroll
-    for (int i = 0; i < TOKENS / 16; i++) {
-        const row_place row = place[(lane_id() & 15) + 16 * i];
-        const byte *start = lane_id() < 16 ? from.keys + (unsigned long long)row.k * 16 : from.values + (unsigned long long)row.v * 16;
-        for (int c = 0; c < row_bytes; c += 128)
-            prefetch(start + c);
-    }
-}
-
 #endif

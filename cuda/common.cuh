@@ -273,20 +273,23 @@ DEV int set_position(const prhs_set &s, const int *list, int i)
     return s.win_begin + i - s.count * s.run;
 }
 
-/* `least` is a power of two, and 16 at least: where chunks are that short nothing is divided. */
+/*
+ * `least` is a power of two, and 16 at least. From 64 such chunks on they are twice as long, so that there is less to merge; as long as that
+ * is enough, nothing is divided. `chunks` may be as few as the capacity needs: nothing follows from it then.
+ */
 DEV int chunk_tokens(int n, int least, int chunks)
 {
-    if (n <= least * chunks)
-        return least;
+    if (n <= 2 * least * chunks)
+        return n < 64 * least ? least : 2 * least;
     const int c = (n + chunks - 1) / chunks;
     return max((c + 15) / 16 * 16, least);
 }
 
 DEV int chunk_count(int n, int least, int chunks)
 {
-    if (n <= least * chunks)
-        return (int)((unsigned)(n + least - 1) >> (31 - __clz(least)));
     const int c = chunk_tokens(n, least, chunks);
+    if (n <= 2 * least * chunks)
+        return (int)((unsigned)(n + c - 1) >> (31 - __clz(c)));
     return small_quotient(n + c - 1, c);
 }
 
@@ -489,7 +492,8 @@ DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item
 
 /*
  * The same for warps: the block counts a window of indices together, then each of the grid's warps walks items of its own, one after the
- * other and without a barrier. They are neighbours, so that many belong to the same index; where there are few, each is another block's.
+ * other and without a barrier. They are neighbours, so that many belong to the same index, and so are a block's; where there are few, the
+ * first warps of all blocks come before the second ones.
  */
 struct walk {
     turns t;
@@ -517,8 +521,9 @@ DEV bool walk_window(walk *w, int n, int *prefix, Count count, Read read = Read(
         if (!turns_window(t, n, prefix, count, read, look))
             return false;
     } while (!t->total);
-    const unsigned warps = gridDim.x * (blockDim.x >> 5), mine = (unsigned)warp_id() * gridDim.x + blockIdx.x;
-    const unsigned least = (unsigned)t->total / warps, more = (unsigned)t->total - least * warps;
+    const unsigned each = blockDim.x >> 5, warps = gridDim.x * each, least = (unsigned)t->total / warps;
+    const unsigned more = (unsigned)t->total - least * warps;
+    const unsigned mine = least > 1 ? blockIdx.x * each + warp_id() : warp_id() * gridDim.x + blockIdx.x;
     w->at = (int)(mine * least + min(mine, more));
     w->end = w->at + (int)(least + (mine < more));
     w->passed = 0;

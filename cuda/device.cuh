@@ -65,9 +65,6 @@ DEV float4 load_shared_result(const float *p)
     return __ldcg((const float4 *)p);
 }
 
-/* Brings 128 bytes closer, to the cache that all multiprocessors share. */
-DEV void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
 /* e^x; x = -inf gives 0, NaN stays. At most 2 + |x| ulp: used where large |x| means a small weight. */
 DEV float exp_weight(float x) { return __expf(x); }
 

@@ -200,7 +200,7 @@ DEV job job_of(const prhs_cu_score &p, int i, int item)
     const entry e = entry_of(a.batch, p.mem[PRHS_R_SEQS], b);
     const int n = e.pos0 + 1, least = a.work.score_chunk_min, chunks = a.work.score_chunks;
     j.tokens = n;
-    j.size = n <= least * chunks ? least : chunk_tokens(n, least, chunks); /* without the division where it can be */
+    j.size = chunk_tokens(n, least, chunks);
     j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], e.table);
     j.head = (i - b * a.shape.units) * a.shape.unit_heads;
     j.row = (i64)b * a.shape.heads + j.head;

@@ -188,10 +188,8 @@ template <int T, int L, int HB> DEV void serve_window(const prhs_cu_serve &p, co
             values = sh->ahead.segments[now].values;
         }
         __syncwarp();
-        if (more) {
+        if (more)
             load_tile<T, L, HB, false>(keys, at, left, dim, k);
-            bring_closer<TOKENS>(f, sh->ahead, sh->ahead.segments[now], at, left, dim * (T == PRHS_K_F32 ? 4 : 2));
-        }
         if (here) {
             soften<TOKENS, HB>(&x, sh->s, n);
             __syncwarp();

@@ -101,7 +101,6 @@ DEV void send_next(const prhs_cu_serve &p, const int *prefix, finder *f, sender 
     if (n > 0) {
         const segment &s = sh->ahead.segments[from->segment];
         send_places<DP>(ring_at + stage * r::STAGE, s.keys, s.values, sh->ahead.at[from->segment] + from->done, n, dim);
-        bring_closer<ROWS>(*f, sh->ahead, s, sh->ahead.at[from->segment] + from->done, n, dim * 2);
         from->done += ROWS;
     }
     copy_commit();

@@ -210,7 +210,6 @@ template <int TO, int FROM> DEV void copy_async_or_zero(shared_at to, const void
 {
     copy_async_or_zero((void *)(to + TO), (const unsigned char *)from + FROM, real);
 }
-DEV void prefetch(const void *) {}
 template <int TO, int FROM> DEV void copy_async(shared_at to, const void *from) { copy_async((void *)(to + TO), (const unsigned char *)from + FROM); }
 DEV void copy_commit() {}
 template <int N> DEV void copy_wait() {}
