@@ -61,6 +61,7 @@ template <int HB, int QUERY> DEV void ask_queries(const prhs_cu_serve &p, finder
     for (int h = 0; h < heads; h++)
         for (int c = lane_id() * 16; c < row; c += 512)
             copy_async(sh->queries + h * row + c, from + h * step + c);
+    copy_commit();
     f->asks = f->untaken = true;
 }
 

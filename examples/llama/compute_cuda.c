@@ -224,11 +224,15 @@ static bool cuda_fetch(compute *c, uint32_t first, uint32_t count) {
     return get(of(c), c->tokens + at, of(c)->tokens + at, count * row * sizeof *c->tokens);
 }
 
-static bool cuda_record(compute *c) { return prhs_cuda_graph_begin(c->e->queue) == PRHS_OK; }
+static bool cuda_record(compute *c) {
+    cuda_compute *g = of(c);
+    prhs_cuda_graph_destroy(g->graph); /* nothing is destroyed under a capture */
+    g->graph = NULL;
+    return prhs_cuda_graph_begin(c->e->queue) == PRHS_OK;
+}
 
 static bool cuda_recorded(compute *c, bool so_far) {
     cuda_compute *g = of(c);
-    prhs_cuda_graph_destroy(g->graph);
     return prhs_cuda_graph_end(c->e->queue, &g->graph) == PRHS_OK && so_far;
 }
 

@@ -196,14 +196,11 @@ DEV uint4 load_stream(const void *p) { return *emu_aligned<uint4>(p); }
 DEV uint4 load_stream_or_zero(const void *p, bool real) { return real ? load_stream(p) : make_uint4(0, 0, 0, 0); }
 DEV float4 load_shared_result(const float *p) { return *emu_aligned<float4>(p); }
 
-DEV void copy_async(void *shared, const void *global) { memcpy((void *)emu_aligned<uint4>(shared), emu_aligned<uint4>(global), 16); }
 DEV void copy_async_or_zero(void *shared, const void *global, bool real)
 {
-    if (real)
-        copy_async(shared, global);
-    else
-        memset((void *)emu_aligned<uint4>(shared), 0, 16);
+    emu::copy_later(emu::self(), (void *)emu_aligned<uint4>(shared), real ? emu_aligned<uint4>(global) : nullptr);
 }
+DEV void copy_async(void *shared, const void *global) { copy_async_or_zero(shared, global, true); }
 typedef const unsigned char *shared_at;
 DEV shared_at shared_at_of(const void *p) { return (shared_at)p; }
 template <int TO, int FROM> DEV void copy_async_or_zero(shared_at to, const void *from, bool real)
@@ -211,8 +208,8 @@ template <int TO, int FROM> DEV void copy_async_or_zero(shared_at to, const void
     copy_async_or_zero((void *)(to + TO), (const unsigned char *)from + FROM, real);
 }
 template <int TO, int FROM> DEV void copy_async(shared_at to, const void *from) { copy_async((void *)(to + TO), (const unsigned char *)from + FROM); }
-DEV void copy_commit() {}
-template <int N> DEV void copy_wait() {}
+DEV void copy_commit() { emu::commit_copies(emu::self()); }
+template <int N> DEV void copy_wait() { emu::land_copies(emu::self(), N); }
 
 DEV void grid_begin() { emu::self()->began = true; }
 

@@ -21,6 +21,18 @@ enum kind : unsigned char { RUNS, BARRIER, SYNC, SHUFFLE, BALLOT, REDUCE, MATRIC
 struct block;
 struct warp;
 
+/* A thread's asynchronous copies that it has not waited for: as late as they may come, so that a wait that lacks is seen. */
+struct late_copy {
+    void *to;
+    unsigned char data[16];
+};
+constexpr unsigned max_copies = 1024, max_groups = 64;
+struct late_copies {
+    unsigned count, groups;
+    unsigned ends[max_groups]; /* of the groups that were committed */
+    late_copy copy[max_copies];
+};
+
 struct alignas(64) fiber {
     void *stack_pointer;
     block *in;
@@ -30,6 +42,7 @@ struct alignas(64) fiber {
     unsigned line, mask;
     kind why;
     bool began; /* grid_begin() was called */
+    late_copies late;
 };
 
 /* lanes are numbered through ^ flip in `runnable`, so that warps run their lanes in different orders */
@@ -71,6 +84,9 @@ static inline fiber *self()
     return &all_fibers[(size_t)(here - stacks) >> stack_bits];
 }
 
+void copy_later(fiber *f, void *to, const void *from); /* 16 bytes; from null: zeros */
+void commit_copies(fiber *f);
+void land_copies(fiber *f, unsigned pending); /* all groups but the last `pending` */
 void wait(fiber *f);                     /* runs others until somebody has made this fiber runnable */
 void barrier(const char *file, unsigned line);
 [[noreturn]] void fail(fiber *f, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -394,6 +394,7 @@ void start_fiber(fiber *f, block *b, unsigned thread)
     f->with = &b->warp_list[thread >> 5];
     f->why = RUNS;
     f->began = false;
+    f->late.count = f->late.groups = 0;
 #ifdef EMU_ASAN
     ASAN_UNPOISON_MEMORY_REGION(stack + page, stack_size - page);
 #endif

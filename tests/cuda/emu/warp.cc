@@ -3,6 +3,7 @@
 #include <device.cuh>
 
 #include <stdlib.h>
+#include <string.h>
 
 using emu::fiber;
 using emu::warp;
@@ -146,4 +147,42 @@ void emu_multiply(float c[4], const unsigned a[4], unsigned b0, unsigned b1, boo
     f->with->pointer[f->lane] = &x;
     f->with->output[f->lane] = c;
     emu::meet(f, emu::MULTIPLY, FULL, file, line, bf16 ? multiplied<true> : multiplied<false>);
+}
+
+// Asynchronous copies land when they are waited for, and not before.
+
+void emu::copy_later(fiber *f, void *to, const void *from)
+{
+    late_copies *l = &f->late;
+    if (l->count == max_copies)
+        fail(f, "too many asynchronous copies");
+    late_copy *c = &l->copy[l->count++];
+    c->to = to;
+    if (from)
+        memcpy(c->data, from, sizeof c->data);
+    else
+        memset(c->data, 0, sizeof c->data);
+}
+
+void emu::commit_copies(fiber *f)
+{
+    late_copies *l = &f->late;
+    if (l->groups == max_groups)
+        land_copies(f, max_groups - 1); /* the oldest one has long come */
+    l->ends[l->groups++] = l->count;
+}
+
+void emu::land_copies(fiber *f, unsigned pending)
+{
+    late_copies *l = &f->late;
+    if (l->groups <= pending)
+        return;
+    const unsigned groups = l->groups - pending, copies = l->ends[groups - 1];
+    for (unsigned i = 0; i < copies; i++)
+        memcpy(l->copy[i].to, l->copy[i].data, sizeof l->copy[i].data);
+    l->count -= copies;
+    memmove(l->copy, l->copy + copies, l->count * sizeof *l->copy);
+    for (unsigned i = 0; i < pending; i++)
+        l->ends[i] = l->ends[groups + i] - copies;
+    l->groups = pending;
 }
