@@ -82,7 +82,10 @@ PRHS_API prhs_status prhs_cuda_graph_end(prhs_queue *queue, prhs_cuda_graph **gr
 /** Enqueues a graph on any queue of its device; prhs_counters do not see it. PRHS_ERR_ARGUMENT: NULL or another device. PRHS_ERR_DRIVER. */
 PRHS_API prhs_status prhs_cuda_graph_launch(prhs_cuda_graph *graph, prhs_queue *queue);
 
-/** Destroys a graph; NULL is allowed. Launches that are under way end as usual. */
+/**
+ * Destroys a graph; NULL is allowed. Launches that are under way end as usual. Not while the calling thread records on a queue of the device:
+ * the driver refuses it, and the recording is spoilt.
+ */
 PRHS_API void prhs_cuda_graph_destroy(prhs_cuda_graph *graph);
 
 PRHS_EXTERN_C_END

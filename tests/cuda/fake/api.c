@@ -446,9 +446,11 @@ PRHS_PUBLIC result cuGraphLaunch(prhs_drv_exec exec, prhs_drv_stream stream) {
 
 PRHS_PUBLIC result cuGraphExecDestroy(prhs_drv_exec exec) {
     fake_lock();
-    const result error = fake_call("cuGraphExecDestroy");
+    const result error = fake_call("cuGraphExecDestroy"), unsafe = fake_unsafe();
     if (!fake_known(exec, EXEC))
         DONE(PRHS_DRV_INVALID_VALUE);
+    if (unsafe)
+        DONE(unsafe);
     fake_run_all();
     fake_items_free(&exec->nodes);
     fake_delete(exec);
