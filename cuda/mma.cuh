@@ -70,6 +70,12 @@ template <int DP> DEV void query_words_of(int dtype, const byte *queries, i64 st
     }
 }
 
+template <int DP>
+DEV void load_query_words(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, query_words<DP> *words)
+{
+    query_words_of<DP>(rows.dtype, row_at(rows, q, row, head), rows.head, heads, dim, words);
+}
+
 template <int T, int DP> DEV void make_query_terms(int dtype, const query_words<DP> &words, query_terms<T, DP> *t)
 {
     const int g = lane_id() >> 2, c = lane_id() & 3;

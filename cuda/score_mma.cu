@@ -425,8 +425,7 @@ DEV void load_queries(const prhs_cu_score &p, const order &o, query_terms<T, DP>
     for (int nt = 0; nt < sharing<HB>::NT; nt++) {
         const int first = min(nt * 4, heads - 1);
         query_words<DP> words;
-        const byte *queries = row_at(a.q, p.mem[PRHS_R_Q], o.j.query, o.j.head + o.h0 + first);
-        query_words_of<DP>(a.q.dtype, queries, a.q.head, heads - first, a.shape.dim, &words);
+        load_query_words<DP>(a.q, p.mem[PRHS_R_Q], o.j.query, o.j.head + o.h0 + first, heads - first, a.shape.dim, &words);
         make_query_terms<T, DP>(a.q.dtype, words, &q[nt]);
         q[nt].scale *= a.shape.scale;
     }
