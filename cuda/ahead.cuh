@@ -111,12 +111,13 @@ template <int HB, int QUERY> DEV void put_places(const prhs_cu_serve &p, finder 
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const unsigned in = (unsigned)f->token[i] - page_index(kv, f->token[i]) * (unsigned)kv.page_size;
-        const unsigned id = (unsigned)min(max(f->page[i], 0), kv.pages - 1);
-        sh->at[f->half][lane_id() + 32 * i] = row_place{ sixteens(kv, id, in, kv.k_page, kv.k_token), sixteens(kv, id, in, kv.v_page, kv.v_token) };
+        const unsigned id = page_id(kv, f->page[i]);
+        const unsigned k = sixteens(kv, id, in, kv.k_page, kv.k_token), v = sixteens(kv, id, in, kv.v_page, kv.v_token);
+        sh->at[f->half][lane_id() + 32 * i] = row_place{ k, v };
     }
     if (lane_id() == 0) {
         segment *s = &sh->segments[f->half];
-        const int first = sh->j.u * a.shape.unit_heads + f->h0, head = (int)small_quotient(first, a.shape.group), size = element(kv.dtype);
+        const int first = sh->j.u * a.shape.unit_heads + f->h0, head = small_quotient(first, a.shape.group), size = element(kv.dtype);
         s->keys = p.mem[PRHS_R_K] + (kv.k_off + head * kv.k_head * size);
         s->values = p.mem[PRHS_R_V] + (kv.v_off + head * kv.v_head * size);
         s->part = part_index(a, sh->j, first);

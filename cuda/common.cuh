@@ -186,7 +186,7 @@ DEV const int *pages_of(const prhs_k_batch &k, const byte *pages, i64 b)
     return (const int *)(pages + k.pages_off) + b * k.page_stride;
 }
 
-/* Byte offsets of a token's K and V row of KV head `head`; pages ids are clamped into the cache. */
+/* Byte offsets of a token's K and V row of KV head `head`. */
 struct place {
     i64 k, v;
 };
@@ -195,6 +195,9 @@ struct place {
 struct __align__(8) row_place {
     unsigned k, v;
 };
+
+/* A page's id, clamped into the cache. */
+DEV unsigned page_id(const prhs_k_kv &kv, int id) { return (unsigned)min(max(id, 0), kv.pages - 1); }
 
 /* j / kv.page_size, by multiplication. */
 DEV unsigned page_index(const prhs_k_kv &kv, int j) { return __umulhi(2u * (unsigned)j, kv.page_inverse) >> kv.page_shift; }
@@ -206,7 +209,7 @@ DEV i64 steps(unsigned x, prhs_i64 stride) { return (i64)((unsigned long long)x 
 DEV place place_in(const prhs_k_kv &kv, const int *pages, int j, int size)
 {
     const unsigned page = page_index(kv, j), in = (unsigned)j - page * (unsigned)kv.page_size;
-    const unsigned id = (unsigned)min(max(pages[page], 0), kv.pages - 1);
+    const unsigned id = page_id(kv, pages[page]);
     place p;
     p.k = (steps(id, kv.k_page) + steps(in, kv.k_token)) * size;
     p.v = (steps(id, kv.v_page) + steps(in, kv.v_token)) * size;
@@ -274,8 +277,8 @@ DEV int set_position(const prhs_set &s, const int *list, int i)
 }
 
 /*
- * `least` is a power of two, and 16 at least. From 64 such chunks on they are twice as long, so that there is less to merge; as long as that
- * is enough, nothing is divided. `chunks` may be as few as the capacity needs: nothing follows from it then.
+ * `least` is a power of two, and 16 at least. From 64 such chunks on they are twice as long, so that there is less to merge; as long as
+ * that is enough, nothing is divided. `chunks` may be as few as the capacity needs: nothing follows from it then.
  */
 DEV int chunk_tokens(int n, int least, int chunks)
 {
@@ -330,6 +333,14 @@ DEV float mass_of(float l) { return 1.0f / (1.0f + expf(-(l > 20.0f ? 20.0f : l)
 
 DEV float cosine_of(float ab, float aa, float bb) { return aa == 0.0f || bb == 0.0f ? 0.0f : ab / (sqrtf(aa) * sqrtf(bb)); }
 
+/* Lane `lane`'s address, of each `width` lanes. */
+DEV const byte *address_of_lane(const byte *x, int lane, int width = 32)
+{
+    const unsigned long long p = (unsigned long long)x;
+    const unsigned low = __shfl_sync(FULL, (unsigned)p, lane, width), high = __shfl_sync(FULL, (unsigned)(p >> 32), lane, width);
+    return (const byte *)((unsigned long long)high << 32 | low);
+}
+
 DEV float warp_sum(float x)
 {
 #pragma unroll
@@ -360,27 +371,6 @@ DEV float warp_top(float x)
 {
     const int b = __float_as_int(x), key = b ^ ((b >> 31) & 0x7fffffff), top = __reduce_max_sync(FULL, key);
     return __int_as_float(top ^ ((top >> 31) & 0x7fffffff));
-}
-
-/* Log-sum-exp of parts, by a whole warp; NaN where one is NaN. Reads past the caches of this multiprocessor. */
-DEV float merged_lse(const float *lse, i64 step, int parts, float *top)
-{
-    float m = NOTHING, sum = 0.0f;
-    bool nan = false;
-    for (int i = lane_id(); i < parts; i += 32) {
-        const float l = __ldcg(lse + i * step);
-        nan |= isnan(l);
-        m = l > m ? l : m;
-    }
-    m = warp_max(m);
-    *top = m;
-    if (__any_sync(FULL, nan))
-        return NEVER;
-    if (m == NOTHING)
-        return m;
-    for (int i = lane_id(); i < parts; i += 32)
-        sum += expf(__ldcg(lse + i * step) - m);
-    return m + logf(warp_sum(sum));
 }
 
 /* --- turns --- */
@@ -426,18 +416,15 @@ struct turns {
 
 DEV turns turns_begin(int each, int real) { return turns{ blockIdx.x, 0, -each * (int)blockDim.x, 0, each, real }; }
 
-struct no_look {
-    __device__ __forceinline__ void operator()(int) const {}
-};
 struct read_index {
     __device__ __forceinline__ int operator()(int i) const { return i; }
 };
 
 /*
  * Counts the next window of indices; total: its items. False: no index is left. All threads of the block call it together; it has barriers.
- * prefix: shared, `each` ints a thread. look(first): before the indices from `first` on are counted, as many as there is prefix.
+ * prefix: shared, `each` ints a thread.
  */
-template <class Count, class Read, class Look> DEV bool turns_window(turns *t, int n, int *prefix, Count count, Read read, Look look)
+template <class Count, class Read> DEV bool turns_window(turns *t, int n, int *prefix, Count count, Read read)
 {
     const int each = t->each;
     t->base += t->total;
@@ -446,7 +433,6 @@ template <class Count, class Read, class Look> DEV bool turns_window(turns *t, i
     const int end = t->first ? min(t->real, n) : n;
     if (t->first >= end)
         return false;
-    look(t->first);
     const int mine = t->first + each * threadIdx.x;
     int sums[TURNS_EACH], sum = 0, before;
     decltype(read(0)) seen[TURNS_EACH];
@@ -479,15 +465,22 @@ DEV void turns_find(const turns &t, const int *prefix, int at, int *i, int *item
 }
 
 /* The block's next item: index *i, the index's item *item. All threads of the block call it together; see turns_window(). */
-template <class Count, class Read = read_index, class Look = no_look>
-DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item, Read read = Read(), Look look = Look())
+template <class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item)
 {
     while (t->next >= t->base + t->total)
-        if (!turns_window(t, n, prefix, count, read, look))
+        if (!turns_window(t, n, prefix, count, read_index()))
             return false;
     turns_find(*t, prefix, (int)(t->next - t->base), i, item);
     t->next += gridDim.x;
     return true;
+}
+
+/* Share `mine` of `total` items among so many warps: [*first, *end). least: total / warps. */
+DEV void take_share(int total, unsigned warps, unsigned least, unsigned mine, int *first, int *end)
+{
+    const unsigned more = (unsigned)total - least * warps;
+    *first = (int)(mine * least + min(mine, more));
+    *end = *first + (int)(least + (mine < more));
 }
 
 /*
@@ -508,8 +501,7 @@ DEV walk walk_begin(int n, int real)
 }
 
 /* The next window that has items. False: there is none. All threads of the block call it together, as often as it says true. */
-template <class Count, class Read = read_index, class Look = no_look>
-DEV bool walk_window(walk *w, int n, int *prefix, Count count, Read read = Read(), Look look = Look())
+template <class Count, class Read> DEV bool walk_window(walk *w, int n, int *prefix, Count count, Read read)
 {
     turns *t = &w->t;
     if (t->total) {
@@ -518,14 +510,12 @@ DEV bool walk_window(walk *w, int n, int *prefix, Count count, Read read = Read(
         __syncthreads();  /* the last window's items are found */
     }
     do {
-        if (!turns_window(t, n, prefix, count, read, look))
+        if (!turns_window(t, n, prefix, count, read))
             return false;
     } while (!t->total);
     const unsigned each = blockDim.x >> 5, warps = gridDim.x * each, least = (unsigned)t->total / warps;
-    const unsigned more = (unsigned)t->total - least * warps;
     const unsigned mine = least > 1 ? blockIdx.x * each + warp_id() : warp_id() * gridDim.x + blockIdx.x;
-    w->at = (int)(mine * least + min(mine, more));
-    w->end = w->at + (int)(least + (mine < more));
+    take_share(t->total, warps, least, mine, &w->at, &w->end);
     w->passed = 0;
     return true;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * finish where no sequence has more than a row: a block a query head, which is all that its output rests on. Nothing is judged there: row 0's
- * verdict came before. The warps share the parts and meet once; the last one books. What is read comes in two goes: what tells how many
+ * finish where no sequence has more than a row: a block a query head, which is all that its output rests on. Nothing is judged there: row
+ * 0's verdict came before. The warps share the parts and meet once; the last one books. What is read comes in two goes: what tells how many
  * parts there are, then these and all that the slot remembers.
  */
 #ifndef PRHS_ENDING_CUH
@@ -31,7 +31,7 @@ struct ending {
 /* The dropped mass is `known`, or follows from the dropped keys' log-sum-exp. As it was read: nothing waits for it before it is used. */
 struct memory {
     float known, dropped, shift;
-    uint4 values;           /* two sums of the values, in the thread's channels; or two floats, what stands in for those that were dropped */
+    uint4 values;           /* two sums of the values, in the thread's channels; or two floats, what stands in for dropped ones */
     prhs_value_count count;
 };
 
@@ -90,6 +90,27 @@ DEV float lost_mass(const memory &m, float lse) { return m.dropped == NOTHING ? 
 
 DEV void add_count(prhs_i64 *count, i64 n) { atomicAdd((unsigned long long *)count, (unsigned long long)n); }
 
+/* The unit's count of steps that it was served so. */
+DEV prhs_i64 *mode_count(prhs_unit_stat *st, int mode)
+{
+    return mode == PRHS_MODE_DENSE    ? &st->dense
+           : mode == PRHS_MODE_WINDOW ? &st->window
+           : mode == PRHS_MODE_STREAM ? &st->stream
+           : mode == PRHS_MODE_SHARE  ? &st->share
+                                      : &st->retrieve;
+}
+
+/* A head's mass of row 0; exact or an estimate. */
+DEV void add_mass(prhs_head_stat *s, bool exact, float mass)
+{
+    if (isnan(mass)) {
+        add_count(&s->nan_count, 1);
+        return;
+    }
+    add_count(exact ? &s->exact_sum : &s->estimate_sum, llrintf(mass * PRHS_MASS_ONE));
+    add_count(exact ? &s->exact_count : &s->estimate_count, 1);
+}
+
 /* Whether the unit retrieves because its shared list failed. */
 DEV bool fell(const ending &x)
 {
@@ -112,14 +133,9 @@ DEV void book_unit(const ending &x)
         add_count(&st->seed, 1);
         return;
     }
-    prhs_i64 *mode = s.mode == PRHS_MODE_DENSE    ? &st->dense
-                     : s.mode == PRHS_MODE_WINDOW ? &st->window
-                     : s.mode == PRHS_MODE_STREAM ? &st->stream
-                     : s.mode == PRHS_MODE_SHARE  ? &st->share
-                                                  : &st->retrieve;
     add_count(&st->steps, 1);
     add_count(&st->attended, x.tokens);
-    add_count(mode, 1);
+    add_count(mode_count(st, s.mode), 1);
     if (s.mode == PRHS_MODE_DENSE)
         return;
     /* The window at the reference. */
@@ -137,14 +153,8 @@ DEV void book_head(const ending &x, float mass)
     head->delta_last = mode == PRHS_MODE_WINDOW || mode == PRHS_MODE_STREAM ? NEVER : mass;
     if (exact)
         head->delta = mass;
-    if (x.seed || (!exact && mode != PRHS_MODE_SHARE))
-        return;
-    if (isnan(mass)) {
-        add_count(&s->nan_count, 1);
-        return;
-    }
-    add_count(exact ? &s->exact_sum : &s->estimate_sum, llrintf(mass * PRHS_MASS_ONE));
-    add_count(exact ? &s->exact_count : &s->estimate_count, 1);
+    if (!x.seed && (exact || mode == PRHS_MODE_SHARE))
+        add_mass(s, exact, mass);
 }
 
 /* --- merging --- */
@@ -154,13 +164,14 @@ DEV weights merge_all(const ending &x, float *acc_at, memory *m)
 {
     const prhs_k_work &w = x.a.work;
     byte *ws = x.mem[PRHS_R_WORK];
-    return merge_share(FLOATS(ws, w.part_off) + steps(x.item, w.chunks * x.a.shape.dim), FLOATS(ws, w.part_lse_off) + steps(x.item, w.chunks),
-                       x.a.shape.dim, x.parts, acc_at, [&] {
-                           *m = remember(x, threadIdx.x * 2);
-                           /* The unit's first head's block books for the unit. */
-                           if (threadIdx.x == BOOKS * 32 && x.h == x.u * x.a.shape.unit_heads && !x.a.policy.dense)
-                               book_unit(x);
-                       });
+    const float *o = FLOATS(ws, w.part_off) + steps(x.item, w.chunks * x.a.shape.dim);
+    const float *lse = FLOATS(ws, w.part_lse_off) + steps(x.item, w.chunks);
+    return merge_share(o, lse, x.a.shape.dim, x.parts, acc_at, [&] {
+        *m = remember(x, threadIdx.x * 2);
+        /* The unit's first head's block books for the unit. */
+        if (threadIdx.x == BOOKS * 32 && x.h == x.u * x.a.shape.unit_heads && !x.a.policy.dense)
+            book_unit(x);
+    });
 }
 
 /* --- output --- */

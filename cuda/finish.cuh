@@ -311,30 +311,12 @@ DEV void count_modes(const unit_job &x, int tokens, int reference)
 {
     const prhs_set &s = x.set;
     prhs_unit_stat *st = stat_at(x);
-    prhs_i64 *mode = s.mode == PRHS_MODE_DENSE    ? &st->dense
-                     : s.mode == PRHS_MODE_WINDOW ? &st->window
-                     : s.mode == PRHS_MODE_STREAM ? &st->stream
-                     : s.mode == PRHS_MODE_SHARE  ? &st->share
-                                                  : &st->retrieve;
     const int window = s.mode == PRHS_MODE_STREAM ? x.e.pos0 + 1 - s.win_begin : reference;
     add_count(&st->steps, 1);
     add_count(&st->attended, tokens);
-    add_count(mode, 1);
+    add_count(mode_count(st, s.mode), 1);
     if (s.mode != PRHS_MODE_DENSE)
         add_count(&st->kept, s.mode == PRHS_MODE_WINDOW ? tokens : set_fixed(s) + window);
-}
-
-/* Counts head i's mass of row 0; exact or an estimate. */
-DEV void count_mass(const unit_job &x, int i, float mass)
-{
-    prhs_head_stat *s = &head_stats_at(x)[i];
-    const bool exact = x.set.mode == PRHS_MODE_RETRIEVE;
-    if (isnan(mass)) {
-        add_count(&s->nan_count, 1);
-        return;
-    }
-    add_count(exact ? &s->exact_sum : &s->estimate_sum, llrintf(mass * PRHS_MASS_ONE));
-    add_count(exact ? &s->exact_count : &s->estimate_count, 1);
 }
 
 /* Books row 0 of a sparse layer: a thread a head. */
@@ -358,7 +340,7 @@ DEV void book(const unit_job &x, int tokens, int reference)
     if (mode == PRHS_MODE_RETRIEVE)
         head->delta = mass;
     if (x.e.kind != SEED && (mode == PRHS_MODE_RETRIEVE || mode == PRHS_MODE_SHARE))
-        count_mass(x, i, mass);
+        add_mass(&head_stats_at(x)[i], mode == PRHS_MODE_RETRIEVE, mass);
 }
 
 /* --- the unit --- */
@@ -369,7 +351,8 @@ DEV row_job row_of(const unit_job &x, int r, int work)
 {
     const prhs_k_finish &a = x.a;
     const int mode = x.set.mode;
-    const bool listed = work == PRHS_WORK_SET && (mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE), mass = a.policy.gate == PRHS_K_GATE_MASS;
+    const bool listed = work == PRHS_WORK_SET && (mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE);
+    const bool mass = a.policy.gate == PRHS_K_GATE_MASS;
     return row_job{ r, work, row_chunks(x, r, work), mass && listed && r > 0, mass && mode == PRHS_MODE_SHARE && r == 0,
                     ((x.b * a.batch.rows + r) * a.shape.heads + x.u * a.shape.unit_heads) * a.work.chunks };
 }

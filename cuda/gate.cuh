@@ -63,8 +63,8 @@ DEV void add_angle(const float a[4], const float b[4], angle *s)
 }
 
 /*
- * N sums over the lanes (a power of two), v[i] the lane's part of sum i: lane l gets that of index l / (32 / N). As many additions as lanes,
- * in the order of warp_sum(), with a fraction of its exchanges.
+ * N sums over the lanes (a power of two), v[i] the lane's part of sum i: lane l gets that of index l / (32 / N). As many additions as
+ * lanes, in the order of warp_sum(), with a fraction of its exchanges.
  */
 template <int N, int W = 16> DEV float scattered_sums(float v[N])
 {

@@ -39,11 +39,11 @@ DEV float merge_row(const row_parts &x, int dim, int dtype, byte *out)
 DEV void combine_row(const prhs_k_combine &a, byte *const mem[], int item)
 {
     __shared__ __align__(16) float acc[4][256];
-    const int row = (int)small_quotient(item, a.shape.heads), h = item - row * a.shape.heads;
-    const int b = (int)small_quotient(row, a.batch.rows), r = row - b * a.batch.rows, c = threadIdx.x * 2;
+    const int row = small_quotient(item, a.shape.heads), h = item - row * a.shape.heads;
+    const int b = small_quotient(row, a.batch.rows), r = row - b * a.batch.rows, c = threadIdx.x * 2;
     byte *ws = mem[PRHS_R_WORK];
     const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], b);
-    const prhs_set set = *set_at(ws, a.work, a.shape, b, (int)small_quotient(h, a.shape.unit_heads));
+    const prhs_set set = *set_at(ws, a.work, a.shape, b, small_quotient(h, a.shape.unit_heads));
     if (e.kind == IDLE || r >= e.rows)
         return;
     const int end = e.flags & PRHS_SEQ_FULL ? e.kv_len - 1 : e.pos0 + r;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * prepare: which sequences are active, how each of their units is served in this step and what its rows do first; and in decode batches
- * append, which shares the launch because neither reads what the other writes. A warp a (sequence, unit), then a warp a (sequence, KV head).
- * Every warp looks at the whole batch, an entry a lane; what it could hold besides costs no more than that. What a step without further
+ * append, which shares the launch because neither reads what the other writes. A warp a (sequence, unit), then a warp a (sequence, KV
+ * head). Every warp looks at the whole batch, an entry a lane; what it could hold besides costs no more than that. What a step without further
  * rows does not need is called.
  */
 #include "append.cuh"
@@ -90,7 +90,8 @@ template <int N> DEV void floats_of_rows(int dtype, const raw_rows<N> &r, eviden
             v[k].q[0] = __uint_as_float(x), v[k].q[1] = __uint_as_float(y);
             v[k].q[2] = __uint_as_float(r.w[k][1].x), v[k].q[3] = __uint_as_float(r.w[k][1].y);
         } else {
-            const float2 a = dtype == PRHS_K_F16 ? half2_floats(x) : bf162_floats(x), b = dtype == PRHS_K_F16 ? half2_floats(y) : bf162_floats(y);
+            const float2 a = dtype == PRHS_K_F16 ? half2_floats(x) : bf162_floats(x);
+            const float2 b = dtype == PRHS_K_F16 ? half2_floats(y) : bf162_floats(y);
             v[k].q[0] = a.x, v[k].q[1] = a.y, v[k].q[2] = b.x, v[k].q[3] = b.y;
         }
     }
@@ -156,7 +157,8 @@ template <int N, bool FORESEE> DEV bool heads_hold(const plan_job &j, const byte
         const float linear = __shfl_sync(FULL, sum, first + 3 * APART), square = __shfl_sync(FULL, sum, first + 4 * APART);
         const float scale = a.shape.scale, shift = scale * linear + 0.5f * scale * scale * square;
         if (lane == first && (N == 1 || i + first / GROUP < heads))
-            ((float4 *)(j.mem[PRHS_R_WORK] + a.work.judge_off))[j.b * a.shape.heads + mine] = make_float4(l_dropped, shift, delta, a.policy.eps);
+            ((float4 *)(j.mem[PRHS_R_WORK] + a.work.judge_off))[j.b * a.shape.heads + mine] =
+                make_float4(l_dropped, shift, delta, a.policy.eps);
     }
     return __all_sync(FULL, cosine > a.policy.tau);
 }
@@ -281,7 +283,8 @@ DEV_CALL void put_rows(const prhs_k_plan &a, const prhs_quotient &by_block, byte
     const plan_job j = { a, mem, e, b, u, by_block };
     __syncwarp(); /* the first lane wrote the set */
     const prhs_set set = *set_at(mem[PRHS_R_WORK], a.work, a.shape, b, u);
-    const bool shares = set.mode == PRHS_MODE_SHARE, own = a.policy.gate == PRHS_K_GATE_COSINE && (shares || set.mode == PRHS_MODE_RETRIEVE);
+    const bool shares = set.mode == PRHS_MODE_SHARE;
+    const bool own = a.policy.gate == PRHS_K_GATE_COSINE && (shares || set.mode == PRHS_MODE_RETRIEVE);
     const bool judged = a.policy.gate == PRHS_K_GATE_MASS && shares;
     const float *ref = shares ? SLOT_AT(mem[PRHS_R_STATE], a.state, qref_off, e.slot, float) : nullptr;
     int *work = INTS(mem[PRHS_R_WORK], a.work.work_off) + (i64)b * a.batch.rows * a.shape.units + u;
@@ -396,7 +399,7 @@ DEV void append_one(const prhs_k_append &a, byte *const mem[], const entry &e, i
     const int id = pages[page];
     const byte *from = v ? row_at(a.v, mem[PRHS_R_VIN], e.row0, hk) : row_at(a.k, mem[PRHS_R_KIN], e.row0, hk);
     byte *to = v ? mem[PRHS_R_V] + kv.v_off : mem[PRHS_R_K] + kv.k_off;
-    const unsigned clamped = (unsigned)min(max(id, 0), kv.pages - 1);
+    const unsigned clamped = page_id(kv, id);
     to += (steps(clamped, v ? kv.v_page : kv.k_page) + steps(in, v ? kv.v_token : kv.k_token) +
            steps((unsigned)hk, v ? kv.v_head : kv.k_head)) *
           size;

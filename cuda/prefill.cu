@@ -175,7 +175,7 @@ template <class G> DEV const byte *address(const prhs_cu_prefill &p, const job &
 {
     const prhs_k_kv &kv = p.a.kv;
     const int at = found_key<G>(j, key), in = at - page_of(kv, j, at) * kv.page_size;
-    const i64 page = min(max(id, 0), kv.pages - 1);
+    const i64 page = page_id(kv, id);
     if (lane_id() < 16)
         return p.mem[PRHS_R_K] + kv.k_off + 2 * (page * kv.k_page + in * kv.k_token + j.t.hk * kv.k_head);
     return p.mem[PRHS_R_V] + kv.v_off + 2 * (page * kv.v_page + in * kv.v_token + j.t.hk * kv.v_head);

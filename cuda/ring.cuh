@@ -1,39 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Scattered rows on their way to tensor cores: every warp has a ring of stages in shared memory, filled by asynchronous copies while it
- * works on an earlier stage. A stage holds 16 rows of K and, where VALUES, of V. 16-byte pieces of a row are permuted, so that the fragments'
- * loads meet no bank twice.
+ * works on an earlier stage. A stage holds 16 rows of K, and for attend of V. 16-byte pieces of a row are permuted, so that the
+ * fragments' loads meet no bank twice.
  */
 #ifndef PRHS_RING_CUH
 #define PRHS_RING_CUH
 
 #include "mma.cuh"
 
-#define WARPS 4
-#define THREADS (32 * WARPS)
-
-template <int DP, bool VALUES> struct ring {
-    static const int ROW = DP * 2;                           /* bytes */
-    static const int SIDE = ROWS * ROW;
-    static const int STAGE = VALUES ? 2 * SIDE : SIDE;
+/* A warp's ring with K and V, in bytes. */
+template <int DP> struct ring {
+    static const int SIDE = ROWS * DP * 2;
+    static const int STAGE = 2 * SIDE;
     static const int STAGES = 2;
-    static const int BYTES = WARPS * STAGES * STAGE;         /* of a block */
+    static const int BYTES = STAGES * STAGE;
 };
 
 /* Where a piece lies in its row: only the piece's last three bits change. */
 DEV int piece_in(int row, int piece) { return piece ^ (row & 7); }
-
-/* The first bytes of a row of K and of the same row of V. */
-struct row_start {
-    const byte *k, *v;
-};
-
-DEV const byte *start_of(const byte *x, int lane)
-{
-    const unsigned long long p = (unsigned long long)x;
-    const unsigned low = __shfl_sync(FULL, (unsigned)p, lane), high = __shfl_sync(FULL, (unsigned)(p >> 32), lane);
-    return (const byte *)((unsigned long long)high << 32 | low);
-}
 
 /* Copies of row I * 4 + a lane's own; J counts 128 bytes. */
 template <int DP, bool VALUES, int I, int J> DEV void send_pieces(shared_at to, const byte *k, const byte *v, bool real, int left)
@@ -42,34 +27,10 @@ template <int DP, bool VALUES, int I, int J> DEV void send_pieces(shared_at to, 
         if (J * 64 < left) {
             copy_async_or_zero<I * 4 * DP * 2 + J * 128, J * 128>(to, k, real);
             if (VALUES)
-                copy_async_or_zero<ring<DP, VALUES>::SIDE + I * 4 * DP * 2 + J * 128, J * 128>(to, v, real);
+                copy_async_or_zero<ring<DP>::SIDE + I * 4 * DP * 2 + J * 128, J * 128>(to, v, real);
         }
         send_pieces<DP, VALUES, I, J + 1>(to, k, v, real, left);
     }
-}
-
-template <int DP, bool VALUES, int I>
-DEV void send_rows(const shared_at (&to)[2], const row_start &at, int from, int n, int left)
-{
-    if constexpr (I < ROWS / 4) {
-        const int piece = (lane_id() & 7) * 16;
-        const byte *k = start_of(at.k, from + I * 4) + piece, *v = VALUES ? start_of(at.v, from + I * 4) + piece : nullptr;
-        send_pieces<DP, VALUES, I, 0>(to[I & 1], k, v, I * 4 < n, left);
-        send_rows<DP, VALUES, I + 1>(to, at, from, n, left);
-    }
-}
-
-/*
- * Sends for a tile of n rows (fewer than 1: for nothing); lane from + r says in `at` where row r lies. Rows past n become zeros and are not
- * read. Eight lanes copy 128 bytes of a row at a time, so that all that differs between a lane's copies of a row is a constant.
- */
-template <int DP, bool VALUES> DEV void send_tile(shared_at stage, const row_start &at, int from, int n, int dim)
-{
-    const int group = lane_id() >> 3, piece = lane_id() & 7;
-    if (n <= 0)
-        return;
-    const shared_at row = stage + group * DP * 2, to[2] = { row + piece_in(group, piece) * 16, row + piece_in(group + 4, piece) * 16 };
-    send_rows<DP, VALUES, 0>(to, at, from + group, n - group, dim - piece * 8);
 }
 
 template <int DP, int I>
@@ -77,7 +38,8 @@ DEV void send_place(const shared_at (&to)[2], const byte *keys, const byte *valu
 {
     if constexpr (I < ROWS / 4) {
         const row_place row = at[I * 4]; /* past the end: that of the last row */
-        send_pieces<DP, true, I, 0>(to[I & 1], keys + (unsigned long long)row.k * 16, values + (unsigned long long)row.v * 16, I * 4 < n, left);
+        const byte *k = keys + (unsigned long long)row.k * 16, *v = values + (unsigned long long)row.v * 16;
+        send_pieces<DP, true, I, 0>(to[I & 1], k, v, I * 4 < n, left);
         send_place<DP, I + 1>(to, keys, values, at, n, left);
     }
 }
@@ -86,7 +48,7 @@ template <int DP, int I, int J> DEV void send_whole_pieces(shared_at to, const b
 {
     if constexpr (J < DP / 64) {
         copy_async<I * 4 * DP * 2 + J * 128, J * 128>(to, k);
-        copy_async<ring<DP, true>::SIDE + I * 4 * DP * 2 + J * 128, J * 128>(to, v);
+        copy_async<ring<DP>::SIDE + I * 4 * DP * 2 + J * 128, J * 128>(to, v);
         send_whole_pieces<DP, I, J + 1>(to, k, v);
     }
 }
@@ -100,7 +62,10 @@ template <int DP, int I> DEV void send_whole(const shared_at (&to)[2], const byt
     }
 }
 
-/* The same for rows whose places lie in shared memory, from the KV head's first ones on. */
+/*
+ * Sends for a tile of n rows, K and V, whose places lie in shared memory, from the KV head's first ones on. Rows past n become zeros and
+ * are not read. Eight lanes copy 128 bytes of a row at a time, so that all that differs between a lane's copies of a row is a constant.
+ */
 template <int DP> DEV void send_places(shared_at stage, const byte *keys, const byte *values, const row_place *at, int n, int dim)
 {
     const int group = lane_id() >> 3, piece = lane_id() & 7;
@@ -112,12 +77,12 @@ template <int DP> DEV void send_places(shared_at stage, const byte *keys, const 
 }
 
 /* Zeros where no copy ever writes: channels between D and DP. */
-template <int DP, bool VALUES> DEV void clear_ring(byte *ring_of_block, int dim)
+template <int DP> DEV void clear_rings(byte *rings, int bytes, int dim)
 {
     if (dim == DP)
         return;
-    for (int i = threadIdx.x; i < ring<DP, VALUES>::BYTES / 16; i += THREADS)
-        ((uint4 *)ring_of_block)[i] = make_uint4(0, 0, 0, 0);
+    for (int i = threadIdx.x; i < bytes / 16; i += blockDim.x)
+        ((uint4 *)rings)[i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
 }
 

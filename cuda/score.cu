@@ -8,8 +8,6 @@
 #include "tile.cuh"
 #include "values.cuh"
 
-#define OUTSIDE (-1.0f) /* the weight of a token that is not in the middle */
-
 /* Rows of a batch that a lane has a part of. */
 template <int T> DEV constexpr int loads() { return T == PRHS_K_F32 ? 2 : 4; }
 
@@ -39,7 +37,7 @@ struct reach {
 
 DEV reach reach_of(const job &j)
 {
-    return reach{ j.pages, j.cut, j.gap, j.last, j.end, max(j.mid_begin - j.gap, j.gap ? j.cut : 0), min(j.mid_end, j.last) - j.gap };
+    return reach{ j.pages, j.cut, j.gap, j.last, j.end, whole_begin(j), whole_end(j) };
 }
 
 DEV int position(const reach &r, int row) { return row + (row >= r.cut ? r.gap : 0); }
@@ -53,8 +51,7 @@ DEV found find_row(const prhs_k_score &a, const reach &r, int row)
 
 template <int T> DEV const byte *address_of(const prhs_k_kv &kv, const byte *keys, const found &f)
 {
-    const unsigned id = (unsigned)min(max(f.page, 0), kv.pages - 1);
-    return keys + (steps(id, kv.k_page) + steps((unsigned)f.in, kv.k_token)) * (T == PRHS_K_F32 ? 4 : 2);
+    return keys + key_offset(kv, f.page, f.in) * (T == PRHS_K_F32 ? 4 : 2);
 }
 
 /* Rows of batch `batch`; `at` is where the lane's row lies. Lanes past a row's channels have zeros. */
@@ -62,12 +59,8 @@ template <int T, int L> DEV void load_batch(const byte *at, int batch, bool real
 {
     const int c = lane_id() % L * 8 * (T == PRHS_K_F32 ? 4 : 2);
 #pragma unroll
-    for (int i = 0; i < loads<T>(); i++) {
-        const unsigned long long p = (unsigned long long)at;
-        const int from = i * (L / loads<T>()) + batch;
-        const unsigned low = __shfl_sync(FULL, (unsigned)p, from, L), high = __shfl_sync(FULL, (unsigned)(p >> 32), from, L);
-        k[i] = load_raw_or_zero<T>((const byte *)((unsigned long long)high << 32 | low) + c, real);
-    }
+    for (int i = 0; i < loads<T>(); i++)
+        k[i] = load_raw_or_zero<T>(address_of_lane(at, i * (L / loads<T>()) + batch, L) + c, real);
 }
 
 /* The score of one of the batch's rows: that which would be the lane's if it kept this batch's. */
@@ -194,6 +187,25 @@ DEV void score_rows(const prhs_k_score &a, const job *jobs, const byte *keys, co
     }
 }
 
+/*
+ * A head's query, 8 channels a lane, times the scale: rounded here, channel by channel, and not once more where the score is as large as it
+ * gets.
+ */
+template <int L> DEV void load_query(const prhs_k_score &a, byte *q, i64 row, int head, float out[8])
+{
+    const int c = lane_id() % L * 8;
+    if (c < a.shape.dim) {
+        load_eight(a.q.dtype, row_at(a.q, q, row, head) + c * element(a.q.dtype), out);
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            out[i] *= a.shape.scale;
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            out[i] = 0.0f;
+    }
+}
+
 /* The key of the middle's last token; zeros without a middle. */
 template <int T, int L> DEV void load_pivot(const prhs_k_score &a, const job &j, const byte *keys, float pivot[8])
 {
@@ -231,9 +243,9 @@ template <int T, int L, bool M> DEV void score_head(const prhs_cu_score &p, cons
     const job &j = jobs[warp_id()];
     const byte *keys = p.mem[PRHS_R_K] + a.kv.k_off + kv_head(a, j, h) * a.kv.k_head * (T == PRHS_K_F32 ? 4 : 2);
     byte *ws = p.mem[PRHS_R_WORK];
-    float q[1][8];
+    float q[8];
     running<M> x;
-    load_queries<L, 1>(a.q, p.mem[PRHS_R_Q], j.query, j.head + h, 1, a.shape.dim, a.shape.scale, q);
+    load_query<L>(a, p.mem[PRHS_R_Q], j.query, j.head + h, q);
     x.mid = x.rest = logsum{ LOWEST, 0.0f };
     if constexpr (M) {
         x.top = LOWEST;
@@ -242,7 +254,7 @@ template <int T, int L, bool M> DEV void score_head(const prhs_cu_score &p, cons
             x.m1[c] = x.m2[c] = 0.0f;
         load_pivot<T, L>(a, j, keys, x.pivot);
     }
-    score_rows<T, L, M>(a, jobs, keys, q[0], FLOATS(ws, a.work.score_off) + (j.row + h) * a.work.score_stride, &x);
+    score_rows<T, L, M>(a, jobs, keys, q, FLOATS(ws, a.work.score_off) + (j.row + h) * a.work.score_stride, &x);
     const job &late = jobs[opaque(warp_id())];
     const i64 slot = slot_of(a, late, h);
     x.mid = gathered(x.mid);

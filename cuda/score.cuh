@@ -9,10 +9,9 @@
 
 #include "judge.cuh"
 
-#ifndef WARPS
 #define WARPS 4
 #define THREADS (32 * WARPS)
-#endif
+#define OUTSIDE (-1.0f) /* the weight of a token that is not in the middle */
 
 /* Over scores that are neither NaN nor +inf: a lane's, or the whole warp's; sum is relative to top. */
 struct logsum {
@@ -20,8 +19,8 @@ struct logsum {
 };
 
 /*
- * A chunk, the same for all lanes. Between the sinks and the middle (PSAW) nothing is scored, unless everything is: rows are counted as if the
- * tiles of 16 that lie there, which begin at `cut`, were not. See position().
+ * A chunk, the same for all lanes. Between the sinks and the middle (PSAW) nothing is scored, unless everything is: rows are counted as if
+ * the tiles of 16 that lie there, which begin at `cut`, were not. See position().
  */
 struct job {
     const int *pages;
@@ -38,6 +37,13 @@ DEV bool is_scored(const job &j, int pos) { return pos < j.sink_end || pos >= j.
 DEV bool is_inside(const job &j, int pos) { return pos >= j.mid_begin && pos < j.mid_end; }
 /* Whether n positions from `pos` on are the middle's and the chunk's. */
 DEV bool is_whole(const job &j, int pos, int n) { return pos >= j.mid_begin && pos + n <= min(j.mid_end, j.last); }
+
+/* Rows [begin, end) of the middle, without a cut among them. */
+DEV int whole_begin(const job &j) { return max(j.mid_begin - j.gap, j.gap ? j.cut : 0); }
+DEV int whole_end(const job &j) { return min(j.mid_end, j.last) - j.gap; }
+
+/* Elements from a KV head's first row to row `in` of a page. */
+DEV i64 key_offset(const prhs_k_kv &kv, int page, int in) { return steps(page_id(kv, page), kv.k_page) + steps((unsigned)in, kv.k_token); }
 
 #define COUNTS 8                  /* units that a thread counts */
 #define WINDOW (COUNTS * THREADS) /* units that are counted together */
@@ -117,13 +123,11 @@ DEV int count_units(const prhs_cu_score &p, const tally &c, int begin, int end, 
     return sum;
 }
 
-/* The warp's share of `total` chunks. The first warps of all blocks come before the second ones, so that few chunks are spread over blocks. */
+/* The warp's share of `total` chunks. The first warps of all blocks come before the second ones: few chunks are spread over blocks. */
 DEV void share_chunks(warp_turns *t, int total)
 {
-    const unsigned warps = gridDim.x * WARPS, mine = warp_id() * gridDim.x + blockIdx.x, each = (unsigned)total / warps;
-    const unsigned more = (unsigned)total - each * warps;
-    t->next = (int)(mine * each + min(mine, more));
-    t->stop = t->next + (int)each + (mine < more);
+    const unsigned warps = gridDim.x * WARPS;
+    take_share(total, warps, (unsigned)total / warps, warp_id() * gridDim.x + blockIdx.x, &t->next, &t->stop);
     t->before = t->after = 0;
 }
 

@@ -3,19 +3,18 @@
  * score with tensor cores, for float16 and bfloat16 keys. A warp takes 32 rows at a time, two tiles; while it works on a chunk, the first
  * keys of its next one are on their way already. Which rows a tile has is such that a lane's scores of a head are of neighbours: see
  * row_in_pair(). With moments, lanes change places: a lane then has DP / 32 channels of every key. Dynamic shared memory:
- * keys_ring<DP>::BYTES.
+ * the warps' keys_ring<DP>.
  */
 #include "ring.cuh"
 #include "score.cuh"
 
 #define PAIR (2 * ROWS)
-#define OUTSIDE (-1.0f) /* the weight of a token that is not in the middle */
 
 /* A warp's stages, each of a tile's keys: as many as leave room for four blocks on a multiprocessor, two where heads are long. */
 template <int DP> struct keys_ring {
     static const int STAGE = ROWS * DP * 2;
     static const int STAGES = DP == 64 ? 4 : DP == 128 ? 3 : 2;
-    static const int BYTES = WARPS * STAGES * STAGE; /* of a block */
+    static const int BYTES = STAGES * STAGE;
 };
 
 /* What a warp does next; the same for all lanes. */
@@ -68,7 +67,7 @@ template <int DP, int I> DEV void send_keys(const shared_at (&to)[2], const byte
 {
     if constexpr (I < ROWS / 4) {
         const int group = lane_id() >> 3, piece = lane_id() & 7;
-        const byte *from = start_of(at, 4 * group + 16 * (I & 1) + 2 * tile + (I >> 1)) + piece * 16;
+        const byte *from = address_of_lane(at, 4 * group + 16 * (I & 1) + 2 * tile + (I >> 1)) + piece * 16;
         send_pieces<DP, false, I, 0>(to[I & 1], from, nullptr, true, left);
         send_keys<DP, I + 1>(to, at, tile, left);
     }
@@ -82,10 +81,8 @@ template <int DP> DEV void fill_ring(const prhs_k_score &a, const order *orders,
 #pragma unroll 1
     while (s->sent < r::STAGES && s->tile < orders[s->which].tiles) {
         const int odd = s->tile & 1;
-        if (!odd) {
-            const unsigned id = (unsigned)min(max(s->page, 0), a.kv.pages - 1);
-            s->at = orders[s->which].keys + (steps(id, a.kv.k_page) + steps((unsigned)s->in, a.kv.k_token)) * 2;
-        }
+        if (!odd)
+            s->at = orders[s->which].keys + key_offset(a.kv, s->page, s->in) * 2;
         const shared_at row = s->ring + (s->put * r::STAGE + group * DP * 2);
         const shared_at to[2] = { row + piece_in(group, piece) * 16, row + piece_in(group + 4, piece) * 16 };
         send_keys<DP, 0>(to, s->at, odd, a.shape.dim - piece * 8);
@@ -119,16 +116,6 @@ template <int DP> DEV void release(sender *s)
     __syncwarp();
     s->get = s->get == keys_ring<DP>::STAGES - 1 ? 0 : s->get + 1;
     s->sent--;
-}
-
-/* Zeros where no copy ever writes: channels between D and DP. */
-template <int DP> DEV void clear_rings(byte *rings, int dim)
-{
-    if (dim == DP)
-        return;
-    for (int i = threadIdx.x; i < keys_ring<DP>::BYTES / 16; i += THREADS)
-        ((uint4 *)rings)[i] = make_uint4(0, 0, 0, 0);
-    __syncthreads();
 }
 
 /* --- orders --- */
@@ -393,11 +380,10 @@ DEV void score_tiles(const prhs_k_score &a, const order *orders, int now, bool m
 {
     typedef keys_ring<DP> r;
     const job &j = orders[now].j;
-    const int end = j.end, whole_begin = max(j.mid_begin - j.gap, j.gap ? j.cut : 0), whole_end = min(j.mid_end, j.last) - j.gap;
-    const int cut = j.cut, gap = j.gap;
+    const int end = j.end, from = whole_begin(j), to = whole_end(j), cut = j.cut, gap = j.gap;
 #pragma unroll 1
     for (int row = j.begin; row < end; row += PAIR) {
-        const bool whole = row >= whole_begin && row + PAIR <= whole_end;
+        const bool whole = row >= from && row + PAIR <= to;
         const int mine = row + first_row<HB>(), pos = mine + (mine >= cut ? gap : 0);
         float v[sharing<HB>::NT][sharing<HB>::N] = {};
         unsigned inside = 0;
@@ -529,12 +515,12 @@ template <int T, int DP, int HB, bool M> DEV void score_rings(const prhs_cu_scor
     DYNAMIC_SHARED(rings);
     __shared__ int prefix[WINDOW];
     __shared__ order orders[WARPS][2];
-    clear_rings<DP>(rings, p.a.shape.dim);
+    clear_rings<DP>(rings, WARPS * keys_ring<DP>::BYTES, p.a.shape.dim);
     grid_begin();
     const tally counts = tally_of<M>(p);
     warp_turns t = turns_of(p);
     while (next_window<M>(p, counts, &t, prefix))
-        score_window<T, DP, HB, M>(p, prefix, orders[warp_id()], rings + warp_id() * keys_ring<DP>::STAGES * keys_ring<DP>::STAGE, &t);
+        score_window<T, DP, HB, M>(p, prefix, orders[warp_id()], rings + warp_id() * keys_ring<DP>::BYTES, &t);
 }
 
 #define SCORE(t, T, dp, hb, blocks) \

@@ -214,8 +214,12 @@ template <int T, int L, int HB> DEV void serve(const prhs_cu_serve &p)
         serve_window<T, L, HB>(p, w, prefix, &warps[warp_id()]);
 }
 
-#define SERVE(t, T, l, hb, blocks)     KERNEL(prhs_serve_##t##_l##l##_h##hb, prhs_cu_serve, THREADS, blocks) { serve<T, l, hb>(p); }
-#define SERVE_LANES(t, T, hb, blocks)         SERVE(t, T, 8, hb, blocks)                SERVE(t, T, 16, hb, blocks)               SERVE(t, T, 32, hb, blocks)
+#define SERVE(t, T, l, hb, blocks) \
+    KERNEL(prhs_serve_##t##_l##l##_h##hb, prhs_cu_serve, THREADS, blocks) { serve<T, l, hb>(p); }
+#define SERVE_LANES(t, T, hb, blocks) \
+    SERVE(t, T, 8, hb, blocks)        \
+    SERVE(t, T, 16, hb, blocks)       \
+    SERVE(t, T, 32, hb, blocks)
 /* 16-bit rows that heads share are for tensor cores. */
 SERVE_LANES(f32, PRHS_K_F32, 1, 3)
 SERVE_LANES(f32, PRHS_K_F32, 4, 2)

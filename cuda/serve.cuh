@@ -9,10 +9,8 @@
 
 #include "common.cuh"
 
-#ifndef WARPS
 #define WARPS 4
 #define THREADS (32 * WARPS)
-#endif
 
 /* A chunk of work, the same for all lanes of the warp. */
 struct job {
@@ -72,10 +70,11 @@ DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v
     if (counts)
         return v.kept;
     const entry e = entry_from(a.batch, v.seq, 0);
+    const int b = v.i / a.shape.units, u = v.i % a.shape.units;
     int sum = 0;
 #pragma unroll 1
     for (int r = 0; r < e.rows; r++)
-        sum += attend_chunks(a.work, row_tokens(e, v.set, work_of_row(a, p.mem[PRHS_R_WORK], v.i / a.shape.units, r, v.i % a.shape.units), r));
+        sum += attend_chunks(a.work, row_tokens(e, v.set, work_of_row(a, p.mem[PRHS_R_WORK], b, r, u), r));
     return sum;
 }
 

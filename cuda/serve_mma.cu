@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * attend on tensor cores, for float16 and bfloat16 K/V. While a warp works on a tile the next one is on its way, be it of the same chunk or
- * of another one. Dynamic shared memory: ring<DP, true>::BYTES, then the warps' ahead_shared with queries as they lie in memory.
+ * of another one. Dynamic shared memory: the warps' rings, then their warp_shared with queries as they lie in memory.
  */
 #include "ring.cuh"
 #include "ahead.cuh"
@@ -83,7 +83,7 @@ struct sender {
 template <int DP, int NT>
 DEV void send_next(const prhs_cu_serve &p, const int *prefix, finder *f, sender *from, shared_at ring_at, int stage, warp_shared *sh)
 {
-    typedef ring<DP, true> r;
+    typedef ring<DP> r;
     const int dim = p.attend.shape.dim;
     const bool inside = from->done < from->tokens;
     seek<NT * 4>(p, prefix, f, &sh->ahead, !inside);
@@ -148,7 +148,7 @@ DEV void attend_stage(shared_at at, int n, float scale, const query_terms<T, DP>
         soften(x, nt, s[nt], n);
         spread_weights<T>(s[nt], &w[nt]);
     }
-    add_stage<T, DP, NT>(at + ring<DP, true>::SIDE, w, &x->values);
+    add_stage<T, DP, NT>(at + ring<DP>::SIDE, w, &x->values);
 }
 
 /* The warp's chunks of a window. */
@@ -179,7 +179,7 @@ DEV void serve_window(const prhs_cu_serve &p, const walk &w, const int *prefix, 
             }
             if (note.first && s.begins)
                 start(&x);
-            attend_stage<T, DP, NT>(ring_at + stage * ring<DP, true>::STAGE, note.n, a.shape.scale, q, &x);
+            attend_stage<T, DP, NT>(ring_at + stage * ring<DP>::STAGE, note.n, a.shape.scale, q, &x);
             if (note.last && s.ends)
                 put_part<T, DP, NT>(a, &x, s.part, s.heads, p.mem[PRHS_R_WORK]);
         }
@@ -194,15 +194,15 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
 {
     DYNAMIC_SHARED(rings);
     __shared__ int prefix[TURNS_EACH * THREADS];
-    typedef ring<DP, true> r;
+    typedef ring<DP> r;
     const int *counts = kept_counts(p);
     const int each = PRHS_SERVE_WARP + NT * 4 * DP * element(p.attend.q.dtype), warp = warp_id();
-    warp_shared *sh = (warp_shared *)(rings + r::BYTES + warp * each);
-    clear_ring<DP, true>(rings, p.attend.shape.dim);
+    warp_shared *sh = (warp_shared *)(rings + WARPS * r::BYTES + warp * each);
+    clear_rings<DP>(rings, WARPS * r::BYTES, p.attend.shape.dim);
     grid_begin();
     walk w = chunks_begin(p);
     while (next_window(p, &w, counts, prefix))
-        serve_window<T, DP, NT>(p, w, prefix, shared_at_of(rings + warp * r::STAGES * r::STAGE), sh);
+        serve_window<T, DP, NT>(p, w, prefix, shared_at_of(rings + warp * r::BYTES), sh);
 }
 
 #define SERVE(t, T, dp, nt, hb, blocks)                                        \

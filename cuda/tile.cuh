@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A warp's tile of scattered rows, for score and attend: L lanes hold a row (8 channels each), 32 / L rows come with one load
+ * A warp's tile of scattered rows, without tensor cores: L lanes hold a row (8 channels each), 32 / L rows come with one load
  * instruction, LOADS of these are in flight together. HB query heads share each row.
  */
 #ifndef PRHS_TILE_CUH
@@ -17,10 +17,6 @@ template <int T, int L, int HB, int LOADS> struct tile {
 
     /* What a warp keeps in shared memory: scores, then weights: [token][head]. */
     typedef float scores[TOKENS * HB];
-    struct __align__(16) shared {
-        place at[TOKENS];
-        scores s;
-    };
 };
 
 /* Adds up W lanes' parts of N values; afterwards a lane has max(1, N / W) whole values, from index `off` on. */
@@ -40,41 +36,6 @@ template <int N, int W> DEV void spread_sum(float *v, int *off)
             v[0] += __shfl_xor_sync(FULL, v[0], W / 2);
             spread_sum<1, W / 2>(v, off);
         }
-    }
-}
-
-/*
- * The queries of HB heads, 8 channels a lane, times the scale: rounded here, channel by channel, and not once more where the score is as
- * large as it gets. Heads past the unit's last one repeat it.
- */
-template <int L, int HB>
-DEV void load_queries(const prhs_k_rows &rows, byte *q, i64 row, int head, int heads, int dim, float scale, float out[HB][8])
-{
-    const int c = lane_id() % L * 8;
-#pragma unroll
-    for (int h = 0; h < HB; h++) {
-        if (c < dim) {
-            load_eight(rows.dtype, row_at(rows, q, row, head + min(h, heads - 1)) + c * element(rows.dtype), out[h]);
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                out[h][i] *= scale;
-        } else {
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                out[h][i] = 0.0f;
-        }
-    }
-}
-
-/* The tile's rows from `base` on, where at[] says; rows past n, and lanes past the row, are zeros and not read. */
-template <int T, int L, int HB, int LOADS> DEV void load_rows(const byte *base, const place *at, bool values, int n, int dim, raw8<T> *r)
-{
-    typedef tile<T, L, HB, LOADS> tl;
-    const int lane = lane_id(), c = lane % L * 8;
-#pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-        const int t = i * tl::ROWS + lane / L;
-        r[i] = load_raw_or_zero<T>(base + (values ? at[t].v : at[t].k) + c * (T == PRHS_K_F32 ? 4 : 2), t < n && c < dim);
     }
 }
 

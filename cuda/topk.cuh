@@ -321,7 +321,7 @@ template <class Rule> DEV void choose_by(const unsigned *keys, int n, int want, 
 
 /*
  * Makes `chosen` the bitmap of the best `want` of n keys, at least one, of which as many are not 0. Both have room for PAST more; these
- * keys are 0. values: keys are of scores. seen: a part a thread. What the threads wrote to keys need not be visible yet; ends with a barrier.
+ * keys are 0. values: keys are of scores. seen: a part a thread. What threads wrote to keys need not be visible yet; ends with a barrier.
  */
 DEV void choose(const unsigned *keys, int n, int want, bool values, const reach &seen, unsigned *chosen, topk_shared *sh)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The middle's values, weighted and summed chunk by chunk, once the chunk's scores and the maximum of its middle are in memory: score's
- * second kernel, where that is asked for (the retrieved residual). Any dtype and head size. Inside the kernels that score it would cost each
- * of them registers, and its code many times.
+ * second kernel, where that is asked for (the retrieved residual). Any dtype and head size. Inside the kernels that score it would cost
+ * each of them registers, and its code many times.
  */
 #ifndef PRHS_VALUES_CUH
 #define PRHS_VALUES_CUH

@@ -59,7 +59,9 @@ static size_t together(const prhs_op *ops, size_t n, launch *l, const prhs_op **
     return 2;
 }
 
-static prhs_quotient quotient_by(prhs_i32 divisor) { return (prhs_quotient){ divisor, UINT32_MAX / (prhs_u32)(divisor > 0 ? divisor : 1) }; }
+static prhs_quotient quotient_by(prhs_i32 divisor) {
+    return (prhs_quotient){ divisor, UINT32_MAX / (prhs_u32)(divisor > 0 ? divisor : 1) };
+}
 
 /* Whether K and V are stored as they come, and nothing else happens to a decode row. */
 static bool copies_only(const prhs_k_append *a) {

@@ -55,8 +55,8 @@ enum { SERVE_SHARERS = 2, SCORE_SHARERS = 1 };
 
 /*
  * score and serve, whose blocks let h heads of a unit share each K/V row; _m: with moments. On tensor cores: _<K/V dtype>_d<head size,
- * padded>_h<4 or 8; score 1, 4 or 8, with moments 1 or 4>, with rings of rows in shared memory. Else _<K/V dtype>_l<lanes>_h<1, 4>: rows of up to 64, 128,
- * 256 channels take 8, 16, 32 lanes.
+ * padded>_h<4 or 8; score 1, 4 or 8, with moments 1 or 4>, with rings of rows in shared memory. Else _<K/V dtype>_l<lanes>_h<1, 4>: rows
+ * of up to 64, 128, 256 channels take 8, 16, 32 lanes.
  */
 static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why) {
 #define TENSOR(d) { "tensor d" #d " h1", "tensor d" #d " h4", "tensor d" #d " h8" }
@@ -142,8 +142,8 @@ bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_c
 }
 
 /*
- * Keys that the slices of the longest middle may keep, as guess_of() in cuda/slices.cuh tells it of each, and some more: shorter middles keep
- * fewer, so that the room decides about none of them as long as it is less than PRHS_RETRIEVE_ROOM and than what the device has.
+ * Keys that the slices of the longest middle may keep, as guess_of() in cuda/slices.cuh tells it of each, and some more: shorter middles
+ * keep fewer, so that the room decides about none of them as long as it is less than PRHS_RETRIEVE_ROOM and than what the device has.
  */
 static prhs_i32 room_of_slices(const prhs_k_select *a) {
     const int run = a->policy.run > 1 ? a->policy.run : 1;

@@ -3,7 +3,8 @@
 """Runs a part of the suite that launches every CUDA kernel, and shows that it did: covered.py PRHS-TESTS BUILD [--brief] [--seed N] [-- PREFIX...]
 
 PREFIX stands before the command, as in `-- compute-sanitizer --tool memcheck --error-exitcode 9`. BUILD: where the kernels' images lie
-(*.ptx.lzma), which name them; the ops are those of src/kernels.def. --brief: no more than it takes. Exit status 1: a case failed, or a kernel or an op was never launched.
+(*.ptx.lzma), which name them; the ops are those of src/kernels.def. --brief: no more than it takes. Exit status 1: a case failed, or a
+kernel or an op was never launched.
 """
 import glob
 import lzma

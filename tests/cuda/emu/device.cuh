@@ -226,7 +226,6 @@ EMU_ATOMIC(atomicOr, __atomic_fetch_or)
 EMU_ATOMIC(atomicAnd, __atomic_fetch_and)
 EMU_ATOMIC(atomicXor, __atomic_fetch_xor)
 EMU_ATOMIC(atomicExch, __atomic_exchange_n)
-DEV int add_released(int *p) { return __atomic_fetch_add(p, 1, __ATOMIC_RELEASE); }
 template <class T, class U, class V> DEV T atomicCAS(T *p, U expected, V x)
 {
     T old = (T)expected;
