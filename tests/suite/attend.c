@@ -80,4 +80,4 @@ static void run(t_ctx *t, int row) {
     t_cache_check(t, &b->cache, "attend");
 }
 
-const t_group t_group_attend = { "attend", 27, 10, t_case_name, run };
+const t_group t_group_attend = { "attend", 29, 10, t_case_name, run };

@@ -48,6 +48,9 @@ const t_case t_cases[] = {
     { "runs of 24", S_G1_D32, SUM, D_NORMAL, ONE, 1, 24, 72, 4, 8, 0, 0, 0, { 300, 60, 59, 58, 0, 129, 64 } },
     { "more than the smallest chunks", S_G1_D32, SUM, D_NORMAL, P256, 1, 1, 500, 4, 8, 0, 0, 0, { 20001, 37, 0, 16400, 0, 16385, 16384 } },
     { "a head of -inf alone", S_G3_D64, SUM, D_DEAD, NHD, 1, 1, 24, 4, 8, 0, 0, 0, { 300, 40, 37, 36, 0, 129, 64 } },
+    /* More chunks than a GPU has warps, so that some take several, one after the other. */
+    { "many chunks", S_MANY_G1, SUM, D_NORMAL, HND, 1, 1, 300, 4, 8, 0, 0, 0, { 2000, 1999, 700, 0, 2100, 1500, 513 } },
+    { "many chunks G2", S_MANY_G2, SUM, D_NORMAL, NHD, 1, 1, 300, 4, 8, 0, 0, 0, { 2000, 3001, 1937, 0, 2100, 3500, 513 } },
     /* Middles that a GPU's select cuts into slices, at multiples of 8192; lengths around one and two of them. */
     { "slices", S_G3_D64, SUM, D_NORMAL, P256, 1, 1, 500, 4, 8, 0, 0, 0, { 20001, 8200, 8201, 0, 16392, 16393, 37 } },
     { "slices, ties", S_G1_D32, SUM, D_TIES, P256, 1, 1, 500, 4, 8, 0, 0, 0, { 20001, 8200, 8201, 0, 16392, 16393, 37 } },

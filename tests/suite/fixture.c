@@ -15,6 +15,8 @@ const t_shape t_shapes[S_COUNT] = {
     [S_G4_D256] = { "G4 D256 f32", 4, 1, 256, PRHS_F32, PRHS_F32, PRHS_F32 },
     [S_G1_D128] = { "G1 D128 bf16", 2, 2, 128, PRHS_BF16, PRHS_F32, PRHS_F32 },
     [S_G2_D64] = { "G2 D64 f16 o16", 4, 2, 64, PRHS_F16, PRHS_F32, PRHS_F16 },
+    [S_MANY_G1] = { "64 heads D64 f16", 64, 64, 64, PRHS_F16, PRHS_F16, PRHS_F32 },
+    [S_MANY_G2] = { "64 heads G2 D64 bf16", 64, 32, 64, PRHS_BF16, PRHS_F32, PRHS_F32 },
 };
 
 static size_t span(uint32_t pages, const t_layout *l, uint32_t heads, uint32_t dim, int64_t page, int64_t token, int64_t head) {
