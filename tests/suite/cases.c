@@ -62,6 +62,7 @@ const t_case t_cases[] = {
     { "slices, peaks at the cuts", S_G3_D64, SUM, D_CUTS, P256, 1, 1, 300, 4, 8, 40, 2, 3, { 20001, 8201, 8202, 16393, 0, 16400, 312 } },
     { "slices, peaks per head", S_G2_D64, EACH, D_CUTS, P256, 1, 1, 300, 4, 8, 40, 3, 1, { 20001, 8201, 8202, 16393, 0, 16400, 312 } },
     { "slices, runs of 24", S_G3_D64, MAX, D_PEAKED, P256, 1, 24, 1200, 4, 8, 0, 0, 0, { 20001, 8300, 8201, 16500, 0, 1300, 1200 } },
+    { "largest of four heads", S_G4_D128, MAX, D_NORMAL, NHD, 1, 1, 24, 4, 8, 0, 0, 0, { 300, 40, 37, 36, 0, 129, 64 } },
     { "slices, nearly all", S_G1_D32, MAX, D_NORMAL, P256, 1, 1, 8100, 4, 8, 0, 0, 0, { 9001, 8201, 8113, 8112, 0, 8202, 1 } },
 };
 const int t_case_count = sizeof t_cases / sizeof *t_cases, t_case_quick = 10;
