@@ -178,4 +178,4 @@ static void run(t_ctx *t, int row) {
     t_cache_check(t, &b->cache, "retrieval");
 }
 
-const t_group t_group_retrieve = { "retrieve", 38, 10, t_case_name, run };
+const t_group t_group_retrieve = { "retrieve", 41, 10, t_case_name, run };
