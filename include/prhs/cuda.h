@@ -3,7 +3,8 @@
  * @file cuda.h
  * Interop: libprhs on the engine's own CUDA context, streams and memory. It needs no CUDA headers: a CUcontext and a CUstream
  * (or cudaStream_t, which is the same) are passed as void *, a CUdeviceptr (or a pointer from cudaMalloc) as uint64_t. The library
- * does not link with CUDA: it opens libcuda.so.1 at run time.
+ * does not link with CUDA: it opens libcuda.so.1 at run time. A layer's keys may reach over 64 GiB, and so may its values: whatever attends
+ * to more ends with PRHS_ERR_UNSUPPORTED.
  */
 #ifndef PRHS_CUDA_H
 #define PRHS_CUDA_H

@@ -194,9 +194,24 @@ static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs
     return values && status == PRHS_OK ? send(queue, &key, &l, leader, ops, *count) : status;
 }
 
+/* attend finds rows by 32-bit distances of 16 bytes from a KV head's first one. */
+static prhs_status check_reach(prhs_queue *queue, const prhs_op *ops, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (ops[i].kind != PRHS_OP_ATTEND)
+            continue;
+        const prhs_k_kv *kv = &ops[i].args.attend.kv;
+        const prhs_i64 size = kv->dtype == PRHS_K_F32 ? 4 : 2, pages = kv->pages - 1, rows = kv->page_size - 1;
+        if ((pages * kv->k_page + rows * kv->k_token) * size >> 36 || (pages * kv->v_page + rows * kv->v_token) * size >> 36)
+            return prhs_fail(&queue->dev->log, PRHS_ERR_UNSUPPORTED, "cuda: a layer's keys or values reach over more than 64 GiB");
+    }
+    return PRHS_OK;
+}
+
 prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n) {
     prhs_i32 pass = 0;
-    prhs_status status = prhs_nv_enter(queue->dev);
+    prhs_status status = check_reach(queue, ops, n);
+    if (status == PRHS_OK)
+        status = prhs_nv_enter(queue->dev);
     if (status != PRHS_OK)
         return status;
     for (size_t i = 0, count = 1; i < n && status == PRHS_OK; i += count) {
