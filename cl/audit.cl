@@ -28,6 +28,39 @@ void split_lse(const prhs_set *set, const __global int *list, const __global flo
             out[h][i] = lse_of(&z[h][i]);
 }
 
+long fixed(float mass) { return convert_long_rte(mass * PRHS_MASS_ONE); }
+
+void book_sample(__global prhs_sample_stat *s, float mass, float worst)
+{
+    s->count++;
+    s->sum += fixed(mass);
+    s->square += fixed(mass * mass);
+    s->worst_sum += fixed(worst);
+    s->worst_square += fixed(worst * worst);
+}
+
+/* One head's audit. Returns max(mass, the residual's weight), which `known` is where the step has one. */
+float book_head(__global prhs_head_stat *st, float mass, float known, int shared, int residual, int unknown)
+{
+    const float worst = residual && known > mass ? known : mass;
+    if (isnan(mass)) {
+        st->nan_count++;
+        return mass;
+    }
+    st->audit_sum += fixed(mass);
+    st->audit_count++;
+    if (unknown)
+        book_sample(&st->sample, mass, worst);
+    if (shared && !isnan(known)) {
+        st->pair_count++;
+        st->pair_exact += fixed(mass);
+        st->pair_estimate += fixed(known);
+        st->pair_off += fixed(fabs(known - mass));
+        st->pair_square += fixed((known - mass) * (known - mass));
+    }
+    return worst;
+}
+
 __kernel void prhs_audit(mem seqs, mem state, mem ws, const prhs_k_audit args)
 {
     prhs_k_audit a = args;
@@ -37,24 +70,25 @@ __kernel void prhs_audit(mem seqs, mem state, mem ws, const prhs_k_audit args)
         int u = (int)(item % a.shape.units);
         entry e = entry_of(&a.batch, seqs, b);
         prhs_set set = *set_at(ws, &a.work, &a.shape, b, u);
-        if (e.kind != DECODE || set.mode == PRHS_MODE_IDLE || set.mode == PRHS_MODE_DENSE)
+        if (e.kind != DECODE || !(a.modes >> set.mode & 1) || !prhs_is_drawn(a.sample, e.slot, u, e.pos0))
             continue;
         const __global int *list =
             a.state.list_off == PRHS_NONE ? 0 : SLOT_AT(state, &a.state, list_off, e.slot, int) + (long)u * a.state.list_cap;
         float lse[PRHS_UH][2];
         split_lse(&set, list, FLOATS(ws, a.work.score_off) + (b * a.shape.heads + u * PRHS_UH) * a.work.score_stride,
                   a.work.score_stride, e.pos0 + 1, lse);
+        const int unknown = a.unknown >> set.mode & 1;
+        float sum = 0.0f, worst = 0.0f;
         for (int i = 0; i < PRHS_UH; i++) {
             int h = u * PRHS_UH + i;
             float mass = lse[i][1] == -INFINITY ? 0.0f : 1.0f / (1.0f + exp(lse[i][0] - lse[i][1]));
             __global prhs_head_stat *st = STAT_AT(state, &a.state, head_stat_off, e.slot, prhs_head_stat) + h;
-            if (isnan(mass)) {
-                st->nan_count++;
-            } else {
-                st->audit_sum += convert_long_rte(mass * PRHS_MASS_ONE);
-                st->audit_count++;
-            }
-            SLOT_AT(state, &a.state, head_off, e.slot, prhs_head_ref)[h].audit_last = mass;
+            __global prhs_head_ref *head = SLOT_AT(state, &a.state, head_off, e.slot, prhs_head_ref) + h;
+            head->audit_last = mass;
+            worst += book_head(st, mass, head->delta_last, set.mode == PRHS_MODE_SHARE, a.residual != PRHS_K_RESIDUAL_NONE, unknown);
+            sum += mass;
         }
+        if (unknown && !isnan(sum))
+            book_sample(&STAT_AT(state, &a.state, unit_stat_off, e.slot, prhs_unit_stat)[u].sample, sum / PRHS_UH, worst / PRHS_UH);
     }
 }

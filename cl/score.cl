@@ -228,7 +228,7 @@ __kernel void prhs_score(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem w
         int n = e.pos0 + 1, size = chunk_tokens(n, a.work.score_chunk_min, a.work.score_chunks), chunks = (n + size - 1) / size;
         for (int u = 0; u < a.shape.units; u++) {
             prhs_set set = *set_at(ws, &a.work, &a.shape, b, u);
-            if (!(a.modes >> set.mode & 1))
+            if (!(a.modes >> set.mode & 1) || !prhs_is_drawn(a.sample, e.slot, u, e.pos0))
                 continue;
             for (; next < count + chunks; next += num) {
                 int chunk = (int)(next - count);

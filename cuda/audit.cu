@@ -107,25 +107,56 @@ DEV void split_scores(const prhs_set &set, const int *list, const float *scores,
             lse[h][i] = block_lse(t[h][i]);
 }
 
-DEV void book_audit(const prhs_k_audit &a, byte *state, int slot, int h, const float lse[2])
+DEV i64 fixed(float mass) { return llrintf(mass * PRHS_MASS_ONE); }
+
+DEV void book_sample(prhs_sample_stat *s, float mass, float worst)
+{
+    s->count++;
+    s->sum += fixed(mass);
+    s->square += fixed(mass * mass);
+    s->worst_sum += fixed(worst);
+    s->worst_square += fixed(worst * worst);
+}
+
+/* What a unit's heads leave for its own books. */
+struct unit_audit {
+    float mass, worst; /* sums; worst: of max(mass, the residual's weight) */
+};
+
+/* One head's audit. */
+DEV void book_audit(const prhs_k_audit &a, byte *state, int slot, int h, int mode, const float lse[2], unit_audit *unit)
 {
     prhs_head_stat *st = STAT_AT(state, a.state, head_stat_off, slot, prhs_head_stat) + h;
-    const float mass = lse[1] == NOTHING ? 0.0f : 1.0f / (1.0f + expf(lse[0] - lse[1]));
+    prhs_head_ref *head = SLOT_AT(state, a.state, head_off, slot, prhs_head_ref) + h;
+    const float mass = lse[1] == NOTHING ? 0.0f : 1.0f / (1.0f + expf(lse[0] - lse[1])), known = head->delta_last;
+    const float worst = a.residual != PRHS_K_RESIDUAL_NONE && known > mass ? known : mass;
+    head->audit_last = mass;
+    unit->mass += mass;
+    unit->worst += worst;
     if (isnan(mass)) {
         st->nan_count++;
-    } else {
-        st->audit_sum += llrintf(mass * PRHS_MASS_ONE);
-        st->audit_count++;
+        return;
     }
-    SLOT_AT(state, a.state, head_off, slot, prhs_head_ref)[h].audit_last = mass;
+    st->audit_sum += fixed(mass);
+    st->audit_count++;
+    if (a.unknown >> mode & 1)
+        book_sample(&st->sample, mass, worst);
+    if (mode == PRHS_MODE_SHARE && !isnan(known)) {
+        st->pair_count++;
+        st->pair_exact += fixed(mass);
+        st->pair_estimate += fixed(known);
+        st->pair_off += fixed(fabsf(known - mass));
+        st->pair_square += fixed((known - mass) * (known - mass));
+    }
 }
 
 DEV void audit_unit(const prhs_k_audit &a, byte *const mem[], i64 b, int u)
 {
     const entry e = entry_of(a.batch, mem[PRHS_R_SEQS], b);
     const prhs_set set = *set_at(mem[PRHS_R_WORK], a.work, a.shape, b, u);
-    if (e.kind != DECODE || set.mode == PRHS_MODE_IDLE || set.mode == PRHS_MODE_DENSE)
+    if (e.kind != DECODE || !(a.modes >> set.mode & 1) || !prhs_is_drawn(a.sample, e.slot, u, e.pos0))
         return;
+    unit_audit unit = { 0.0f, 0.0f };
     byte *state = mem[PRHS_R_STATE];
     const int *list = a.state.list_off == PRHS_NONE ? nullptr : SLOT_AT(state, a.state, list_off, e.slot, int) + (i64)u * a.state.list_cap;
     for (int i = 0; i < a.shape.unit_heads; i += HEADS) {
@@ -136,8 +167,11 @@ DEV void audit_unit(const prhs_k_audit &a, byte *const mem[], i64 b, int u)
 #pragma unroll
         for (int k = 0; k < HEADS; k++)
             if (threadIdx.x == 0 && k < heads)
-                book_audit(a, state, e.slot, h + k, lse[k]);
+                book_audit(a, state, e.slot, h + k, set.mode, lse[k], &unit);
     }
+    if (threadIdx.x == 0 && a.unknown >> set.mode & 1 && !isnan(unit.mass))
+        book_sample(&STAT_AT(state, a.state, unit_stat_off, e.slot, prhs_unit_stat)[u].sample, unit.mass / a.shape.unit_heads,
+                    unit.worst / a.shape.unit_heads);
 }
 
 KERNEL(prhs_audit, prhs_cu_audit, THREADS, 4)

@@ -6,6 +6,9 @@
 #ifndef PRHS_CUDA_LAUNCH_H
 #define PRHS_CUDA_LAUNCH_H
 
+#ifdef DEV
+#define PRHS_DRAW_FN DEV
+#endif
 #include "kargs.h"
 
 /* The roles of src/kernels.def, as indices into `mem`. */

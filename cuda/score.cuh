@@ -87,7 +87,8 @@ DEV int count_fresh(const prhs_k_score &a, const byte *seqs, const byte *ws, int
     const int at = min(i, end - 1);
     const entry e = entry_from(a.batch, *seq_at(a.batch, seqs, (unsigned)at / (unsigned)a.shape.units), 0);
     const int mode = ((const prhs_set *)(ws + a.work.set_off))[at].mode;
-    return i >= end || e.kind == IDLE || !(a.modes >> mode & 1) ? 0 : score_chunks(a.work, e.pos0 + 1);
+    const bool taken = e.kind != IDLE && a.modes >> mode & 1 && prhs_is_drawn(a.sample, e.slot, at % a.shape.units, e.pos0);
+    return i >= end || !taken ? 0 : score_chunks(a.work, e.pos0 + 1);
 }
 
 /* Where numbers are not kept: those of COUNTS units from `first` on. Seldom, and so not where it takes registers. */

@@ -13,6 +13,8 @@
 #include <prhs/device_types.h>
 #endif
 
+#include "draw.h"
+
 #define PRHS_NONE (-1)
 
 /* K/V element types; equal to enum prhs_dtype, which kernels cannot include. */
@@ -98,7 +100,11 @@ typedef struct prhs_value_count {
     prhs_i32 nonfinite;                   /* of these, rows with a NaN or inf channel; they add nothing */
 } prhs_value_count;
 
-/* Counters; integers, so that any order of addition gives the same. Masses are fixed point: mass * 2^40. */
+/* Counters; integers, so that any order of addition gives the same. Masses and their squares are fixed point: times 2^40. */
+typedef struct prhs_sample_stat {         /* audited steps whose delta was not known without the audit */
+    prhs_i64 count, sum, square;          /* of delta */
+    prhs_i64 worst_sum, worst_square;     /* of max(delta, the residual's weight); without a residual the same */
+} prhs_sample_stat;
 typedef struct prhs_unit_stat {
     prhs_i64 steps;                       /* decode steps of row 0 */
     prhs_i64 dense, window, stream, share, retrieve, seed;
@@ -106,12 +112,17 @@ typedef struct prhs_unit_stat {
     prhs_i64 attended;                    /* tokens attended by row 0, all steps, growth included */
     prhs_i64 rows_dense;                  /* rows after the first whose own gate failed */
     prhs_i64 cosine_failed, mass_failed;  /* retrievals by cause: the cosine (gate or floor), the mass gate */
+    prhs_sample_stat sample;              /* of the mean over the unit's heads, where all of them are numbers */
 } prhs_unit_stat;
 typedef struct prhs_head_stat {
     prhs_i64 exact_sum, exact_count;      /* delta of retrieval steps */
     prhs_i64 estimate_sum, estimate_count;/* delta of shared steps: the gate's estimate, or stale (delta at the reference) */
     prhs_i64 audit_sum, audit_count;      /* exact delta of audited steps (all sparse modes) */
     prhs_i64 nan_count;                   /* masses that were NaN; in no sum */
+    prhs_sample_stat sample;
+    prhs_i64 pair_count;                  /* audited shared steps that have an estimate; of these */
+    prhs_i64 pair_exact, pair_estimate;   /* sums of the exact delta and of the estimate, */
+    prhs_i64 pair_off, pair_square;       /* of |estimate - exact| and of its square */
 } prhs_head_stat;
 #define PRHS_MASS_ONE 1099511627776.0f    /* 2^40 */
 
@@ -248,7 +259,7 @@ typedef struct prhs_k_plan {
 } prhs_k_plan;
 
 /* Scores of the decision row's query heads for units whose mode is in `modes` (a bit per mode). full 0: positions
-   [0, sink_end) + [mid_begin, N); full 1: [0, N). moments: 0 or PRHS_K_MOMENTS_*, and their arrays in `work`. Item: (sequence, unit,
+   [0, sink_end) + [mid_begin, N); full 1: [0, N), for units that are drawn. moments: 0 or PRHS_K_MOMENTS_*, and their arrays in `work`. Item: (sequence, unit,
    chunk of absolute positions). */
 typedef struct prhs_k_score {
     prhs_k_kv kv;
@@ -257,6 +268,7 @@ typedef struct prhs_k_score {
     prhs_k_rows q;
     prhs_k_work work;
     prhs_i32 modes, full, moments, reserved;
+    prhs_k_sample sample;                 /* of the units in these modes; all of them but for audits */
 } prhs_k_score;
 
 /* Top-k of the joint weights of units in mode RETRIEVE; completes the set, writes the list, and where `state_off` arrays are
@@ -304,8 +316,17 @@ typedef struct prhs_k_finish {
     prhs_i32 verify, reserved;
 } prhs_k_finish;
 
-/* Exact dropped mass of row 0 from full scores; statistics only. Item: (sequence, unit). Same struct as finish. */
-typedef prhs_k_finish prhs_k_audit;
+/* Exact dropped mass of row 0 from full scores, for the units that this score took; statistics only. Item: (sequence, unit). */
+typedef struct prhs_k_audit {
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_state state;
+    prhs_k_work work;
+    prhs_k_sample sample;
+    prhs_i32 modes;                       /* as of that score */
+    prhs_i32 unknown;                     /* modes in which nothing but an audit knows delta: prhs_sample_stat */
+    prhs_i32 residual, reserved;          /* residual: PRHS_K_RESIDUAL_* */
+} prhs_k_audit;
 
 /* Causal prompt rows. Item: (sequence, KV head, tile of rows). */
 typedef struct prhs_k_prefill {

@@ -282,7 +282,7 @@ prhs_status prhs_op_score(prhs_ops *ops, prhs_queue *queue, const prhs_batch *ba
     op.args.score = (prhs_k_score){
         .kv = c.kv, .batch = c.batch, .shape = c.limits.shape,
         .q = check_rows(&c, "q", q, batch->max_rows, c.limits.shape.heads, c.limits.q_dtype), .work = check_work(ops, &c, ws),
-        .modes = 1 << PRHS_MODE_RETRIEVE, .full = full != 0, .moments = moments,
+        .modes = 1 << PRHS_MODE_RETRIEVE, .full = full != 0, .moments = moments, .sample.limit = UINT32_MAX,
     };
     if (!moments)
         op.args.score.work.mom_off = PRHS_NONE;

@@ -127,13 +127,26 @@ static void add_finish(list *l, bool verify) {
     };
 }
 
+/* Modes in which a step's dropped mass is not known: shared lists, no lists, and all where PSAW leaves keys unscored. */
+static prhs_i32 unknown_modes(const list *l) {
+    return 1 << PRHS_MODE_WINDOW | 1 << PRHS_MODE_STREAM | 1 << PRHS_MODE_SHARE | (l->policy.psaw ? 1 << PRHS_MODE_RETRIEVE : 0);
+}
+
+/* Units that a score takes: all, or those whose audit is drawn. */
+static prhs_k_sample sample_of(const list *l, bool audits) {
+    const uint64_t seed = l->s->params.audit_seed;
+    return (prhs_k_sample){ .seed = { (prhs_u32)seed, (prhs_u32)(seed >> 32) },
+                            .limit = audits ? l->s->audit_limit : UINT32_MAX,
+                            .layer = (prhs_i32)l->a->layer };
+}
+
 static void add_score(list *l, prhs_i32 modes, bool full, prhs_i32 moments) {
     const prhs_step_args *a = l->a;
     prhs_buffer *values = moments == PRHS_K_MOMENTS_VALUES ? a->v_mem : NULL;
     prhs_op *op = ADD(l, SCORE, l->seqs, a->pages, a->q_mem, a->k_mem, values, l->s->work.buffer);
     op->args.score = (prhs_k_score){
         .kv = a->kv, .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .work = l->work, .modes = modes, .full = full,
-        .moments = moments,
+        .moments = moments, .sample = sample_of(l, full),
     };
     if (!moments)
         op->args.score.work.mom_off = op->args.score.work.vmid_off = PRHS_NONE;
@@ -155,14 +168,12 @@ static void add_retrieval(list *l) {
 }
 
 static void add_audit(list *l) {
-    const prhs_step_args *a = l->a;
-    const prhs_i32 modes =
-        1 << PRHS_MODE_WINDOW | 1 << PRHS_MODE_STREAM | 1 << PRHS_MODE_SHARE | 1 << PRHS_MODE_RETRIEVE;
+    const prhs_i32 unknown = unknown_modes(l), modes = l->s->params.audit ? unknown | 1 << PRHS_MODE_RETRIEVE : unknown;
     add_score(l, modes, true, 0);
     prhs_op *op = ADD(l, AUDIT, l->seqs, l->s->state.buffer, l->s->work.buffer);
     op->args.audit = (prhs_k_audit){
-        .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .out = a->out, .lse_off = PRHS_NONE, .state = l->state,
-        .work = l->work, .policy = l->policy,
+        .batch = l->batch, .shape = l->s->limits.shape, .state = l->state, .work = l->work, .sample = sample_of(l, true),
+        .modes = modes, .unknown = unknown, .residual = l->policy.residual,
     };
 }
 
@@ -199,7 +210,7 @@ size_t prhs_plan_step(const prhs_session *s, const prhs_step_args *a, prhs_op *o
         add_attend(&l);
         add_finish(&l, false);
     }
-    if (s->params.audit && !dense && (a->kinds & PRHS_HAS_DECODE))
+    if (s->audits && !dense && (a->kinds & PRHS_HAS_DECODE))
         add_audit(&l);
     return l.n;
 }

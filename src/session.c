@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bound.h"
 #include "policy/window.h"
 #include "session_state.h"
 
@@ -25,8 +26,12 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
     prhs_k_shape shape;
     if ((status = prhs_check_shape(log, call, &p->shape, p->policy.join == PRHS_JOIN_PER_HEAD, &shape)) != PRHS_OK)
         return status;
+    if (!(p->audit_rate >= 0.0 && p->audit_rate <= 1.0))
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: audit_rate must lie in [0, 1]", call);
     s->dev = dev;
     s->params = *p;
+    s->audits = p->audit || p->audit_rate > 0.0;
+    s->audit_limit = p->audit ? UINT32_MAX : prhs_audit_limit(p->audit_rate);
     s->retrieves = p->policy.k > 0 && p->policy.k < p->max_kv_len && prhs_sparse_layers(p) > 0;
     s->values = s->retrieves && p->policy.residual == PRHS_RESIDUAL_RETRIEVED;
     s->moments = s->values || (s->retrieves && p->policy.gate == PRHS_GATE_MASS);
@@ -43,7 +48,7 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
         .max_seqs = (prhs_i32)p->max_seqs, .rows = (prhs_i32)p->decode_rows, .max_kv_len = (prhs_i32)p->max_kv_len,
         .list_cap = s->retrieves ? (prhs_i32)(p->policy.k / p->policy.granularity) : 0, .lists = s->retrieves,
         .moments = s->moments, .values = s->values, .sums = s->sums, .stats = true,
-        .verdicts = s->retrieves && p->policy.gate == PRHS_GATE_MASS, .scores = s->retrieves || p->audit,
+        .verdicts = s->retrieves && p->policy.gate == PRHS_GATE_MASS, .scores = s->retrieves || s->audits,
         .chunking = dev->backend->chunking(dev, &key),
     };
     if (!prhs_layout_make(&extent, &s->layout))

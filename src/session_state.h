@@ -17,6 +17,8 @@ struct prhs_session {
     bool retrieves;          /* the policy selects tokens at all */
     bool moments, values;    /* of the dropped keys: mass gate; of their values, too: retrieved residual */
     bool sums;               /* mean residual */
+    bool audits;             /* some steps are audited, or all */
+    uint32_t audit_limit;    /* prhs_k_sample.limit */
     uint32_t *factors;       /* [layers][2]: PSAW's and ETF's */
     prhs_event *fault_event; /* of the look at the error word that is in flight or was last seen */
     uint32_t *fault_word;    /* where it arrives: prhs_host_alloc() */

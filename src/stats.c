@@ -4,15 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "session_state.h"
-
-struct prhs_stats_request {
-    prhs_session *session;
-    prhs_event *event;
-    bool enqueued, arrived;
-    size_t size;
-    prhs_i64 *data; /* the statistics of all slots, as they lie on the device: prhs_host_alloc() */
-};
+#include "stats.h"
 
 prhs_status prhs_stats_request_create(prhs_session *session, prhs_stats_request **request) {
     if (!session || !request)
@@ -122,22 +114,26 @@ static void add_unit(prhs_stats *out, totals *t, const prhs_unit_stat *u) {
 }
 
 /* The statistics of a slot and layer that lie at `offset` of the state for the first ones. */
-static const void *stats_at(const prhs_stats_request *r, uint32_t slot, prhs_i32 layer, prhs_i64 offset) {
+static const void *stats_at(const prhs_stats_request *r, uint32_t slot, uint32_t layer, prhs_i64 offset) {
     const prhs_layout *l = &r->session->layout;
-    return (const char *)r->data + (l->state.stat_slot_bytes * (prhs_i64)slot + l->unit_stat_layer * layer + offset - l->stats_off);
+    const prhs_i64 skipped = l->state.stat_slot_bytes * (prhs_i64)slot + l->unit_stat_layer * prhs_sparse_index(r->session, layer);
+    return (const char *)r->data + (skipped + offset - l->stats_off);
 }
 
-static const prhs_head_stat *heads_at(const prhs_stats_request *r, uint32_t slot, prhs_i32 layer) {
-    return stats_at(r, slot, layer, r->session->layout.state.head_stat_off);
+const prhs_unit_stat *prhs_stats_units(const prhs_stats_request *request, uint32_t slot, uint32_t layer) {
+    return stats_at(request, slot, layer, request->session->layout.state.unit_stat_off);
 }
 
-static void add_layer(const prhs_stats_request *r, uint32_t slot, prhs_i32 layer, prhs_stats *out, totals *t) {
+const prhs_head_stat *prhs_stats_heads(const prhs_stats_request *request, uint32_t slot, uint32_t layer) {
+    return stats_at(request, slot, layer, request->session->layout.state.head_stat_off);
+}
+
+static void add_layer(const prhs_stats_request *r, uint32_t slot, uint32_t layer, prhs_stats *out, totals *t) {
     const prhs_k_shape *shape = &r->session->limits.shape;
-    const prhs_unit_stat *units = stats_at(r, slot, layer, r->session->layout.state.unit_stat_off);
     for (prhs_i32 i = 0; i < shape->units; i++)
-        add_unit(out, t, &units[i]);
+        add_unit(out, t, &prhs_stats_units(r, slot, layer)[i]);
     for (prhs_i32 i = 0; i < shape->heads; i++)
-        add_head(&t->masses, &heads_at(r, slot, layer)[i]);
+        add_head(&t->masses, &prhs_stats_heads(r, slot, layer)[i]);
 }
 
 static void grade(const prhs_session *s, const totals *t, prhs_stats *out) {
@@ -149,8 +145,13 @@ static void grade(const prhs_session *s, const totals *t, prhs_stats *out) {
     grade_masses(s, &t->masses, &out->retrieved, &out->shared, &out->audited);
 }
 
-/* PRHS_OK once the copy is there. */
-static prhs_status arrive(prhs_stats_request *request, const char *call, uint32_t slot, uint32_t layer) {
+/* What a slot and layer are looked for in: [*begin, *end) of `all`. */
+static void range(uint32_t wanted, uint32_t none, uint32_t first, uint32_t all, uint32_t *begin, uint32_t *end) {
+    *begin = wanted == none || wanted < first ? first : wanted;
+    *end = wanted == none ? all : wanted < first ? first : wanted + 1;
+}
+
+prhs_status prhs_stats_arrive(prhs_stats_request *request, const char *call, uint32_t slot, uint32_t layer, prhs_span *span) {
     const prhs_session *s = request->session;
     if ((slot != PRHS_ALL_SLOTS && slot >= s->params.max_slots) || (layer != PRHS_ALL_LAYERS && layer >= s->params.layers))
         return prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "%s: slot or layer is out of range", call);
@@ -158,24 +159,9 @@ static prhs_status arrive(prhs_stats_request *request, const char *call, uint32_
         return prhs_fail(&s->dev->log, PRHS_ERR_STATE, "%s: nothing was enqueued", call);
     prhs_status status = request->arrived ? PRHS_OK : prhs_event_query(request->event);
     request->arrived = status == PRHS_OK;
+    range(slot, PRHS_ALL_SLOTS, 0, s->params.max_slots, &span->slot, &span->slots);
+    range(layer, PRHS_ALL_LAYERS, s->params.policy.dense_layers, s->params.layers, &span->layer, &span->layers);
     return status;
-}
-
-/* What a slot and layer are looked for in: [*begin, *end) of `all`. */
-static void range(uint32_t wanted, uint32_t none, uint32_t first, uint32_t all, uint32_t *begin, uint32_t *end) {
-    *begin = wanted == none || wanted < first ? first : wanted;
-    *end = wanted == none ? all : wanted < first ? first : wanted + 1;
-}
-
-typedef struct span {
-    uint32_t slot, slots, layer, layers; /* the dense layers keep no books */
-} span;
-
-static span span_of(const prhs_session *s, uint32_t slot, uint32_t layer) {
-    span x;
-    range(slot, PRHS_ALL_SLOTS, 0, s->params.max_slots, &x.slot, &x.slots);
-    range(layer, PRHS_ALL_LAYERS, s->params.policy.dense_layers, s->params.layers, &x.layer, &x.layers);
-    return x;
 }
 
 prhs_status prhs_stats_request_get(prhs_stats_request *request, uint32_t slot, uint32_t layer, prhs_stats *stats) {
@@ -183,17 +169,17 @@ prhs_status prhs_stats_request_get(prhs_stats_request *request, uint32_t slot, u
     if (!request || !stats)
         return prhs_fail(request ? &request->session->dev->log : NULL, PRHS_ERR_ARGUMENT, "%s: NULL argument", call);
     const prhs_session *s = request->session;
+    prhs_span x;
     prhs_status status = prhs_check_size(&s->dev->log, call, "stats->size", stats->size, sizeof *stats);
     if (status == PRHS_OK)
-        status = arrive(request, call, slot, layer);
+        status = prhs_stats_arrive(request, call, slot, layer, &x);
     if (status != PRHS_OK)
         return status;
     *stats = (prhs_stats){ .size = sizeof *stats };
     totals t = { 0 };
-    const span x = span_of(s, slot, layer);
     for (uint32_t i = x.slot; i < x.slots; i++)
         for (uint32_t j = x.layer; j < x.layers; j++)
-            add_layer(request, i, prhs_sparse_index(s, j), stats, &t);
+            add_layer(request, i, j, stats, &t);
     grade(s, &t, stats);
     return PRHS_OK;
 }
@@ -204,18 +190,18 @@ prhs_status prhs_stats_request_get_head(prhs_stats_request *request, uint32_t sl
     if (!request || !stats)
         return prhs_fail(request ? &request->session->dev->log : NULL, PRHS_ERR_ARGUMENT, "%s: NULL argument", call);
     const prhs_session *s = request->session;
+    prhs_span x;
     prhs_status status = prhs_check_size(&s->dev->log, call, "stats->size", stats->size, sizeof *stats);
     if (status == PRHS_OK && head >= (uint32_t)s->limits.shape.heads)
         status = prhs_fail(&s->dev->log, PRHS_ERR_ARGUMENT, "%s: head %u is out of range", call, head);
     if (status == PRHS_OK)
-        status = arrive(request, call, slot, layer);
+        status = prhs_stats_arrive(request, call, slot, layer, &x);
     if (status != PRHS_OK)
         return status;
     masses m = { 0 };
-    const span x = span_of(s, slot, layer);
     for (uint32_t i = x.slot; i < x.slots; i++)
         for (uint32_t j = x.layer; j < x.layers; j++)
-            add_head(&m, &heads_at(request, i, prhs_sparse_index(s, j))[head]);
+            add_head(&m, &prhs_stats_heads(request, i, j)[head]);
     *stats = (prhs_head_stats){ .size = sizeof *stats, .nan_masses = m.nan_count };
     grade_masses(s, &m, &stats->retrieved, &stats->shared, &stats->audited);
     return PRHS_OK;

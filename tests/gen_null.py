@@ -34,7 +34,7 @@ ALLOWED = {
 }
 
 # Calls that have no log to send a sentence through.
-SILENT = {"prhs_policy_preset", "prhs_policy_check", "prhs_event_query"}
+SILENT = {"prhs_policy_preset", "prhs_policy_check", "prhs_event_query", "prhs_mean_bound"}
 
 # A valid argument for every parameter: by "function.param", by "type param", by type. `e` is a t_env.
 VALUES = {
@@ -68,12 +68,13 @@ VALUES = {
     "prhs_queue **": "&e->new_queue", "prhs_event **": "&e->new_event", "prhs_ops **": "&e->new_ops",
     "prhs_session **": "&e->new_session", "prhs_stats_request **": "&e->new_request", "prhs_device_info *": "&e->info",
     "prhs_counters *": "&e->counters", "prhs_ops_layout *": "&e->layout", "prhs_session_sizes *": "&e->sizes",
-    "prhs_stats *": "&e->stats", "prhs_head_stats *": "&e->head_stats", "prhs_unit_view *": "&e->view",
+    "prhs_stats *": "&e->stats", "prhs_head_stats *": "&e->head_stats", "prhs_audit_report *": "&e->audit", "prhs_unit_view *": "&e->view",
     "double *": "&e->elapsed", "const char *name": "e->name",
     "const char **": "&e->why", "const void *blob": "e->blob", "prhs_mem state": "e->ops_state", "prhs_mem ws": "e->ops_ws",
     "prhs_mem lse": "e->lse", "size_t size": "e->size", "size_t i": "0", "int sign": "e->sign",
     "uint32_t layers": "e->layers", "uint32_t layer": "e->layer", "uint32_t slot": "e->slot", "uint32_t unit": "e->unit",
-    "uint32_t head": "e->head",
+    "uint32_t head": "e->head", "uint64_t population": "10", "uint64_t count": "5", "double mean": "0.5", "double square": "0.3",
+    "double confidence": "0.9",
     "uint32_t kv_heads": "2", "uint32_t dim": "32", "uint32_t t": "9", "uint32_t n": "9",
     "prhs_status status": "PRHS_OK", "prhs_dtype dtype": "PRHS_F16", "prhs_backend_kind kind": "PRHS_BACKEND_CPU",
 }

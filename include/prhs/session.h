@@ -31,8 +31,12 @@ typedef struct prhs_session_params {
     prhs_dtype out_dtype;       /**< float32 or kv_dtype */
     uint32_t audit;             /**< 1: every sparse step also takes the exact dropped mass; changes nothing else. For measuring. */
     uint32_t validate;          /**< 1: lengths, slots and page ids are checked on the device; see prhs_session_poll() */
+    double audit_rate;          /**< in [0, 1], rounded up to a multiple of 2^-32: the probability with which a step whose dropped mass
+                                     is not known exactly is audited: for each slot, layer and selection unit by itself */
+    uint64_t audit_seed;        /**< which ones: see prhs_audit_drawn() */
 } prhs_session_params;
-#define PRHS_SESSION_PARAMS_INIT { sizeof(prhs_session_params), { 0 }, { 0 }, 0, 0, 0, 0, 1, 0, PRHS_F16, PRHS_F32, PRHS_F32, 0, 0 }
+#define PRHS_SESSION_PARAMS_INIT \
+    { sizeof(prhs_session_params), { 0 }, { 0 }, 0, 0, 0, 0, 1, 0, PRHS_F16, PRHS_F32, PRHS_F32, 0, 0, 0.0, 0 }
 
 /** Exact bytes of device memory. */
 typedef struct prhs_session_sizes {
@@ -130,7 +134,9 @@ typedef enum prhs_grade {
     PRHS_GRADE_UNKNOWN = 0,   /**< nothing is known (streaming without audits) */
     PRHS_GRADE_EXACT = 1,     /**< every key was scored with this very query */
     PRHS_GRADE_ESTIMATE = 2,  /**< predicted from the reference step by the second cumulant of the dropped keys */
-    PRHS_GRADE_STALE = 3      /**< an estimate too: the exact mass at the reference, unchanged */
+    PRHS_GRADE_STALE = 3,     /**< an estimate too: the exact mass at the reference, unchanged */
+    PRHS_GRADE_SAMPLED = 4,   /**< an estimate too, without bias: the mean of exact masses of steps drawn at random */
+    PRHS_GRADE_BOUND = 5      /**< limits that hold with a stated confidence, whatever the masses are */
 } prhs_grade;
 
 /** A mean dropped mass with its grade. It is never a bound: a dropped key that turns relevant alone is not seen. */
@@ -161,7 +167,7 @@ typedef struct prhs_stats {
     double attended;         /**< mean tokens a unit-step, all included */
     prhs_mass retrieved;     /**< dropped mass on retrieval steps; exact (an estimate under PSAW: unscored keys are left out) */
     prhs_mass shared;        /**< dropped mass on shared steps */
-    prhs_mass audited;       /**< exact mass of every sparse step, where the session audits */
+    prhs_mass audited;       /**< exact mass of the audited steps: what it says of the others is in prhs_audit_report */
     uint64_t nan_masses;     /**< masses that were NaN; in none of the means */
 } prhs_stats;
 #define PRHS_ALL_SLOTS 0xffffffffu
@@ -194,7 +200,7 @@ typedef struct prhs_head_stats {
     size_t size;          /**< sizeof(prhs_head_stats) */
     prhs_mass retrieved;  /**< on retrieval steps */
     prhs_mass shared;     /**< on shared steps */
-    prhs_mass audited;    /**< exact mass of every sparse step, where the session audits */
+    prhs_mass audited;    /**< exact mass of the audited steps */
     uint64_t nan_masses;  /**< masses that were NaN; in none of the means */
 } prhs_head_stats;
 

@@ -46,6 +46,37 @@ static float dropped_mass(const prhs_cpu_lanes *lanes, const prhs_cpu_span *span
     return span->n >= n ? 0.0f : prhs_cpu_sigmoid(logf(dropped) - logf(kept));
 }
 
+static prhs_i64 fixed(float mass) { return (prhs_i64)llrintf(mass * PRHS_MASS_ONE); }
+
+static void book_sample(prhs_sample_stat *s, float mass, float worst) {
+    s->count++;
+    s->sum += fixed(mass);
+    s->square += fixed(mass * mass);
+    s->worst_sum += fixed(worst);
+    s->worst_square += fixed(worst * worst);
+}
+
+/* One head's audit. Returns max(mass, the residual's weight), which `known` is where the step has one. */
+static float book_head(prhs_head_stat *stat, float mass, float known, bool shared, bool residual, bool unknown) {
+    const float worst = residual && known > mass ? known : mass;
+    if (mass != mass) {
+        stat->nan_count++;
+        return mass;
+    }
+    stat->audit_sum += fixed(mass);
+    stat->audit_count++;
+    if (unknown)
+        book_sample(&stat->sample, mass, worst);
+    if (shared && known == known) {
+        stat->pair_count++;
+        stat->pair_exact += fixed(mass);
+        stat->pair_estimate += fixed(known);
+        stat->pair_off += fixed(fabsf(known - mass));
+        stat->pair_square += fixed((known - mass) * (known - mass));
+    }
+    return worst;
+}
+
 static void audit_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_audit *a = &op->args.audit;
     char *state = prhs_cpu_mem(op, STATE), *work = prhs_cpu_mem(op, WORK);
@@ -55,21 +86,24 @@ static void audit_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t 
     if (prhs_cpu_idle(&a->batch, e) || !prhs_cpu_decodes(e))
         return;
     const prhs_set *set = prhs_cpu_set(&a->work, &a->shape, work, b, u);
-    if (set->mode == PRHS_MODE_IDLE || set->mode == PRHS_MODE_DENSE)
-        return;
     int n = prhs_cpu_row_pos(e, 0) + 1;
+    if (!(a->modes >> set->mode & 1) || !prhs_is_drawn(a->sample, e->slot, u, n - 1))
+        return;
+    const bool unknown = a->unknown >> set->mode & 1;
+    float sum = 0.0f, worst = 0.0f;
     prhs_cpu_span span = prhs_cpu_span_of(set, prhs_cpu_list(&a->state, state, e->slot, u), a->state.list_cap, n);
     for (int h = u * a->shape.unit_heads; h < (u + 1) * a->shape.unit_heads; h++) {
         float mass = dropped_mass(worker->lanes, &span, prhs_cpu_scores(&a->work, &a->shape, work, b, h), n, worker->scratch);
         prhs_head_stat *stat = prhs_cpu_head_stat(&a->state, state, e->slot, h);
-        prhs_cpu_head(&a->state, state, e->slot, h)->audit_last = mass;
-        if (mass != mass) {
-            stat->nan_count++;
-            continue;
-        }
-        stat->audit_sum += (prhs_i64)llrintf(mass * PRHS_MASS_ONE);
-        stat->audit_count++;
+        prhs_head_ref *head = prhs_cpu_head(&a->state, state, e->slot, h);
+        head->audit_last = mass;
+        worst +=
+            book_head(stat, mass, head->delta_last, set->mode == PRHS_MODE_SHARE, a->residual != PRHS_K_RESIDUAL_NONE, unknown);
+        sum += mass;
     }
+    const float each = 1.0f / (float)a->shape.unit_heads;
+    if (unknown && sum == sum)
+        book_sample(&prhs_cpu_unit_stat(&a->state, state, e->slot, u)->sample, sum * each, worst * each);
 }
 
 void prhs_cpu_audit(prhs_queue *queue, const prhs_op *op) {

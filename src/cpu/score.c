@@ -40,6 +40,8 @@ static bool find_task(const prhs_op *op, size_t item, task *t) {
     if (t->set->mode == PRHS_MODE_IDLE || !(a->modes >> t->set->mode & 1))
         return false;
     int n = prhs_cpu_row_pos(t->e, 0) + 1;
+    if (!prhs_is_drawn(a->sample, t->e->slot, t->u, n - 1))
+        return false;
     prhs_i64 chunk = prhs_cpu_chunk(n, a->work.score_chunk_min, a->work.score_chunks);
     if (t->c * chunk >= n)
         return false;

@@ -148,6 +148,18 @@ double oracle_information_bound(double delta, int N);
 /* The paper's: retained mass falls by at most (2 K_max / sqrt D) sqrt(2 - 2 tau) for unit queries. */
 double oracle_sharing_bound(double K_max, int D, double tau);
 
+/* ---- audit.c: which steps are audited, and what they say of all ---- */
+
+/* Philox4x32-10: four words for a counter of four and a key of two. */
+void oracle_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
+/* 1 if the step of a unit at `position` is audited: first word of (position, layer, unit, slot) under the seed, below rate * 2^32. */
+int oracle_drawn(double rate, uint64_t seed, int slot, int layer, int unit, int position);
+/*
+ * Limits of the mean of N numbers in [0, 1] from n of them drawn without replacement, by their mean and mean square: see method.md; each of
+ * the three events may fail with (1 - confidence) / 3. Chernoff's bounds are minimised numerically.
+ */
+void oracle_mean_bound(double N, double n, double mean, double square, double confidence, double *low, double *high);
+
 /* ---- session.c, step.c: a whole session ---- */
 
 enum { ORACLE_GATE_NONE, ORACLE_GATE_COSINE, ORACLE_GATE_MASS };

@@ -389,6 +389,40 @@ static void check_bounds(void) {
     free(V);
 }
 
+/* Vectors of the authors' Random123; a fair share; and limits that hold for known populations and close in on the mean. */
+static void check_audit(void) {
+    static const struct {
+        uint32_t counter[4], key[2], out[4];
+    } known[] = {
+        { { 0, 0, 0, 0 }, { 0, 0 }, { 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8 } },
+        { { 0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff },
+          { 0xffffffff, 0xffffffff },
+          { 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd } },
+        { { 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344 },
+          { 0xa4093822, 0x299f31d0 },
+          { 0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1 } },
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        uint32_t out[4];
+        oracle_philox(known[i].counter, known[i].key, out);
+        CHECK(!memcmp(out, known[i].out, sizeof out));
+    }
+    int hits = 0;
+    for (int i = 0; i < 10000; i++)
+        hits += oracle_drawn(0.1, draw(), below(64), below(32), below(8), below(9000));
+    CHECK(hits > 850 && hits < 1150);
+    CHECK(oracle_drawn(1, 7, 1, 2, 3, 4) && !oracle_drawn(0, 7, 1, 2, 3, 4));
+    double low, high, before = 1;
+    for (int n = 10; n < 100000; n *= 4) {
+        oracle_mean_bound(1e6, n, 0.04, 0.0041, 0.95, &low, &high);
+        CHECK(low < 0.04 && high > 0.04 && high - low < before);
+        before = high - low;
+    }
+    CHECK(before < 0.0035); /* 81920 draws with a deviation of 0.05: 2 * 2.9 * 0.05 / sqrt(n) and little else */
+    oracle_mean_bound(500, 499, 0.04, 0.0041, 0.95, &low, &high);
+    CHECK(high - low < 0.0025);
+}
+
 int main(int argc, char **argv) {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20260208u;
     printf("seed %" PRIu64 "\n", seed);
@@ -403,6 +437,7 @@ int main(int argc, char **argv) {
         check_mass();
         check_values();
         check_bounds();
+        check_audit();
     }
     printf(failures ? "%d checks failed\n" : "all checks held\n", failures);
     return failures != 0;

@@ -171,6 +171,8 @@ void t_env_make(t_ctx *t, t_env *e) {
     T_OK(t, prhs_queue_finish(e->queue));
     e->stats.size = sizeof e->stats;
     e->head_stats.size = sizeof e->head_stats;
+    e->audit.size = sizeof e->audit;
+    e->audit.confidence = 0.95;
     e->info.size = e->infos[0].size = sizeof e->info;
     e->counters.size = sizeof e->counters;
     e->name = "cis";

@@ -56,6 +56,7 @@ typedef struct t_env {
     prhs_stats_request *request, *request2; /* filled; never enqueued */
     prhs_stats stats;
     prhs_head_stats head_stats;
+    prhs_audit_report audit;
     /* where calls put what they make */
     prhs_device_info info;
     prhs_device_info infos[8];

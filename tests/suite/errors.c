@@ -47,6 +47,7 @@ typedef enum call {
     IMPORT,
     REQUEST_GET,
     REQUEST_GET_HEAD,
+    REQUEST_GET_AUDIT,
     REQUEST_ENQUEUE,
     VIEW,
     POLL
@@ -135,6 +136,7 @@ static prhs_status call_session(t_env *e, call c) {
     case IMPORT: return prhs_session_import(s, e->queue, e->slot, e->blob_mem);
     case REQUEST_GET: return prhs_stats_request_get(e->request, e->slot, e->layer, &e->stats);
     case REQUEST_GET_HEAD: return prhs_stats_request_get_head(e->request, e->slot, e->layer, e->head, &e->head_stats);
+    case REQUEST_GET_AUDIT: return prhs_stats_request_get_audit(e->request, e->slot, e->layer, e->head, &e->audit);
     case REQUEST_ENQUEUE: return prhs_stats_request_enqueue(e->request, e->queue);
     case VIEW: return prhs_session_view(s, e->blob, e->layer, e->unit, &e->view);
     default: return prhs_session_poll(s, e->queue);

@@ -32,7 +32,7 @@ static const struct g_row {
     int shape;
     uint32_t rows;  /* query rows of a decoding sequence, at most; all but the first are rejected */
     int prompts;    /* 1: prompts are replayed too, in chunks beside decoding rows */
-    uint32_t audit;
+    uint32_t audit; /* as in t_setup */
     void (*change)(prhs_policy *p);
 } rows[] = {
     { "cis-mass", "cis-mass", S_G3_D64, 2, 0, 0, list_long },
@@ -44,6 +44,7 @@ static const struct g_row {
     { "cpe", "cpe", S_G3_D96, 1, 0, 0, list_long },
     { "cis-mass without residual", "cis-mass", S_G1_D128, 1, 0, 0, no_residual },
     { "cis-mass audited, with prompts", "cis-mass", S_MQA_D80, 2, 1, 1, list_long },
+    { "cis-mass, a quarter audited", "cis-mass", S_G3_D64, 2, 1, 25, list_long },
     { "cis-mass runs of 4", "cis-mass", S_G4_D256, 1, 0, 0, runs },
     { "cis-mass per head", "cis-mass", S_G16_D40, 1, 0, 0, head_lists },
 };
@@ -217,6 +218,14 @@ static void same_stats(t_ctx *t, g_play *a, g_play *b) {
     t_world_stats(&a->w, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, &x);
     t_world_stats(&b->w, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, &y);
     T_CHECK(t, !memcmp(&x, &y, sizeof x), "other statistics");
+    prhs_audit_report r, q;
+    memset(&r, 0, sizeof r);
+    memset(&q, 0, sizeof q);
+    t_world_audit(&a->w, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, PRHS_ALL_HEADS, &r);
+    t_world_audit(&b->w, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, PRHS_ALL_HEADS, &q);
+    T_CHECK(t, r.audits == q.audits && r.unknown == q.unknown && (r.audits == 0 || (r.bound.low == q.bound.low && r.bound.high == q.bound.high)),
+            "other audits");
+    T_CHECK(t, !a->w.s.audit || r.audits > 0, "nothing was audited");
     T_CHECK(t, x.steps > 0 || policy->dense_layers >= a->w.s.layers, "nothing was counted");
     T_CHECK(t, !policy->k || policy->k > 1000 || x.retrieve > 0, "nothing retrieved");
     T_CHECK(t, policy->gate == PRHS_GATE_NONE || x.share > 0, "nothing shared");

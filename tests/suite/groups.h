@@ -10,8 +10,8 @@
     X(errors)                                                                                                                    \
     X(null)                                                                                                                      \
     X(device)                                                                                                                    \
-    X(append) X(retrieve) X(attend) X(prefill) X(merge) X(gate) X(session) X(variants) X(reference) X(slots) X(faults) X(bits) X(graph) X(replay)     \
-        X(needle) X(residual) X(warm) X(sizes) X(far)
+    X(append) X(retrieve) X(attend) X(prefill) X(merge) X(gate) X(session) X(variants) X(reference) X(slots) X(faults) X(bits) X(graph)     \
+        X(replay) X(needle) X(residual) X(audit) X(warm) X(sizes) X(far)
 
 #define X(name) extern const t_group t_group_##name;
 T_GROUPS(X)

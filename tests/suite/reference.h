@@ -23,7 +23,7 @@ typedef struct r_row {
     uint32_t rows; /* decode rows of an entry, at most */
     uint32_t granularity;
     prhs_join join;
-    uint32_t audit;
+    uint32_t audit; /* as in t_setup */
     void (*tune)(prhs_policy *p);
     int32_t times; /* lengths of the prompts: so many times as usual; 0: once */
     int steps;
@@ -53,11 +53,22 @@ typedef struct r_masses {
     r_mass retrieved, shared, audited;
 } r_masses;
 
+/* Audited steps whose mass was not known without: observations, and by how much each of the sums may be off. */
+typedef struct r_sample {
+    uint64_t steps, unknown; /* sparse unit-steps; of these, not known without */
+    r_mass known;            /* head-steps of the others */
+    uint64_t n;
+    double sum, square, worst, worst_square, bar; /* worst: of max(mass, residual's weight) */
+    uint64_t pairs;                               /* audited shared head-steps */
+    double exact, estimate, off, off_square, pair_bar;
+} r_sample;
+
 /* What the reference did in a slot, to be held against the library's statistics; unit-steps. */
 typedef struct r_counts {
     uint64_t steps, dense, window, stream, share, retrieve, seed, rows_dense, causes, cosine, close;
     double attended, kept;
     r_masses masses, head[R_HEADS]; /* of all heads, of each one */
+    r_sample sample, head_sample[R_HEADS];
 } r_counts;
 
 typedef struct r_seq {
@@ -87,6 +98,12 @@ void r_make(t_ctx *t, r_pair *p, const t_setup *setup);
 void r_free(r_pair *p);
 /* A step over all layers on both sides, compared. */
 void r_step(r_pair *p, r_part *parts, int n);
+/* 1 if the library must have audited the step of unit u, which it served in `mode` (the reference's), in this slot at this position. */
+int r_audited(const r_pair *p, uint32_t layer, int32_t slot, uint32_t u, int32_t position, int mode);
+/* Counts unit u's sparse step, and what the audit, if there was one, says of it. */
+void r_count_audit(const r_pair *p, r_counts *c, uint32_t layer, uint32_t u, int mode, int audited);
+/* The slot's audit report, all heads and each one, against what was counted. */
+void r_check_audits(r_pair *p, const r_seq *s);
 /* A case: `live` sequences of at most `most` rows at a time (more where the prompts are long). */
 void r_run(t_ctx *t, const r_row *row, int live, uint32_t most);
 /* The same with a shape that is not in the pool. */

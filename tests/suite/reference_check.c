@@ -259,6 +259,8 @@ static void check_masses(const where *at, uint32_t u) {
     t_ctx *t = p->w.t;
     r_counts *c = &at->part->s->counts;
     int mode = p->res->unit[u].mode;
+    int audited = r_audited(p, at->layer, at->part->s->seq->slot, u, at->part->s->seq->len - at->part->e.rows, mode);
+    r_count_audit(p, c, at->layer, u, mode, audited);
     for (uint32_t g = 0; g < p->unit_heads; g++) {
         const oracle_head *h = &p->res->head[u * p->unit_heads + g];
         const prhs_head_view *head = &p->view[u].heads[g];
@@ -275,7 +277,7 @@ static void check_masses(const where *at, uint32_t u) {
             ADD(c, retrieved, u * p->unit_heads + g, h->delta, bar);
         if (mode == ORACLE_SHARE)
             ADD(c, shared, u * p->unit_heads + g, h->delta, bar);
-        if (!p->w.s.audit || mode == ORACLE_DENSE)
+        if (!audited)
             continue;
         T_CHECK(t, fabs((double)head->audit - h->delta_full) <= 8 * h->bar,
                 "%s unit %u head %u: audited mass %.9g instead of %.9g", at->text, u, g, (double)head->audit, h->delta_full);
@@ -442,4 +444,5 @@ void r_check_stats(r_pair *p, const r_seq *s) {
         t_world_head_stats(&p->w, (uint32_t)s->seq->slot, PRHS_ALL_LAYERS, h, &head);
         check_masses_of(p, &head, &c->head[h]);
     }
+    r_check_audits(p, s);
 }

@@ -43,7 +43,9 @@ prhs_session_params t_world_params(const t_setup *s) {
     p.kv_dtype = s->shape->kv;
     p.q_dtype = s->shape->q;
     p.out_dtype = s->shape->out;
-    p.audit = s->audit;
+    p.audit = s->audit == 1;
+    p.audit_rate = s->audit > 1 ? s->audit / 100.0 : 0.0;
+    p.audit_seed = s->seed;
     p.validate = s->validate;
     return p;
 }

@@ -15,7 +15,8 @@ typedef struct t_setup {
     t_layout layout;
     prhs_policy policy;
     uint32_t layers, max_slots, max_seqs, max_rows, decode_rows, max_kv_len, pages;
-    uint32_t audit, validate;
+    uint32_t audit;       /* 0, 1: params.audit; else the percentage of steps that are drawn, with `seed` */
+    uint32_t validate;
     float sharp;      /* scale of the queries: larger is more peaked */
     float drift;      /* noise of a query around its stretch's direction */
     uint32_t stretch; /* positions that share a direction */
@@ -102,6 +103,8 @@ void t_world_gather(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t
 void t_world_poison(t_world *w, t_wseq *const *seqs, int n);
 void *t_world_export(t_world *w, int32_t slot);
 void t_world_stats(t_world *w, uint32_t slot, uint32_t layer, prhs_stats *stats);
+/* At 95 %, lengths up to max_kv_len. */
+void t_world_audit(t_world *w, uint32_t slot, uint32_t layer, uint32_t head, prhs_audit_report *report);
 void t_world_head_stats(t_world *w, uint32_t slot, uint32_t layer, uint32_t head, prhs_head_stats *stats);
 prhs_unit_view t_world_view(t_world *w, const void *blob, uint32_t layer, uint32_t unit);
 

@@ -145,6 +145,13 @@ void t_world_stats(t_world *w, uint32_t slot, uint32_t layer, prhs_stats *stats)
     t_drop(w->t, request);
 }
 
+void t_world_audit(t_world *w, uint32_t slot, uint32_t layer, uint32_t head, prhs_audit_report *report) {
+    prhs_stats_request *request = request_of(w);
+    *report = (prhs_audit_report){ .size = sizeof *report, .confidence = 0.95 };
+    T_OK(w->t, prhs_stats_request_get_audit(request, slot, layer, head, report));
+    t_drop(w->t, request);
+}
+
 void t_world_head_stats(t_world *w, uint32_t slot, uint32_t layer, uint32_t head, prhs_head_stats *stats) {
     prhs_stats_request *request = request_of(w);
     stats->size = sizeof *stats;

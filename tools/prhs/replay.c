@@ -23,6 +23,9 @@ static const char help[] =
     "  --page N          tokens a page (16)\n"
     "  --repeat N        timed runs over the trace, of which each step's median counts (5)\n"
     "  --no-graph        CUDA: calls one by one\n"
+    "  --coverage N      also: audits drawn with N seeds, each with the confidence bound that follows, beside the exact mean\n"
+    "  --audits N        of each seed, on average (2000)\n"
+    "  --confidence X    of the bounds (0.95)\n"
     "  --json FILE       all figures as a document ('-': standard output)\n"
     "  --sweep           every combination of --k, --s, --eps and --tau on top of each --policy (cis-mass); prints those that no "
     "other one\n"
@@ -37,6 +40,15 @@ static bool parse_target(const char *option, const char *text, double *value) {
     if (end != text && !*end && *value >= 0 && !isinf(*value))
         return true;
     fprintf(stderr, "prhs: %s takes a number of at least 0, not '%s'\n", option, text);
+    return false;
+}
+
+static bool parse_confidence(const char *text, double *value) {
+    char *end;
+    *value = strtod(text, &end);
+    if (end != text && !*end && *value > 0 && *value < 1)
+        return true;
+    fprintf(stderr, "prhs: --confidence takes a number between 0 and 1, not '%s'\n", text);
     return false;
 }
 
@@ -86,6 +98,15 @@ static int take(int c, const char *value, replay_options *o) {
     case 'T': good = replay_list_parse("--tau", "tau", value, &o->lists[REPLAY_TAU]); break;
     case 'x': good = parse_target("--target-error", value, &o->target_error); break;
     case 'y': good = parse_target("--target-delta", value, &o->target_delta); break;
+    case 'V':
+        good = tool_number("--coverage", value, 1, 1000000, &n);
+        o->coverage = (uint32_t)n;
+        break;
+    case 'A':
+        good = tool_number("--audits", value, 1, 1000000000, &n);
+        o->audits = (uint32_t)n;
+        break;
+    case 'W': good = parse_confidence(value, &o->confidence); break;
     case 'h': fputs(help, stdout); return TOOL_OK;
     default: return tool_usage("replay");
     }
@@ -101,12 +122,13 @@ static bool sweep_words(const replay_options *o) {
 
 static int parse(int argc, char **argv, replay_options *o) {
     static const struct option options[] = {
-        TOOL_DEVICE_OPTIONS,           { "policy", 1, 0, 'P' },  { "only", 1, 0, 'o' },
-        { "heads", 0, 0, 'H' },        { "no-seed", 0, 0, 'n' }, { "page", 1, 0, 'p' },
-        { "no-graph", 0, 0, 'g' },     { "repeat", 1, 0, 'r' },  { "json", 1, 0, 'j' },
-        { "sweep", 0, 0, 'S' },        { "k", 1, 0, 'K' },       { "s", 1, 0, 'B' },
-        { "eps", 1, 0, 'E' },          { "tau", 1, 0, 'T' },     { "target-error", 1, 0, 'x' },
-        { "target-delta", 1, 0, 'y' }, { "help", 0, 0, 'h' },    { 0, 0, 0, 0 },
+        TOOL_DEVICE_OPTIONS,           { "policy", 1, 0, 'P' },   { "only", 1, 0, 'o' },
+        { "heads", 0, 0, 'H' },        { "no-seed", 0, 0, 'n' },  { "page", 1, 0, 'p' },
+        { "no-graph", 0, 0, 'g' },     { "repeat", 1, 0, 'r' },   { "json", 1, 0, 'j' },
+        { "sweep", 0, 0, 'S' },        { "k", 1, 0, 'K' },        { "s", 1, 0, 'B' },
+        { "eps", 1, 0, 'E' },          { "tau", 1, 0, 'T' },      { "target-error", 1, 0, 'x' },
+        { "target-delta", 1, 0, 'y' }, { "coverage", 1, 0, 'V' }, { "audits", 1, 0, 'A' },
+        { "confidence", 1, 0, 'W' },   { "help", 0, 0, 'h' },     { 0, 0, 0, 0 },
     };
     static const char *const defaults[] = { "dense", "cis", "cis-mass" };
     for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
@@ -124,6 +146,10 @@ static int parse(int argc, char **argv, replay_options *o) {
     }
     if (o->sweep && o->parts == REPLAY_TIME) {
         fprintf(stderr, "prhs: --sweep weighs accuracy: --only time leaves nothing\n");
+        return tool_usage("replay");
+    }
+    if (o->coverage && (o->sweep || o->parts == REPLAY_TIME)) {
+        fprintf(stderr, "prhs: --coverage is for the accuracy of single policies: neither --sweep nor --only time\n");
         return tool_usage("replay");
     }
     o->file = argv[optind];
@@ -152,6 +178,8 @@ static int run_policies(replay *r) {
         if (ok)
             replay_table_line(r, &results[i]);
     }
+    for (uint32_t i = 0; ok && o->coverage && i < o->policy_count; i++)
+        replay_coverage_line(r, &results[i]);
     ok = ok && (!o->json || replay_json(r, results, o->policy_count, NULL, NULL));
     for (uint32_t i = 0; results && i < o->policy_count; i++)
         replay_result_free(r, &results[i]);
@@ -160,9 +188,13 @@ static int run_policies(replay *r) {
 }
 
 int tool_replay(int argc, char **argv) {
-    replay_options o = {
-        .device = PRHS_DEVICE_PARAMS_INIT, .page_size = 16, .repeat = 5, .target_error = NAN, .target_delta = NAN
-    };
+    replay_options o = { .device = PRHS_DEVICE_PARAMS_INIT,
+                         .page_size = 16,
+                         .repeat = 5,
+                         .target_error = NAN,
+                         .target_delta = NAN,
+                         .audits = 2000,
+                         .confidence = 0.95 };
     replay r = { .o = &o, .info.size = sizeof r.info };
     int status = parse(argc, argv, &o);
     if (status >= 0)

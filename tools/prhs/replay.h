@@ -40,6 +40,8 @@ typedef struct replay_options {
     bool sweep;
     replay_list lists[REPLAY_LISTS];
     double target_error, target_delta; /* NaN: none */
+    uint32_t coverage, audits; /* seeds that are tried, 0: none; audits of each, on average */
+    double confidence;
 } replay_options;
 
 enum { REPLAY_BUFFERS = 16 };
@@ -99,6 +101,14 @@ typedef struct replay_estimate {
     double mean, exact;    /* of the estimates; of the exact masses beside them */
 } replay_estimate;
 
+/* Bounds from audits that could have been drawn, over many seeds, beside the exact mean; runs 0: not wanted, or nothing to audit. */
+typedef struct replay_coverage {
+    uint32_t runs, held; /* held: runs whose limits hold */
+    uint64_t steps, unknown; /* sparse unit-steps; of these, with a mass that only an audit knows */
+    double rate, exact, audits; /* audits: mean number */
+    double width_median, width_most, miss_most; /* of the limits; the farthest that the exact mean lay outside */
+} replay_coverage;
+
 /* A layer: of its heads, of its units. */
 typedef struct replay_layer {
     replay_summary delta, error;             /* all heads together */
@@ -121,6 +131,7 @@ typedef struct replay_result {
     double bytes, dense_bytes;       /* of K and V that must be read, a step of one sequence through all recorded layers */
     double median, p99, worst, mean; /* seconds a layer step, the first one left out */
     double first, seed;              /* seconds a layer of the first step, of seeding (0 without) */
+    replay_coverage coverage;
 } replay_result;
 
 bool replay_policy(replay *r, const char *text, uint32_t parts, replay_result *result);
@@ -131,6 +142,7 @@ void replay_result_free(const replay *r, replay_result *result);
 /* All that the audited run saw: [step][seq][layer][head]. NaN: not there. */
 typedef struct replay_samples {
     float *delta, *hat; /* exact; the estimate, of shared steps */
+    unsigned char *mode; /* PRHS_MODE_* of the head's unit; IDLE: no sparse step */
     double *error;
     double scored;               /* keys read by retrievals besides what they attend */
     uint32_t *retrieved, *units; /* [steps]: units that retrieved, of how many that keep books */
@@ -141,6 +153,11 @@ void replay_samples_free(replay_samples *s);
 bool replay_summarise(const replay *r, const replay_samples *s, replay_result *result);
 /* seconds[repeat][steps + 1]: a layer of every step, then of the seeding. */
 bool replay_times(const replay *r, const double *seconds, replay_result *result);
+
+/* --- replay_coverage.c --- */
+
+/* Fills result->coverage, as the options ask for it. */
+bool replay_cover(const replay *r, const replay_samples *s, replay_result *result);
 
 /* --- replay_sweep.c --- */
 
@@ -156,5 +173,6 @@ void replay_table_head(const replay *r);
 void replay_table_line(const replay *r, const replay_result *result);
 bool replay_json(const replay *r, const replay_result *results, uint32_t count, const char *extra_key, void *extra);
 const char *replay_grade(const replay_result *result);
+void replay_coverage_line(const replay *r, const replay_result *result);
 
 #endif

@@ -89,6 +89,20 @@ void replay_table_line(const replay *r, const replay_result *x) {
     fflush(to);
 }
 
+void replay_coverage_line(const replay *r, const replay_result *x) {
+    FILE *to = table(r);
+    const replay_coverage *c = &x->coverage;
+    if (!c->runs) {
+        fprintf(to, "%s: no step whose dropped mass only an audit knows\n", x->name);
+        return;
+    }
+    fprintf(to,
+            "%s: mean delta %.5f; audits of %.0f of %llu unit-steps: bounds at %g %% hold for %u of %u seeds, median width %.5f, "
+            "widest %.5f\n",
+            x->name, c->exact, c->audits, (unsigned long long)c->unknown, 100 * r->o->confidence, c->held, c->runs,
+            c->width_median, c->width_most);
+}
+
 /* --- JSON -------------------------------------------------------------------------------------------------------------- */
 
 /* JSON has neither NaN nor infinity: such a value is null. */
@@ -136,6 +150,20 @@ static void add_stats(cJSON *to, const prhs_stats *s) {
     number(to, "mass_failed", (double)s->mass_failed);
 }
 
+static void add_coverage(const replay *r, cJSON *o, const replay_coverage *c) {
+    number(o, "confidence", r->o->confidence);
+    number(o, "seeds", c->runs);
+    number(o, "held", c->held);
+    number(o, "rate", c->rate);
+    number(o, "unit_steps", (double)c->steps);
+    number(o, "unknown", (double)c->unknown);
+    number(o, "audits_mean", c->audits);
+    number(o, "exact_mean", c->exact);
+    number(o, "width_median", c->width_median);
+    number(o, "width_max", c->width_most);
+    number(o, "farthest_miss", c->miss_most);
+}
+
 static cJSON *layer_object(const replay *r, const replay_result *x, uint32_t l) {
     const replay_layer *layer = &x->layers[l];
     cJSON *o = cJSON_CreateObject();
@@ -171,6 +199,8 @@ static cJSON *policy_object(const replay *r, const replay_result *x) {
         for (uint32_t l = 0; l < r->shape.layer_count; l++)
             cJSON_AddItemToArray(layers, layer_object(r, x, l));
     }
+    if (x->coverage.runs)
+        add_coverage(r, child(o, "coverage"), &x->coverage);
     if (x->parts & REPLAY_TIME) {
         cJSON *time = child(o, "time");
         number(time, "median_s", x->median);

@@ -157,6 +157,7 @@ static bool look_at_state(const run *x, const prhs_policy *policy, uint32_t step
             const int mode = view.set.mode;
             for (uint32_t h = 0; mode != PRHS_MODE_DENSE && mode != PRHS_MODE_IDLE && h < view.head_count; h++) {
                 s->delta[at + h] = view.heads[h].audit;
+                s->mode[at + h] = (unsigned char)mode;
                 if (mode == PRHS_MODE_SHARE)
                     s->hat[at + h] = view.heads[h].delta;
             }
@@ -212,7 +213,7 @@ static bool measure(replay *r, replay_result *result) {
          (x.stride == 0 || prhs_buffer_create(r->dev, r->shape.seqs * x.stride, &x.blobs) == PRHS_OK) && begin(&x);
     for (uint32_t step = 0; ok && step < r->steps; step++)
         ok = take(r, step + 1) && all_layers(&x, false) && look(&x, &result->policy, step, &s);
-    ok = ok && take_stats(&x, result) && replay_summarise(r, &s, result);
+    ok = ok && take_stats(&x, result) && replay_summarise(r, &s, result) && replay_cover(r, &s, result);
     replay_samples_free(&s);
     run_close(&x);
     return ok;

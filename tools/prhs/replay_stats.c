@@ -12,11 +12,12 @@ bool replay_samples_make(const replay *r, replay_samples *s) {
     *s = (replay_samples){
         .delta = replay_alloc(n, sizeof *s->delta),
         .hat = replay_alloc(n, sizeof *s->hat),
+        .mode = replay_alloc(n, sizeof *s->mode),
         .error = replay_alloc(n, sizeof *s->error),
         .retrieved = replay_alloc(r->steps, sizeof *s->retrieved),
         .units = replay_alloc(r->steps, sizeof *s->units),
     };
-    if (!s->delta || !s->hat || !s->error || !s->retrieved || !s->units)
+    if (!s->delta || !s->hat || !s->mode || !s->error || !s->retrieved || !s->units)
         return false;
     for (size_t i = 0; i < n; i++) {
         s->delta[i] = s->hat[i] = NAN;
@@ -28,6 +29,7 @@ bool replay_samples_make(const replay *r, replay_samples *s) {
 void replay_samples_free(replay_samples *s) {
     free(s->delta);
     free(s->hat);
+    free(s->mode);
     free(s->error);
     free(s->retrieved);
     free(s->units);
