@@ -40,7 +40,9 @@ def usage(replay):
             (["--policy", "none"], 2, "no policy 'none'"), (["--policy", "cis,k"], 2, "not understood"),
             (["--policy", "cis,local=0"], 2, "local must be"), (["--k", "1,2"], 2, "for --sweep"), (["--target-error", "x"], 2, "takes a number"),
             (["--target-delta", "-1"], 2, "takes a number"), (["--sweep", "--k", "1,x"], 2, "takes up to"), (["--sweep", "--s", ","], 2, "takes up to"),
-            (["--sweep", "--only", "time"], 2, "leaves nothing"), (["--unknown"], 2, "prhs replay --help"), (["second", "file"], 2, "one trace"),
+            (["--sweep", "--only", "time"], 2, "leaves nothing"), (["--coverage", "0"], 2, "--coverage takes"),
+            (["--confidence", "1"], 2, "between 0 and 1"), (["--audit-rate", "1.1"], 2, "from 0 to 1"), (["--audits", "x"], 2, "--audits takes"),
+            (["--coverage", "5", "--only", "time"], 2, "--coverage is for"), (["--unknown"], 2, "prhs replay --help"), (["second", "file"], 2, "one trace"),
             (["--device", "7"], 77, "'prhs info' lists"),
             (["--policy", "cpe,psaw_layer=4"], 1, "psaw_layer must be below"),
             (["--sweep", "--k", ",".join(map(str, range(1, 33))), "--s", ",".join(map(str, range(1, 33))), "--eps", "0,1,2,3,4"], 2,
@@ -90,6 +92,28 @@ def parts(replay):
     check(heads.count("delta by head") == 2, "a line for every layer")
 
 
+def coverage(replay):
+    policy = ("--only", "accuracy", "--policy", f"cis-mass,k=24,{BASE}", "--coverage", "200")
+
+    def cover(*words):
+        row = replay.document(*policy, *words)["policies"][0]
+        return row["coverage"], row["delta"]["mean"]
+
+    some, mean = cover("--audits", "40")
+    check(some["seeds"] == 200 and some["held"] >= 190, f"bounds at 95 % hold for {some['held']} of 200 seeds")
+    check(abs(some["exact_mean"] - mean) < 1e-6 * mean + 1e-9, "the exact mean is the table's")
+    check(some["unknown"] > 40 and abs(some["audits_mean"] - 40) < 3, f"{some['audits_mean']} audits of {some['unknown']}")
+    check(0 < some["width_median"] <= some["width_max"] <= 1, f"width {some['width_median']}")
+    check(cover("--audits", "40", "--confidence", "0.5")[0]["width_median"] < some["width_median"], "less confidence, narrower")
+    check(cover("--audits", "80")[0]["width_median"] < some["width_median"], "more audits, narrower")
+    every = cover("--audits", "1000000")[0]
+    check(every["width_max"] < 1e-9 and every["held"] == 200 and every["audits_mean"] == every["unknown"], "all audited: the mean itself")
+    done = replay.run("--only", "accuracy", "--policy", f"topk,k=24,{BASE}", "--coverage", "10")
+    check(done.returncode == 0 and "no step whose dropped mass only an audit knows" in done.stdout, "topk knows all of its masses")
+    timed = replay.document("--only", "time", "--repeat", "1", "--audit-rate", "0.5", "--policy", f"cis-mass,k=24,{BASE}")["policies"][0]
+    check(timed["time"]["median_s"] > 0 and "coverage" not in timed, "timed with audits")
+
+
 def sweep(replay):
     lists = ("--sweep", "--policy", f"cis-mass,{BASE}", "--k", "8,24,48", "--s", "4,16", "--eps", "0.02,0.2", "--tau", "0.3,0.6")
     points = replay.document(*lists)["sweep"]["points"]
@@ -131,6 +155,7 @@ def main():
         usage(replay)
         damage(replay, work)
         parts(replay)
+        coverage(replay)
         sweep(replay)
     return 1 if bad else 0
 

@@ -26,6 +26,7 @@ static const char help[] =
     "  --coverage N      also: audits drawn with N seeds, each with the confidence bound that follows, beside the exact mean\n"
     "  --audits N        of each seed, on average (2000)\n"
     "  --confidence X    of the bounds (0.95)\n"
+    "  --audit-rate X    timed runs audit this share of the steps whose mass is not known (0)\n"
     "  --json FILE       all figures as a document ('-': standard output)\n"
     "  --sweep           every combination of --k, --s, --eps and --tau on top of each --policy (cis-mass); prints those that no "
     "other one\n"
@@ -43,12 +44,14 @@ static bool parse_target(const char *option, const char *text, double *value) {
     return false;
 }
 
-static bool parse_confidence(const char *text, double *value) {
+/* Between 0 and 1; `ends`: or one of them. */
+static bool parse_share(const char *option, const char *text, bool ends, double *value) {
     char *end;
     *value = strtod(text, &end);
-    if (end != text && !*end && *value > 0 && *value < 1)
+    if (end != text && !*end && (ends ? *value >= 0 && *value <= 1 : *value > 0 && *value < 1))
         return true;
-    fprintf(stderr, "prhs: --confidence takes a number between 0 and 1, not '%s'\n", text);
+    fprintf(stderr, "prhs: %s takes a number %s 0 %s 1, not '%s'\n", option, ends ? "from" : "between", ends ? "to" : "and",
+            text);
     return false;
 }
 
@@ -106,7 +109,8 @@ static int take(int c, const char *value, replay_options *o) {
         good = tool_number("--audits", value, 1, 1000000000, &n);
         o->audits = (uint32_t)n;
         break;
-    case 'W': good = parse_confidence(value, &o->confidence); break;
+    case 'W': good = parse_share("--confidence", value, false, &o->confidence); break;
+    case 'R': good = parse_share("--audit-rate", value, true, &o->audit_rate); break;
     case 'h': fputs(help, stdout); return TOOL_OK;
     default: return tool_usage("replay");
     }
@@ -120,16 +124,32 @@ static bool sweep_words(const replay_options *o) {
     return lists || !isnan(o->target_error) || !isnan(o->target_delta);
 }
 
+static const struct option options[] = {
+    TOOL_DEVICE_OPTIONS,
+    { "policy", 1, 0, 'P' },
+    { "only", 1, 0, 'o' },
+    { "heads", 0, 0, 'H' },
+    { "no-seed", 0, 0, 'n' },
+    { "page", 1, 0, 'p' },
+    { "no-graph", 0, 0, 'g' },
+    { "repeat", 1, 0, 'r' },
+    { "json", 1, 0, 'j' },
+    { "sweep", 0, 0, 'S' },
+    { "k", 1, 0, 'K' },
+    { "s", 1, 0, 'B' },
+    { "eps", 1, 0, 'E' },
+    { "tau", 1, 0, 'T' },
+    { "target-error", 1, 0, 'x' },
+    { "target-delta", 1, 0, 'y' },
+    { "coverage", 1, 0, 'V' },
+    { "audits", 1, 0, 'A' },
+    { "confidence", 1, 0, 'W' },
+    { "audit-rate", 1, 0, 'R' },
+    { "help", 0, 0, 'h' },
+    { 0, 0, 0, 0 },
+};
+
 static int parse(int argc, char **argv, replay_options *o) {
-    static const struct option options[] = {
-        TOOL_DEVICE_OPTIONS,           { "policy", 1, 0, 'P' },   { "only", 1, 0, 'o' },
-        { "heads", 0, 0, 'H' },        { "no-seed", 0, 0, 'n' },  { "page", 1, 0, 'p' },
-        { "no-graph", 0, 0, 'g' },     { "repeat", 1, 0, 'r' },   { "json", 1, 0, 'j' },
-        { "sweep", 0, 0, 'S' },        { "k", 1, 0, 'K' },        { "s", 1, 0, 'B' },
-        { "eps", 1, 0, 'E' },          { "tau", 1, 0, 'T' },      { "target-error", 1, 0, 'x' },
-        { "target-delta", 1, 0, 'y' }, { "coverage", 1, 0, 'V' }, { "audits", 1, 0, 'A' },
-        { "confidence", 1, 0, 'W' },   { "help", 0, 0, 'h' },     { 0, 0, 0, 0 },
-    };
     static const char *const defaults[] = { "dense", "cis", "cis-mass" };
     for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
         int status = take(c, optarg, o);

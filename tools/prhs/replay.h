@@ -42,6 +42,7 @@ typedef struct replay_options {
     double target_error, target_delta; /* NaN: none */
     uint32_t coverage, audits; /* seeds that are tried, 0: none; audits of each, on average */
     double confidence;
+    double audit_rate; /* of timed runs */
 } replay_options;
 
 enum { REPLAY_BUFFERS = 16 };
@@ -106,6 +107,7 @@ typedef struct replay_coverage {
     uint32_t runs, held; /* held: runs whose limits hold */
     uint64_t steps, unknown; /* sparse unit-steps; of these, with a mass that only an audit knows */
     double rate, exact, audits; /* audits: mean number */
+    double deviation;           /* standard deviation of the unknown ones */
     double width_median, width_most, miss_most; /* of the limits; the farthest that the exact mean lay outside */
 } replay_coverage;
 

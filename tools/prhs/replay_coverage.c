@@ -82,6 +82,10 @@ static void run(const replay *r, const population *p, double *widths, replay_cov
     const uint32_t runs = r->o->coverage;
     *c = (replay_coverage){ .runs = runs, .steps = p->all, .unknown = p->n, .exact = p->sum / (double)p->all };
     c->rate = fmin((double)r->o->audits / (double)p->n, 1.0);
+    const double mean = (p->sum - p->known) / (double)p->n;
+    for (uint64_t i = 0; i < p->n; i++)
+        c->deviation += (p->steps[i].mass - mean) * (p->steps[i].mass - mean);
+    c->deviation = sqrt(c->deviation / (double)p->n);
     for (uint32_t i = 0; i < runs; i++) {
         double low, high;
         c->audits += (double)draw(p, c->rate, r->o->confidence, i + 1, &low, &high) / runs;

@@ -159,6 +159,7 @@ static void add_coverage(const replay *r, cJSON *o, const replay_coverage *c) {
     number(o, "unknown", (double)c->unknown);
     number(o, "audits_mean", c->audits);
     number(o, "exact_mean", c->exact);
+    number(o, "deviation", c->deviation);
     number(o, "width_median", c->width_median);
     number(o, "width_max", c->width_most);
     number(o, "farthest_miss", c->miss_most);

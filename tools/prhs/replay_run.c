@@ -32,6 +32,7 @@ static bool run_open(replay *r, const prhs_policy *policy, bool audit, run *x) {
     p.max_kv_len = r->tokens;
     p.kv_dtype = p.q_dtype = PRHS_F16;
     p.audit = audit;
+    p.audit_rate = audit ? 0.0 : r->o->audit_rate;
     if (prhs_session_get_sizes(r->dev, &p, &x->sizes) != PRHS_OK ||
         prhs_buffer_create(r->dev, x->sizes.state ? x->sizes.state : 256, &x->state) != PRHS_OK ||
         prhs_buffer_create(r->dev, x->sizes.workspace ? x->sizes.workspace : 256, &x->work) != PRHS_OK)
