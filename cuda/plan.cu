@@ -426,13 +426,13 @@ DEV look look_around(const prhs_cu_prepare &p, const prhs_seq &s)
     return l;
 }
 
-/* All entries for which it does not, in turns. */
-DEV_CALL void append_rest(const prhs_cu_prepare &p)
+/* All entries for which it does not, in turns; the warp's first item is `first`. */
+DEV_CALL void append_rest(const prhs_cu_prepare &p, int first)
 {
     const prhs_k_append &a = p.append;
     const int heads = a.shape.kv_heads;
 #pragma unroll 1
-    for (int i = blockIdx.x * 4 + warp_id(); i < a.batch.max_seqs * heads; i += gridDim.x * 4) {
+    for (int i = first; i < a.batch.max_seqs * heads; i += gridDim.x * 4) {
         const int b = quotient_by{ p.by_kv_heads }.of(i), hk = i - b * heads;
         const prhs_seq s = *seq_at(a.batch, p.mem[PRHS_R_SEQS], b);
         if (s.slot < 0 || s.row_count == 0 || look_around(p, s).copied)
@@ -451,7 +451,8 @@ KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
     grid_begin();
     const prhs_k_plan &a = p.plan;
     const int units = a.shape.units, heads = a.shape.kv_heads, seqs = a.batch.max_seqs;
-    int active = 0, i = blockIdx.x * 4 + warp_id(); /* i: counted from the items of the entries that are looked at */
+    const int warps = gridDim.x * 4, warp = blockIdx.x * 4 + warp_id();
+    int active = 0, taken = 0, i = warp; /* i: counted from the items of the entries that are looked at */
     unsigned rest = 0;
     prhs_seq next = look_at(a.batch, p.mem[PRHS_R_SEQS], 0);
 #pragma unroll 1
@@ -463,7 +464,7 @@ KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
         const int plans = __popc(l.decoding) * units, items = plans + __popc(l.copied) * heads;
         rest |= l.rest;
 #pragma unroll 1
-        for (; i < items; i += gridDim.x * 4) {
+        for (; i < items; i += warps) {
             const bool plan = i < plans;
             const int j = plan ? i : i - plans, nth = plan ? quotient_by{ p.by_units }.of(j) : quotient_by{ p.by_kv_heads }.of(j);
             const int from = find_bit(plan ? l.decoding : l.copied, nth);
@@ -477,6 +478,7 @@ KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
                 put_rows(a, p.by_block, p.mem, e.table, active + nth, j - nth * units);
         }
         i -= items;
+        taken += items;
         active += __popc(l.decoding);
     }
     const int least = active * units, most = min(seqs * units, PRHS_AHEAD);
@@ -485,6 +487,8 @@ KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
         put_idle(a, p.mem[PRHS_R_WORK], k, quotient_by{ p.by_units }.of(k));
     if (blockIdx.x == 0 && threadIdx.x == 0)
         INTS(p.mem[PRHS_R_WORK], a.work.active_off)[0] = active;
-    if (rest)
-        append_rest(p);
+    if (rest) { /* first by the warps that had nothing to do so far */
+        const int at = warp - taken % warps;
+        append_rest(p, at < 0 ? at + warps : at);
+    }
 }

@@ -286,7 +286,7 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     const int slices = a.work.slice_off == PRHS_NONE ? 1 : PRHS_K_SLICES(a.batch.max_kv_len);
     const bool direct = (i64)gridDim.x >= (i64)units * slices; /* each has a block of its own */
     const int own = slices == 1 ? (int)blockIdx.x : (int)blockIdx.x / slices;
-    if (direct && own >= units)
+    if (direct && (own >= units || (a.work.score_count_off != PRHS_NONE && INTS(p.mem[PRHS_R_WORK], a.work.score_count_off)[own] <= 0)))
         return;
     const int real = direct ? 0 : seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units;
     turns t = turns_begin(min(min(TURNS_EACH, PRHS_RETRIEVE_MOST / threads), (units + threads - 1) / threads), real);
