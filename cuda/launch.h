@@ -54,7 +54,7 @@ typedef struct prhs_cu_serve {
 } prhs_cu_serve;
 
 /* What a warp of the rings of attend has in dynamic shared memory besides its rows and its queries. */
-#define PRHS_SERVE_WARP 1248
+#define PRHS_SERVE_WARP 1264
 
 /* select, alone (has_moments 0) or with moments. */
 typedef struct prhs_cu_retrieve {

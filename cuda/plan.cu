@@ -157,8 +157,8 @@ template <int N, bool FORESEE> DEV bool heads_hold(const plan_job &j, const byte
         const float linear = __shfl_sync(FULL, sum, first + 3 * APART), square = __shfl_sync(FULL, sum, first + 4 * APART);
         const float scale = a.shape.scale, shift = scale * linear + 0.5f * scale * scale * square;
         if (lane == first && (N == 1 || i + first / GROUP < heads))
-            ((float4 *)(j.mem[PRHS_R_WORK] + a.work.judge_off))[j.b * a.shape.heads + mine] =
-                make_float4(l_dropped, shift, delta, a.policy.eps);
+            records_at(j.mem[PRHS_R_WORK], a.work)[j.b * a.shape.heads + mine] =
+                head_record{ l_dropped, shift, limit_of(l_dropped + shift, a.policy.eps + delta), 0 };
     }
     return __all_sync(FULL, cosine > a.policy.tau);
 }
@@ -485,8 +485,8 @@ KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
 #pragma unroll 1
     for (int k = least + blockIdx.x * 128 + threadIdx.x; k < most; k += gridDim.x * 128)
         put_idle(a, p.mem[PRHS_R_WORK], k, quotient_by{ p.by_units }.of(k));
-    if (blockIdx.x == 0 && threadIdx.x == 0)
-        INTS(p.mem[PRHS_R_WORK], a.work.active_off)[0] = active;
+    if (blockIdx.x == 0 && threadIdx.x <= PRHS_PASSES) /* after the number of active ones: the attends' tickets */
+        INTS(p.mem[PRHS_R_WORK], a.work.active_off)[threadIdx.x] = threadIdx.x ? 0 : active;
     if (rest) { /* first by the warps that had nothing to do so far */
         const int at = warp - taken % warps;
         append_rest(p, at < 0 ? at + warps : at);

@@ -18,6 +18,7 @@ struct job {
     const int *list, *pages;
     int u, work, first, last, chunk; /* tokens [first, last) of the row's linear index */
     int tokens, size;                /* of the row, and of its chunks but the last one */
+    int record;                      /* index of the first head's record that a verdict will rest on; < 0: there is no verdict to come */
     i64 row, parts;                  /* of the queries; rows before it times heads: where its parts are */
 };
 
@@ -82,7 +83,14 @@ DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v
 DEV walk chunks_begin(const prhs_cu_serve &p)
 {
     const prhs_k_attend &a = p.attend;
-    return walk_begin(a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units);
+    return walk_begin(a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units,
+                      a.batch.active_off != PRHS_NONE);
+}
+
+/* A ticket for walk_ticket(), for lane 0: asked for only. plan has set the counter back. */
+DEV int ask_ticket(const prhs_cu_serve &p)
+{
+    return lane_id() ? 0 : atomicAdd(INTS(p.mem[PRHS_R_WORK], p.attend.work.active_off) + 1 + p.pass, 1);
 }
 
 /* The next units that have chunks, by the whole block. False: there are none. */
@@ -142,6 +150,9 @@ DEV bool make_job(const prhs_cu_serve &p, const job_view &v, job *j)
     j->chunk = item;
     j->first = item * j->size;
     j->last = min(j->first + j->size, tokens);
+    j->record = p.pass == 0 && r == 0 && a.work.judge_off != PRHS_NONE && v.set.mode == PRHS_MODE_SHARE
+                    ? (b * a.shape.units + j->u) * a.shape.unit_heads
+                    : -1;
     j->row = e.row0 + r;
     j->parts = ((i64)b * a.batch.rows + r) * a.shape.heads;
     j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], e.table);

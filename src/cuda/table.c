@@ -166,6 +166,8 @@ prhs_i32 prhs_nv_size(const prhs_nv_device *dev, const prhs_nv_choice *choice, c
     *threads = items <= units ? PRHS_RETRIEVE_MOST : items <= 2 * units || n > PRHS_K_SLICE ? PRHS_RETRIEVE_MOST / 2 : PRHS_RETRIEVE_LEAST;
     while (*threads > PRHS_RETRIEVE_LEAST && *threads * 8 > (unsigned)n)
         *threads /= 2;
+    while (n <= PRHS_K_SLICE && *threads < PRHS_RETRIEVE_MOST && *threads * 16 < (unsigned)n) /* what registers hold */
+        *threads *= 2;
     *shared = (unsigned)PRHS_RETRIEVE_SHARED(room, a->shape.dim);
     if (n > PRHS_K_SLICE && *shared > choice->shared / 2) /* it is alone anyway */
         *threads = PRHS_RETRIEVE_MOST;
