@@ -16,11 +16,10 @@
 struct segment {
     const byte *keys, *values; /* the KV head's first rows */
     i64 part;
-    int tokens;
     int record; /* of the first head; < 0: nothing is judged */
-    unsigned char heads;
-    bool begins, ends; /* what is summed: a chunk for these heads */
-    bool asks;         /* its queries are new */
+    unsigned char tokens, heads;
+    bool begins : 1, ends : 1; /* what is summed: a chunk for these heads */
+    bool asks : 1;             /* its queries are new */
 };
 
 /* A warp's, in shared memory. QUERY: bytes of the queries of the heads that share rows. */
@@ -123,7 +122,7 @@ template <int HB, int QUERY> DEV void put_places(const prhs_cu_serve &p, finder 
         s->values = p.mem[PRHS_R_V] + (kv.v_off + head * kv.v_head * size);
         s->part = part_index(a, sh->j, first);
         s->record = sh->j.record < 0 ? -1 : sh->j.record + f->h0;
-        s->tokens = min(SEGMENT, f->last - f->base);
+        s->tokens = (unsigned char)min(SEGMENT, f->last - f->base);
         s->heads = (unsigned char)min(HB, a.shape.unit_heads - f->h0);
         s->begins = f->begins;
         s->ends = f->base + SEGMENT >= f->last;

@@ -205,6 +205,10 @@ DEV void decide(const plan_job &j, prhs_set *set)
             add_one(&unit_stat(j)->cosine_failed, 1);
         return;
     }
+    /* attend looks at the list next. */
+    const int *list = (const int *)(slot + j.a.state.list_off) + steps((unsigned)j.u, j.a.state.list_cap);
+    for (int i = lane_id() * 32; i < (int)s1.x; i += 1024)
+        bring_closer(list + i);
     *set = prhs_set{ PRHS_MODE_SHARE, (int)s0.y, (int)s0.z, (int)s0.w, (int)s1.x, (int)s1.y, (int)s1.z, j.e.kv_len, (int)s2.x, (int)s2.y,
                      { (int)s2.z, (int)s2.w } };
     if (p.gate == PRHS_K_GATE_NONE) {
@@ -399,6 +403,9 @@ DEV void append_one(const prhs_k_append &a, byte *const mem[], const entry &e, i
     const int id = pages[page];
     const byte *from = v ? row_at(a.v, mem[PRHS_R_VIN], e.row0, hk) : row_at(a.k, mem[PRHS_R_KIN], e.row0, hk);
     byte *to = v ? mem[PRHS_R_V] + kv.v_off : mem[PRHS_R_K] + kv.k_off;
+    if (hk == 0) /* attend looks at the pages next */
+        for (unsigned i = lane_id() * 32; i < page; i += 1024)
+            bring_closer(pages + i);
     const unsigned clamped = page_id(kv, id);
     to += (steps(clamped, v ? kv.v_page : kv.k_page) + steps(in, v ? kv.v_token : kv.k_token) +
            steps((unsigned)hk, v ? kv.v_head : kv.k_head)) *

@@ -16,10 +16,11 @@
 struct job {
     prhs_set set;
     const int *list, *pages;
-    int u, work, first, last, chunk; /* tokens [first, last) of the row's linear index */
-    int tokens, size;                /* of the row, and of its chunks but the last one */
-    int record;                      /* index of the first head's record that a verdict will rest on; < 0: there is no verdict to come */
-    i64 row, parts;                  /* of the queries; rows before it times heads: where its parts are */
+    short work, chunk;
+    int u, first, last; /* tokens [first, last) of the row's linear index */
+    int tokens, size;   /* of the row, and of its chunks but the last one */
+    int record;         /* index of the first head's record that a verdict will rest on; < 0: there is no verdict to come */
+    i64 row, parts;     /* of the queries; rows before it times heads: where its parts are */
 };
 
 DEV int row_tokens(const entry &e, const prhs_set &set, int work, int r)
@@ -130,14 +131,14 @@ DEV bool make_job(const prhs_cu_serve &p, const job_view &v, job *j)
     int r = 0, item = v.item;
     j->u = v.i - b * a.shape.units;
     j->set = v.set;
-    j->work = v.work;
+    j->work = (short)v.work;
     int tokens = row_tokens(e, v.set, v.work, 0);
     if (e.rows != 1) {
         for (;; r++) {
             if (r >= e.rows)
                 return false;
             if (r)
-                j->work = work_of_row(a, p.mem[PRHS_R_WORK], b, r, j->u);
+                j->work = (short)work_of_row(a, p.mem[PRHS_R_WORK], b, r, j->u);
             tokens = row_tokens(e, v.set, j->work, r);
             const int chunks = attend_chunks(a.work, tokens);
             if (item < chunks)
@@ -147,7 +148,7 @@ DEV bool make_job(const prhs_cu_serve &p, const job_view &v, job *j)
     }
     j->tokens = tokens;
     j->size = chunk_tokens(tokens, a.work.chunk_min, a.work.chunks);
-    j->chunk = item;
+    j->chunk = (short)item;
     j->first = item * j->size;
     j->last = min(j->first + j->size, tokens);
     j->record = p.pass == 0 && r == 0 && a.work.judge_off != PRHS_NONE && v.set.mode == PRHS_MODE_SHARE
