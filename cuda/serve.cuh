@@ -80,12 +80,12 @@ DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v
     return sum;
 }
 
-/* The chunks of all units, as the grid's warps share them. */
-DEV walk chunks_begin(const prhs_cu_serve &p)
+/* The chunks of all units, as the grid's warps share them; tickets: the last ones by walk_ticket(), where there is a counter. */
+DEV walk chunks_begin(const prhs_cu_serve &p, bool tickets)
 {
     const prhs_k_attend &a = p.attend;
     return walk_begin(a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units,
-                      a.batch.active_off != PRHS_NONE);
+                      tickets && a.batch.active_off != PRHS_NONE);
 }
 
 /* A ticket for walk_ticket(), for lane 0: asked for only. plan has set the counter back. */
