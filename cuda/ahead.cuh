@@ -16,10 +16,10 @@
 struct segment {
     const byte *keys, *values; /* the KV head's first rows */
     i64 part;
-    int tokens;
-    unsigned char heads;
-    bool begins, ends; /* what is summed: a chunk for these heads */
-    bool asks;         /* its queries are new */
+    int record; /* of the first head; < 0: nothing is judged */
+    unsigned char tokens, heads;
+    bool begins : 1, ends : 1; /* what is summed: a chunk for these heads */
+    bool asks : 1;             /* its queries are new */
 };
 
 /* A warp's, in shared memory. QUERY: bytes of the queries of the heads that share rows. */
@@ -31,7 +31,7 @@ template <int QUERY> struct __align__(16) ahead_shared {
     __align__(16) byte queries[QUERY];
 };
 
-enum { AHEAD_NEW, AHEAD_CHUNK, AHEAD_TOKENS, AHEAD_PAGES, AHEAD_READY, AHEAD_OVER };
+enum { AHEAD_NEW, AHEAD_TICKET, AHEAD_CHUNK, AHEAD_TOKENS, AHEAD_PAGES, AHEAD_READY, AHEAD_OVER };
 
 /* A lane's part of it; what is not per lane is the same for all. `untaken`: queries that nobody has taken yet. */
 struct finder {
@@ -121,7 +121,8 @@ template <int HB, int QUERY> DEV void put_places(const prhs_cu_serve &p, finder 
         s->keys = p.mem[PRHS_R_K] + (kv.k_off + head * kv.k_head * size);
         s->values = p.mem[PRHS_R_V] + (kv.v_off + head * kv.v_head * size);
         s->part = part_index(a, sh->j, first);
-        s->tokens = min(SEGMENT, f->last - f->base);
+        s->record = sh->j.record < 0 ? -1 : sh->j.record + f->h0;
+        s->tokens = (unsigned char)min(SEGMENT, f->last - f->base);
         s->heads = (unsigned char)min(HB, a.shape.unit_heads - f->h0);
         s->begins = f->begins;
         s->ends = f->base + SEGMENT >= f->last;
@@ -147,7 +148,9 @@ template <int HB, int QUERY> DEV void next_chunk(const prhs_cu_serve &p, const i
     int item;
     bool same;
     if (!walk_next(&f->w, prefix, &item, &same)) {
-        f->state = AHEAD_OVER;
+        f->state = f->w.dynamic ? AHEAD_TICKET : AHEAD_OVER;
+        if (f->w.dynamic)
+            f->word = ask_ticket(p);
         return;
     }
     if (same && a.batch.rows == 1 && a.shape.unit_heads <= HB) {
@@ -183,7 +186,9 @@ template <int HB, int QUERY> DEV void advance(const prhs_cu_serve &p, const int 
     } else if (f->state == AHEAD_CHUNK) {
         if (!f->untaken)
             begin_chunk<HB>(p, f, sh);
-    } else if (f->state == AHEAD_NEW) {
+    } else if (f->state < AHEAD_CHUNK) {
+        if (f->state == AHEAD_TICKET)
+            f->w.dynamic = walk_ticket(&f->w, __shfl_sync(FULL, f->word, 0));
         if (f->base + SEGMENT < f->last)
             ask_tokens(f, sh->j, f->base + SEGMENT, false);
         else

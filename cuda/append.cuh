@@ -238,6 +238,9 @@ template <int T> DEV void append_by_warp(const prhs_k_append &a, byte *const mem
     if ((a.validate && warp_fault(a, mem, b, hk)) || x.rows == 0)
         return;
     const lanes l = lanes_of(a.shape.dim);
+    if (hk == 0) /* attend looks at the pages next */
+        for (unsigned i = lane_id() * 32; i < page_index(a.kv, x.first); i += 1024)
+            bring_closer(pages + i);
     prhs_value_count *count = sums ? SLOT_AT(mem[PRHS_R_STATE], a.state, vcount_off, x.slot, prhs_value_count) + hk : nullptr;
     i64 *sum = sums ? SLOT_AT(mem[PRHS_R_STATE], a.state, vsum_off, x.slot, i64) + (i64)hk * a.shape.dim + l.channel : nullptr;
     const bool adds = sums && l.row == 0 && l.real;

@@ -277,13 +277,13 @@ DEV int set_position(const prhs_set &s, const int *list, int i)
 }
 
 /*
- * `least` is a power of two, and 16 at least. From 64 such chunks on they are twice as long, so that there is less to merge; as long as
- * that is enough, nothing is divided. `chunks` may be as few as the capacity needs: nothing follows from it then.
+ * `least` is a power of two, and 16 at least. From 16 such chunks on they are twice as long, from 128 on four times, so that there is less
+ * to merge; as long as that is enough, nothing is divided. `chunks` may be as few as the capacity needs: nothing follows from it then.
  */
 DEV int chunk_tokens(int n, int least, int chunks)
 {
-    if (n <= 2 * least * chunks)
-        return n < 64 * least ? least : 2 * least;
+    if (n <= 4 * least * chunks)
+        return n < 16 * least ? least : n < 128 * least ? 2 * least : 4 * least;
     const int c = (n + chunks - 1) / chunks;
     return max((c + 15) / 16 * 16, least);
 }
@@ -291,7 +291,7 @@ DEV int chunk_tokens(int n, int least, int chunks)
 DEV int chunk_count(int n, int least, int chunks)
 {
     const int c = chunk_tokens(n, least, chunks);
-    if (n <= 2 * least * chunks)
+    if (n <= 4 * least * chunks)
         return (int)((unsigned)(n + c - 1) >> (31 - __clz(c)));
     return small_quotient(n + c - 1, c);
 }
@@ -324,6 +324,43 @@ DEV prhs_set fresh_set(const prhs_k_policy &p, int t, int kv_len)
     s.mid_end = w;
     s.run = p.k == 0 ? 1 : p.run;
     return s;
+}
+
+/* --- verdicts --- */
+
+/*
+ * A verdict on a shared list is whether sum over row 0's parts of exp(their log-sum-exp - limit) reaches 1 for every head. Whoever attends to
+ * a part adds to the sum, in whole numbers, so that it does not depend on the order.
+ */
+#define VERDICT_ONE 1048576        /* a part adds two of these at most */
+#define VERDICT_BAD (-1073741824)  /* a part is no number: no sum of others makes up for that */
+
+/* What a head's verdict rests on: judge_off. */
+struct __align__(16) head_record {
+    float dropped, shift; /* the dropped keys' log-sum-exp at the reference, and how far it has moved */
+    float limit;          /* -inf: holds in any case; +inf: in none */
+    int sum;
+};
+
+DEV head_record *records_at(byte *ws, const prhs_k_work &w) { return (head_record *)(ws + w.judge_off); }
+
+/* mass_of(l - lse) <= most, as a limit of lse. */
+DEV float limit_of(float l, float most)
+{
+    const float never = __int_as_float(0x7f800000);
+    if (l == NOTHING)
+        return most >= 0.0f ? NOTHING : never;
+    if (isnan(l) || isnan(most) || most < 0.0f)
+        return never;
+    return most >= 1.0f ? NOTHING : l + logf((1.0f - most) / fmaxf(most, 1e-38f));
+}
+
+DEV void add_verdict(head_record *r, float limit, float lse)
+{
+    if (isnan(lse))
+        atomicMin(&r->sum, VERDICT_BAD);
+    else
+        atomicAdd(&r->sum, limit == NOTHING ? VERDICT_ONE : __float2int_rn(fminf(exp_weight(lse - limit), 2.0f) * (float)VERDICT_ONE));
 }
 
 /* --- numbers --- */
@@ -492,13 +529,18 @@ struct walk {
     turns t;
     int at, end;       /* the warp's items in the window: the next one, and where they end */
     int index, passed; /* the index of the last one, and where that one's items end */
+    bool dynamic;      /* the last items belong to who comes first: see walk_ticket() */
 };
 
-DEV walk walk_begin(int n, int real)
+/* tickets: there is a counter for walk_ticket(). */
+DEV walk walk_begin(int n, int real, bool tickets)
 {
     const int each = n <= (int)blockDim.x ? 1 : n <= 2 * (int)blockDim.x ? 2 : TURNS_EACH;
-    return walk{ { 0, 0, -each * (int)blockDim.x, 0, each, real }, 0, 0, 0, 0 };
+    return walk{ { 0, 0, -each * (int)blockDim.x, 0, each, real }, 0, 0, 0, 0, tickets };
 }
+
+/* Of `least` items that a warp has at least, how many are its own. */
+DEV unsigned own_items(unsigned least) { return least - 1 - least / 8; }
 
 /* The next window that has items. False: there is none. All threads of the block call it together, as often as it says true. */
 template <class Count, class Read> DEV bool walk_window(walk *w, int n, int *prefix, Count count, Read read)
@@ -515,9 +557,25 @@ template <class Count, class Read> DEV bool walk_window(walk *w, int n, int *pre
     } while (!t->total);
     const unsigned each = blockDim.x >> 5, warps = gridDim.x * each, least = (unsigned)t->total / warps;
     const unsigned mine = least > 1 ? blockIdx.x * each + warp_id() : warp_id() * gridDim.x + blockIdx.x;
-    take_share(t->total, warps, least, mine, &w->at, &w->end);
+    w->dynamic = w->dynamic && least > 1 && min(t->real, n) <= t->each * (int)blockDim.x; /* one counter: one window */
+    if (w->dynamic) {
+        w->at = (int)(mine * own_items(least));
+        w->end = w->at + (int)own_items(least);
+    } else {
+        take_share(t->total, warps, least, mine, &w->at, &w->end);
+    }
     w->passed = 0;
     return true;
+}
+
+/* Takes the item of ticket number `ticket`: warps are not equally fast, and so those that are behind get fewer. False: there is none. */
+DEV bool walk_ticket(walk *w, int ticket)
+{
+    const unsigned warps = gridDim.x * (blockDim.x >> 5);
+    w->at = (int)(warps * own_items((unsigned)w->t.total / warps)) + ticket;
+    w->end = min(w->at + 1, w->t.total);
+    w->passed = 0;
+    return w->at < w->end;
 }
 
 /* The warp's next item in the window: of index w->index the item *item. *same: of the same index as the last one, and next to it. */

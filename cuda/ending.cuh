@@ -73,9 +73,9 @@ DEV memory remember(const ending &x, int c)
     if (x.set.mode == PRHS_MODE_RETRIEVE) {
         m.dropped = head->l_dropped;
     } else if (a.policy.gate == PRHS_K_GATE_MASS) {
-        const float2 record = *(const float2 *)((const float4 *)(x.mem[PRHS_R_WORK] + a.work.judge_off) + x.item);
-        m.dropped = record.x;
-        m.shift = record.y;
+        const head_record record = records_at(x.mem[PRHS_R_WORK], a.work)[x.item];
+        m.dropped = record.dropped;
+        m.shift = record.shift;
     } else {
         m.known = head->delta;
     }

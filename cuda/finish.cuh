@@ -175,9 +175,9 @@ DEV bool judge_head(const unit_job &x, const row_job &row, int i)
     const int h = x.u * a.shape.unit_heads + i;
     float dropped = NOTHING, delta = 0.0f, shift = 0.0f;
     if (row.foreseen) {
-        const float4 record = ((const float4 *)(x.mem[PRHS_R_WORK] + a.work.judge_off))[x.b * a.shape.heads + h];
-        dropped = record.x;
-        shift = record.y;
+        const head_record record = records_at(x.mem[PRHS_R_WORK], a.work)[x.b * a.shape.heads + h];
+        dropped = record.dropped;
+        shift = record.shift;
     } else if (sparse) {
         dropped = heads_at(x)[i].l_dropped;
         delta = heads_at(x)[i].delta;

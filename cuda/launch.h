@@ -46,6 +46,8 @@ typedef struct prhs_cu_prepare {
 typedef struct prhs_cu_close {
     unsigned char *mem[PRHS_ROLES];
     prhs_k_finish a;
+    prhs_k_moments moments;
+    prhs_i32 has_moments, reserved;       /* of the heads that have retrieved in this step */
     prhs_quotient by_heads, by_unit_heads;
 } prhs_cu_close;
 
@@ -59,19 +61,17 @@ typedef struct prhs_cu_serve {
 /* What a warp of the rings of attend has in dynamic shared memory besides its rows and its queries. */
 #define PRHS_SERVE_WARP 1248
 
-/* select, alone (has_moments 0) or with moments. */
+/* select. */
 typedef struct prhs_cu_retrieve {
     unsigned char *mem[PRHS_ROLES];
     prhs_k_select select;
-    prhs_k_moments moments;
-    prhs_i32 has_moments;
     prhs_i32 pass;                        /* attends before it in the step: the next one's counts are written */
-    prhs_i32 room, reserved;              /* keys that shared memory holds; by the capacity up to PRHS_K_SLICE, else by the device */
+    prhs_i32 room;                        /* keys that shared memory holds; by the capacity up to PRHS_K_SLICE, else by the device */
 } prhs_cu_retrieve;
 
 /*
  * prhs_retrieve's dynamic shared memory, in words, for `room` keys: three bitmaps of so many bits, and the keys, which are looked at a few
- * at a time, past the last one too; then scratch for the moments of D channels in the same place.
+ * at a time, past the last one too.
  */
 #define PRHS_RETRIEVE_MOST 1024     /* threads */
 #define PRHS_RETRIEVE_LEAST 256
@@ -80,6 +80,10 @@ typedef struct prhs_cu_retrieve {
 #define PRHS_RETRIEVE_PAST 512
 #define PRHS_RETRIEVE_BITS(room) (((room) + 255) / 128 * 4)
 #define PRHS_RETRIEVE_WORDS(room) (3 * PRHS_RETRIEVE_BITS(room) + (room) + PRHS_RETRIEVE_PAST)
-#define PRHS_RETRIEVE_SHARED(room, dim) (4 * (PRHS_RETRIEVE_WORDS(room) > 32 * (dim) ? PRHS_RETRIEVE_WORDS(room) : 32 * (dim)))
+#define PRHS_RETRIEVE_SHARED(room) (4 * PRHS_RETRIEVE_WORDS(room))
+
+/* Scratch of the moments of a head of `dim` channels, in bytes. */
+#define PRHS_MOMENT_SLICES 16
+#define PRHS_MOMENT_SHARED(dim) (PRHS_MOMENT_SLICES * 2 * (dim) * 4)
 
 #endif

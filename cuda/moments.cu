@@ -4,7 +4,7 @@
 
 KERNEL(prhs_moments, prhs_cu_moments, 128, 4)
 {
-    __shared__ __align__(16) float scratch[MOMENT_FLOATS(256)];
+    __shared__ __align__(16) float scratch[PRHS_MOMENT_SHARED(256) / 4];
     grid_begin();
     const int heads = p.a.shape.heads, items = seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * heads;
     for (int i = blockIdx.x; i < items; i += gridDim.x) {

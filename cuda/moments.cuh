@@ -9,8 +9,7 @@
 
 #include "common.cuh"
 
-#define MOMENT_SLICES 16
-#define MOMENT_FLOATS(dim) (MOMENT_SLICES * 2 * (dim)) /* scratch in shared memory, 16-byte aligned */
+#define MOMENT_SLICES PRHS_MOMENT_SLICES
 #define MOMENT_TILE 32                                 /* rows that a warp takes at a time */
 
 struct moment_job {
@@ -137,7 +136,7 @@ template <int T> DEV void moment_slices(const moment_job &j, int width, float *s
             if (lane_id() < width && channel < dim)
                 add_chunk(j, i, channel, &x);
         for (int first = slice * MOMENT_TILE; first < j.rows; first += MOMENT_SLICES * MOMENT_TILE)
-            take_out<T, T == PRHS_K_F32 ? 2 : 4>(j, first, width, pivot, &x);
+            take_out<T, T == PRHS_K_F32 ? 4 : 8>(j, first, width, pivot, &x);
         for (int w = width; w < 32; w <<= 1)
 #pragma unroll
             for (int c = 0; c < 8; c++) {
@@ -180,7 +179,7 @@ DEV void put_moments(const moment_job &j, const float *scratch, float dropped, f
 
 /*
  * Head h of entry b, whose unit has retrieved `set`, by all threads of the block together: the list, l_dropped, the scores and their
- * chunks are in memory. scratch: MOMENT_FLOATS(dim) shared floats. Ends with a barrier.
+ * chunks are in memory. scratch: PRHS_MOMENT_SHARED(dim) bytes of shared memory. Ends with a barrier.
  */
 DEV void moments_of_head(const prhs_k_moments &a, byte *const mem[], i64 b, int h, const entry &e, const prhs_set &set, float *scratch)
 {

@@ -157,8 +157,8 @@ template <int N, bool FORESEE> DEV bool heads_hold(const plan_job &j, const byte
         const float linear = __shfl_sync(FULL, sum, first + 3 * APART), square = __shfl_sync(FULL, sum, first + 4 * APART);
         const float scale = a.shape.scale, shift = scale * linear + 0.5f * scale * scale * square;
         if (lane == first && (N == 1 || i + first / GROUP < heads))
-            ((float4 *)(j.mem[PRHS_R_WORK] + a.work.judge_off))[j.b * a.shape.heads + mine] =
-                make_float4(l_dropped, shift, delta, a.policy.eps);
+            records_at(j.mem[PRHS_R_WORK], a.work)[j.b * a.shape.heads + mine] =
+                head_record{ l_dropped, shift, limit_of(l_dropped + shift, a.policy.eps + delta), 0 };
     }
     return __all_sync(FULL, cosine > a.policy.tau);
 }
@@ -205,6 +205,10 @@ DEV void decide(const plan_job &j, prhs_set *set)
             add_one(&unit_stat(j)->cosine_failed, 1);
         return;
     }
+    /* attend looks at the list next. */
+    const int *list = (const int *)(slot + j.a.state.list_off) + steps((unsigned)j.u, j.a.state.list_cap);
+    for (int i = lane_id() * 32; i < (int)s1.x; i += 1024)
+        bring_closer(list + i);
     *set = prhs_set{ PRHS_MODE_SHARE, (int)s0.y, (int)s0.z, (int)s0.w, (int)s1.x, (int)s1.y, (int)s1.z, j.e.kv_len, (int)s2.x, (int)s2.y,
                      { (int)s2.z, (int)s2.w } };
     if (p.gate == PRHS_K_GATE_NONE) {
@@ -399,6 +403,9 @@ DEV void append_one(const prhs_k_append &a, byte *const mem[], const entry &e, i
     const int id = pages[page];
     const byte *from = v ? row_at(a.v, mem[PRHS_R_VIN], e.row0, hk) : row_at(a.k, mem[PRHS_R_KIN], e.row0, hk);
     byte *to = v ? mem[PRHS_R_V] + kv.v_off : mem[PRHS_R_K] + kv.k_off;
+    if (hk == 0) /* attend looks at the pages next */
+        for (unsigned i = lane_id() * 32; i < page; i += 1024)
+            bring_closer(pages + i);
     const unsigned clamped = page_id(kv, id);
     to += (steps(clamped, v ? kv.v_page : kv.k_page) + steps(in, v ? kv.v_token : kv.k_token) +
            steps((unsigned)hk, v ? kv.v_head : kv.k_head)) *
@@ -426,13 +433,13 @@ DEV look look_around(const prhs_cu_prepare &p, const prhs_seq &s)
     return l;
 }
 
-/* All entries for which it does not, in turns. */
-DEV_CALL void append_rest(const prhs_cu_prepare &p)
+/* All entries for which it does not, in turns; the warp's first item is `first`. */
+DEV_CALL void append_rest(const prhs_cu_prepare &p, int first)
 {
     const prhs_k_append &a = p.append;
     const int heads = a.shape.kv_heads;
 #pragma unroll 1
-    for (int i = blockIdx.x * 4 + warp_id(); i < a.batch.max_seqs * heads; i += gridDim.x * 4) {
+    for (int i = first; i < a.batch.max_seqs * heads; i += gridDim.x * 4) {
         const int b = quotient_by{ p.by_kv_heads }.of(i), hk = i - b * heads;
         const prhs_seq s = *seq_at(a.batch, p.mem[PRHS_R_SEQS], b);
         if (s.slot < 0 || s.row_count == 0 || look_around(p, s).copied)
@@ -451,7 +458,8 @@ KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
     grid_begin();
     const prhs_k_plan &a = p.plan;
     const int units = a.shape.units, heads = a.shape.kv_heads, seqs = a.batch.max_seqs;
-    int active = 0, i = blockIdx.x * 4 + warp_id(); /* i: counted from the items of the entries that are looked at */
+    const int warps = gridDim.x * 4, warp = blockIdx.x * 4 + warp_id();
+    int active = 0, taken = 0, i = warp; /* i: counted from the items of the entries that are looked at */
     unsigned rest = 0;
     prhs_seq next = look_at(a.batch, p.mem[PRHS_R_SEQS], 0);
 #pragma unroll 1
@@ -463,7 +471,7 @@ KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
         const int plans = __popc(l.decoding) * units, items = plans + __popc(l.copied) * heads;
         rest |= l.rest;
 #pragma unroll 1
-        for (; i < items; i += gridDim.x * 4) {
+        for (; i < items; i += warps) {
             const bool plan = i < plans;
             const int j = plan ? i : i - plans, nth = plan ? quotient_by{ p.by_units }.of(j) : quotient_by{ p.by_kv_heads }.of(j);
             const int from = find_bit(plan ? l.decoding : l.copied, nth);
@@ -477,14 +485,17 @@ KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
                 put_rows(a, p.by_block, p.mem, e.table, active + nth, j - nth * units);
         }
         i -= items;
+        taken += items;
         active += __popc(l.decoding);
     }
     const int least = active * units, most = min(seqs * units, PRHS_AHEAD);
 #pragma unroll 1
     for (int k = least + blockIdx.x * 128 + threadIdx.x; k < most; k += gridDim.x * 128)
         put_idle(a, p.mem[PRHS_R_WORK], k, quotient_by{ p.by_units }.of(k));
-    if (blockIdx.x == 0 && threadIdx.x == 0)
-        INTS(p.mem[PRHS_R_WORK], a.work.active_off)[0] = active;
-    if (rest)
-        append_rest(p);
+    if (blockIdx.x == 0 && threadIdx.x <= PRHS_PASSES) /* after the number of active ones: the attends' tickets */
+        INTS(p.mem[PRHS_R_WORK], a.work.active_off)[threadIdx.x] = threadIdx.x ? 0 : active;
+    if (rest) { /* first by the warps that had nothing to do so far */
+        const int at = warp - taken % warps;
+        append_rest(p, at < 0 ? at + warps : at);
+    }
 }

@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * select: exact top-k of the middle's runs, the list, and what later steps need of the retrieval; then the moments of the unit's heads
- * where the step has them. A block takes a unit. Of a long middle it takes a slice: it keeps the keys that a sample says may be listed,
+ * select: exact top-k of the middle's runs, the list, and what later steps need of the retrieval. A block takes a unit. Of a long middle it takes a slice: it keeps the keys that a sample says may be listed,
  * and sums up the rest; the block that comes last at the unit chooses among what all have kept. Where the sample misled it does their work
  * anew, so that the list is exact in any case. Slices are cut by positions: bits do not depend on blocks.
  */
-#include "moments.cuh"
 #include "slices.cuh"
 
 /* --- a unit --- */
@@ -199,12 +197,6 @@ DEV void start_job(const prhs_cu_retrieve &p, int i, int slice, const float *lse
     prepare_held(a, mem, slice, j);
 }
 
-DEV_CALL void put_unit_moments(const prhs_cu_retrieve &p, const job &j, float *scratch)
-{
-    for (int h = 0; h < p.select.shape.unit_heads; h++)
-        moments_of_head(p.moments, p.mem, j.b, j.u * p.select.shape.unit_heads + h, j.e, j.set, scratch);
-}
-
 /* The list from registers, where they hold the unit and it is not odd. */
 DEV bool choose_in_registers(const job &j, topk_shared *sh)
 {
@@ -258,10 +250,6 @@ DEV void retrieve(const prhs_cu_retrieve &p, int i, int slice, unsigned *shared,
         store_unit(p, j);
     }
     __syncthreads();
-    if (p.has_moments) {
-        put_unit_moments(p, j, (float *)shared);
-        __syncthreads();
-    }
 }
 
 /* The slices of unit i. */
@@ -286,7 +274,7 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     const int slices = a.work.slice_off == PRHS_NONE ? 1 : PRHS_K_SLICES(a.batch.max_kv_len);
     const bool direct = (i64)gridDim.x >= (i64)units * slices; /* each has a block of its own */
     const int own = slices == 1 ? (int)blockIdx.x : (int)blockIdx.x / slices;
-    if (direct && own >= units)
+    if (direct && (own >= units || (a.work.score_count_off != PRHS_NONE && INTS(p.mem[PRHS_R_WORK], a.work.score_count_off)[own] <= 0)))
         return;
     const int real = direct ? 0 : seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units;
     turns t = turns_begin(min(min(TURNS_EACH, PRHS_RETRIEVE_MOST / threads), (units + threads - 1) / threads), real);

@@ -83,12 +83,16 @@ template <int T, int L, int HB, bool V> DEV void load_tile(const byte *base, con
     }
 }
 
-/* The part of HB heads from the lanes' sums, of which `heads` count. */
-template <int L, int HB> DEV void put_part(const prhs_k_attend &a, const running<HB> &x, i64 at, int heads, byte *ws)
+/* The part of a segment's HB heads from the lanes' sums. */
+template <int L, int HB>
+DEV void put_part(const prhs_k_attend &a, const running<HB> &x, const segment &s, byte *ws)
 {
+    const i64 at = s.part;
     const int c = lane_id() % L * 8, dim = a.shape.dim;
 #pragma unroll
     for (int h = 0; h < HB; h++) {
+        head_record *const record = s.record < 0 ? nullptr : records_at(ws, a.work) + s.record + h;
+        const float limit = lane_id() == 0 && record && h < s.heads ? record->limit : 0.0f; /* on its way while sums meet */
         const bool bad = __any_sync(FULL, x.bad[h]);
         const float sum = warp_sum(x.sum[h]), scale = part_scale(sum, bad);
         float o[8];
@@ -100,15 +104,19 @@ template <int L, int HB> DEV void put_part(const prhs_k_attend &a, const running
                 o[i] += __shfl_xor_sync(FULL, o[i], w);
             o[i] *= scale;
         }
-        if (h >= heads)
+        if (h >= s.heads)
             return;
         if (lane_id() < L && c < dim) {
             float4 *to = (float4 *)(FLOATS(ws, a.work.part_off) + (at + (i64)h * a.work.chunks) * dim + c);
             to[0] = make_float4(o[0], o[1], o[2], o[3]);
             to[1] = make_float4(o[4], o[5], o[6], o[7]);
         }
-        if (lane_id() == 0)
-            FLOATS(ws, a.work.part_lse_off)[at + (i64)h * a.work.chunks] = part_lse(x.top[h], sum, bad);
+        if (lane_id() == 0) {
+            const float lse = part_lse(x.top[h], sum, bad);
+            FLOATS(ws, a.work.part_lse_off)[at + (i64)h * a.work.chunks] = lse;
+            if (record)
+                add_verdict(record, limit, lse);
+        }
     }
 }
 
@@ -198,7 +206,7 @@ template <int T, int L, int HB> DEV void serve_window(const prhs_cu_serve &p, co
         if (more)
             load_tile<T, L, HB, true>(values, at, left, dim, v);
         if (here && !inside && sh->ahead.segments[last].ends)
-            put_part<L, HB>(p.attend, x, sh->ahead.segments[last].part, sh->ahead.segments[last].heads, p.mem[PRHS_R_WORK]);
+            put_part<L, HB>(p.attend, x, sh->ahead.segments[last], p.mem[PRHS_R_WORK]);
         __syncwarp();
     } while (more);
 }
@@ -209,7 +217,7 @@ template <int T, int L, int HB> DEV void serve(const prhs_cu_serve &p)
     __shared__ int prefix[TURNS_EACH * THREADS];
     const int *counts = kept_counts(p);
     grid_begin();
-    walk w = chunks_begin(p);
+    walk w = chunks_begin(p, false); /* registers are short, and memory is what all warps wait for */
     while (next_window(p, &w, counts, prefix))
         serve_window<T, L, HB>(p, w, prefix, &warps[warp_id()]);
 }

@@ -16,9 +16,11 @@
 struct job {
     prhs_set set;
     const int *list, *pages;
-    int u, work, first, last, chunk; /* tokens [first, last) of the row's linear index */
-    int tokens, size;                /* of the row, and of its chunks but the last one */
-    i64 row, parts;                  /* of the queries; rows before it times heads: where its parts are */
+    short work, chunk;
+    int u, first, last; /* tokens [first, last) of the row's linear index */
+    int tokens, size;   /* of the row, and of its chunks but the last one */
+    int record;         /* index of the first head's record that a verdict will rest on; < 0: there is no verdict to come */
+    i64 row, parts;     /* of the queries; rows before it times heads: where its parts are */
 };
 
 DEV int row_tokens(const entry &e, const prhs_set &set, int work, int r)
@@ -78,11 +80,18 @@ DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v
     return sum;
 }
 
-/* The chunks of all units, as the grid's warps share them. */
-DEV walk chunks_begin(const prhs_cu_serve &p)
+/* The chunks of all units, as the grid's warps share them; tickets: the last ones by walk_ticket(), where there is a counter. */
+DEV walk chunks_begin(const prhs_cu_serve &p, bool tickets)
 {
     const prhs_k_attend &a = p.attend;
-    return walk_begin(a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units);
+    return walk_begin(a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units,
+                      tickets && a.batch.active_off != PRHS_NONE);
+}
+
+/* A ticket for walk_ticket(), for lane 0: asked for only. plan has set the counter back. */
+DEV int ask_ticket(const prhs_cu_serve &p)
+{
+    return lane_id() ? 0 : atomicAdd(INTS(p.mem[PRHS_R_WORK], p.attend.work.active_off) + 1 + p.pass, 1);
 }
 
 /* The next units that have chunks, by the whole block. False: there are none. */
@@ -122,14 +131,14 @@ DEV bool make_job(const prhs_cu_serve &p, const job_view &v, job *j)
     int r = 0, item = v.item;
     j->u = v.i - b * a.shape.units;
     j->set = v.set;
-    j->work = v.work;
+    j->work = (short)v.work;
     int tokens = row_tokens(e, v.set, v.work, 0);
     if (e.rows != 1) {
         for (;; r++) {
             if (r >= e.rows)
                 return false;
             if (r)
-                j->work = work_of_row(a, p.mem[PRHS_R_WORK], b, r, j->u);
+                j->work = (short)work_of_row(a, p.mem[PRHS_R_WORK], b, r, j->u);
             tokens = row_tokens(e, v.set, j->work, r);
             const int chunks = attend_chunks(a.work, tokens);
             if (item < chunks)
@@ -139,9 +148,12 @@ DEV bool make_job(const prhs_cu_serve &p, const job_view &v, job *j)
     }
     j->tokens = tokens;
     j->size = chunk_tokens(tokens, a.work.chunk_min, a.work.chunks);
-    j->chunk = item;
+    j->chunk = (short)item;
     j->first = item * j->size;
     j->last = min(j->first + j->size, tokens);
+    j->record = p.pass == 0 && r == 0 && a.work.judge_off != PRHS_NONE && v.set.mode == PRHS_MODE_SHARE
+                    ? (b * a.shape.units + j->u) * a.shape.unit_heads
+                    : -1;
     j->row = e.row0 + r;
     j->parts = ((i64)b * a.batch.rows + r) * a.shape.heads;
     j->pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], e.table);

@@ -39,25 +39,31 @@ template <int DP, int NT> DEV void soften(running<DP, NT> *x, int nt, float s[2]
     }
 }
 
-/* The part of `heads` heads from the lanes' sums. */
-template <int T, int DP, int NT> DEV void put_part(const prhs_k_attend &a, running<DP, NT> *x, i64 at, int heads, byte *ws)
+/* The part of a segment's heads from the lanes' sums. */
+template <int T, int DP, int NT> DEV void put_part(const prhs_k_attend &a, running<DP, NT> *x, const segment &s, byte *ws)
 {
     const int g = lane_id() >> 2, c = lane_id() & 3, dim = a.shape.dim;
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         const int h = nt * 4 + c;
+        head_record *const record = s.record < 0 || g || h >= s.heads ? nullptr : records_at(ws, a.work) + s.record + h;
+        const float limit = record ? record->limit : 0.0f; /* on its way while sums meet */
         const float sum = column_sum(x->sum[nt]);
         const bool bad = column_any(x->bad[nt]);
-        if (h >= heads)
+        if (h >= s.heads)
             continue;
         const float scale = part_scale(sum, bad);
-        float *o = FLOATS(ws, a.work.part_off) + (at + (i64)h * a.work.chunks) * dim + g;
+        float *o = FLOATS(ws, a.work.part_off) + (s.part + (i64)h * a.work.chunks) * dim + g;
 #pragma unroll
         for (int j = 0; j < DP / 8; j++)
             if (j * 8 < dim)
                 o[j * 8] = joined_terms<T>(x->values.o[nt][j][0], x->values.o[nt][j][1]) * scale;
-        if (g == 0)
-            FLOATS(ws, a.work.part_lse_off)[at + (i64)h * a.work.chunks] = part_lse(x->top[nt], sum, bad);
+        if (g == 0) {
+            const float lse = part_lse(x->top[nt], sum, bad);
+            FLOATS(ws, a.work.part_lse_off)[s.part + (i64)h * a.work.chunks] = lse;
+            if (record)
+                add_verdict(record, limit, lse);
+        }
     }
 }
 
@@ -181,7 +187,7 @@ DEV void serve_window(const prhs_cu_serve &p, const walk &w, const int *prefix, 
                 start(&x);
             attend_stage<T, DP, NT>(ring_at + stage * ring<DP>::STAGE, note.n, a.shape.scale, q, &x);
             if (note.last && s.ends)
-                put_part<T, DP, NT>(a, &x, s.part, s.heads, p.mem[PRHS_R_WORK]);
+                put_part<T, DP, NT>(a, &x, s, p.mem[PRHS_R_WORK]);
         }
         __syncwarp();
         send_next<DP, NT>(p, prefix, &f, &from, ring_at, stage, sh);
@@ -200,7 +206,7 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
     warp_shared *sh = (warp_shared *)(rings + WARPS * r::BYTES + warp * each);
     clear_rings<DP>(rings, WARPS * r::BYTES, p.attend.shape.dim);
     grid_begin();
-    walk w = chunks_begin(p);
+    walk w = chunks_begin(p, true);
     while (next_window(p, &w, counts, prefix))
         serve_window<T, DP, NT>(p, w, prefix, shared_at_of(rings + warp * r::BYTES), sh);
 }

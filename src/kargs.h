@@ -188,8 +188,9 @@ typedef struct prhs_k_work {
     prhs_i64 score_count_off;             /* i32[max_seqs][units]: chunks to score for retrieval; 0: the unit does not retrieve. With
                                              judge_off, another one after it: the same before the mass gate's verdicts, where < 0 is
                                              what a unit will have to score whose shared list fails */
-    prhs_i64 judge_off;                   /* f32[max_seqs][heads][4], with the counts and moments: what verdicts rest on besides row 0's
-                                             log-sum-exp: l_dropped, its estimated shift, delta at the reference, epsilon */
+    prhs_i64 judge_off;                   /* [max_seqs][heads] of f32[3], i32, with the counts and moments: l_dropped, its estimated
+                                             shift, the log-sum-exp of row 0 from which on the shared list holds, and what attend finds
+                                             of that: see head_record in cuda/common.cuh */
     prhs_i64 fresh_off;                   /* prhs_set[max_seqs][units], with judge_off: the sets of units that retrieve, or may */
     prhs_i64 slice_off;                   /* u32[max_seqs][units][PRHS_K_SLICE_WORDS(max_kv_len, unit_heads)], with the counts and where
                                              max_kv_len > PRHS_K_SLICE; else PRHS_NONE */

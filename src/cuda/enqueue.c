@@ -51,11 +51,9 @@ static size_t together(const prhs_op *ops, size_t n, launch *l, const prhs_op **
     if (!next)
         return 1;
     const bool prepares = ops[0].kind == PRHS_OP_APPEND && next->kind == PRHS_OP_PLAN && ops[0].args.append.batch.rows <= PREPARE_ROWS;
-    const bool retrieves = ops[0].kind == PRHS_OP_SELECT && next->kind == PRHS_OP_MOMENTS;
-    if (!(prepares || retrieves) || !add_mems(l, next))
+    if (!prepares || !add_mems(l, next))
         return 1;
-    if (prepares)
-        *leader = next;
+    *leader = next;
     return 2;
 }
 
@@ -68,8 +66,8 @@ static bool copies_only(const prhs_k_append *a) {
     return a->write && !a->validate && a->state.vsum_off == PRHS_NONE && a->k.dtype == a->kv.dtype && a->v.dtype == a->kv.dtype;
 }
 
-/* Fills *l but for its buffers; pass: attends before these ops. Returns its size. */
-static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *leader, prhs_i32 pass) {
+/* Fills *l but for its buffers; pass: attends before these ops; moments: what a finish does first, or NULL. Returns its size. */
+static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *leader, prhs_i32 pass, const prhs_op *moments) {
     switch (leader->kind) {
     case PRHS_OP_PLAN:
         if (count > 1)
@@ -90,16 +88,17 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
         return sizeof l->serve;
     case PRHS_OP_SELECT:
         l->retrieve.select = leader->args.select;
-        if (count > 1)
-            l->retrieve.moments = ops[1].args.moments;
-        else
-            memset(&l->retrieve.moments, 0, sizeof l->retrieve.moments);
-        l->retrieve.has_moments = count > 1;
         l->retrieve.pass = pass;
-        l->retrieve.room = l->retrieve.reserved = 0;
+        l->retrieve.room = 0;
         return sizeof l->retrieve;
     case PRHS_OP_FINISH:
         l->close.a = leader->args.finish;
+        if (moments)
+            l->close.moments = moments->args.moments;
+        else
+            memset(&l->close.moments, 0, sizeof l->close.moments);
+        l->close.has_moments = moments != NULL;
+        l->close.reserved = 0;
         l->close.by_heads = quotient_by(leader->args.finish.shape.heads);
         l->close.by_unit_heads = quotient_by(leader->args.finish.shape.unit_heads);
         return sizeof l->close;
@@ -178,19 +177,47 @@ static prhs_status send(prhs_queue *queue, const prhs_op_key *key, launch *l, co
     return submit(queue, kernel, l, grid_of(kernel, most, ops, count), threads, shared);
 }
 
-/* One launch for the first ops of a list (a second one where score sums values); *count: how many it serves. */
-static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs_i32 pass, size_t *count) {
+/* Whether a finish to come can do the moments before it ends rows: nothing before it looks at them. */
+static bool finish_follows(const prhs_op *ops, size_t n) {
+    for (size_t i = 1; i < n; i++)
+        if (ops[i].kind == PRHS_OP_FINISH)
+            return true;
+    return false;
+}
+
+/*
+ * One launch for the first ops of a list (a second one where score sums values); *count: how many it serves. *moments: an op that waits for
+ * the next finish, or NULL.
+ */
+static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs_i32 pass, size_t *count, const prhs_op **moments) {
     const prhs_op *leader = NULL;
     launch l;
     memset(l.mem, 0, sizeof l.mem);
+    *count = 1;
+    if (ops[0].kind == PRHS_OP_MOMENTS && finish_follows(ops, n)) {
+        *moments = &ops[0];
+        return PRHS_OK;
+    }
     *count = together(ops, n, &l, &leader);
+    const prhs_op *first = NULL;
+    if (leader->kind == PRHS_OP_FINISH && *moments) {
+        if (add_mems(&l, *moments)) {
+            first = *moments;
+        } else {
+            size_t one = 0;
+            const prhs_status status = enqueue(queue, *moments, 1, pass, &one, moments);
+            if (status != PRHS_OK)
+                return status;
+        }
+        *moments = NULL;
+    }
     const prhs_op_key key = prhs_op_key_of(leader);
-    prhs_op_key first = key;
+    prhs_op_key keys = key;
     const bool values = key.kind == PRHS_OP_SCORE && key.moments == PRHS_K_MOMENTS_VALUES;
     if (values)
-        first.moments = PRHS_K_MOMENTS_KEYS;
-    fill(&l, ops, *count, leader, pass);
-    prhs_status status = send(queue, &first, &l, leader, ops, *count);
+        keys.moments = PRHS_K_MOMENTS_KEYS;
+    fill(&l, ops, *count, leader, pass, first);
+    prhs_status status = send(queue, &keys, &l, leader, ops, *count);
     return values && status == PRHS_OK ? send(queue, &key, &l, leader, ops, *count) : status;
 }
 
@@ -214,8 +241,9 @@ prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n)
         status = prhs_nv_enter(queue->dev);
     if (status != PRHS_OK)
         return status;
+    const prhs_op *moments = NULL;
     for (size_t i = 0, count = 1; i < n && status == PRHS_OK; i += count) {
-        status = enqueue(queue, ops + i, n - i, pass, &count);
+        status = enqueue(queue, ops + i, n - i, pass, &count, &moments);
         pass += ops[i].kind == PRHS_OP_ATTEND;
     }
     prhs_nv_leave();

@@ -130,6 +130,8 @@ bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_c
         choice->threads = PRHS_RETRIEVE_MOST;
         choice->sized = true;
     }
+    if (key->kind == PRHS_OP_FINISH)
+        choice->shared = PRHS_MOMENT_SHARED((unsigned)key->dim);
     if (prhs_nv_image_of(choice->file) < 0) {
         *why = "this build has no CUDA kernel for it";
         return false;
@@ -159,14 +161,16 @@ prhs_i32 prhs_nv_size(const prhs_nv_device *dev, const prhs_nv_choice *choice, c
     const prhs_i32 n = a->batch.max_kv_len;
     const uint64_t items = prhs_nv_blocks(choice, op), units = dev->head.info.compute_units;
     prhs_i32 room = n <= PRHS_K_SLICE ? (n + 163) / 4 * 4 : room_of_slices(a), most = PRHS_RETRIEVE_ROOM;
-    while (most > PRHS_K_SLICE && PRHS_RETRIEVE_SHARED(most, a->shape.dim) > (prhs_i64)choice->shared)
+    while (most > PRHS_K_SLICE && PRHS_RETRIEVE_SHARED(most) > (prhs_i64)choice->shared)
         most -= 1024; /* the device's, whatever the capacity is */
     room = room < most ? room : most;
     /* Of 64 registers a thread: as many threads as are resident at once. Short middles leave most of them idle. */
     *threads = items <= units ? PRHS_RETRIEVE_MOST : items <= 2 * units || n > PRHS_K_SLICE ? PRHS_RETRIEVE_MOST / 2 : PRHS_RETRIEVE_LEAST;
     while (*threads > PRHS_RETRIEVE_LEAST && *threads * 8 > (unsigned)n)
         *threads /= 2;
-    *shared = (unsigned)PRHS_RETRIEVE_SHARED(room, a->shape.dim);
+    while (n <= PRHS_K_SLICE && *threads < PRHS_RETRIEVE_MOST && *threads * 16 < (unsigned)n) /* what registers hold */
+        *threads *= 2;
+    *shared = (unsigned)PRHS_RETRIEVE_SHARED(room);
     if (n > PRHS_K_SLICE && *shared > choice->shared / 2) /* it is alone anyway */
         *threads = PRHS_RETRIEVE_MOST;
     return room;
