@@ -32,8 +32,9 @@ typedef struct prhs_session_params {
     uint32_t audit;             /**< 1: every sparse step also takes the exact dropped mass; changes nothing else. For measuring. */
     uint32_t validate;          /**< 1: lengths, slots and page ids are checked on the device; see prhs_session_poll() */
     double audit_rate;          /**< in [0, 1], rounded up to a multiple of 2^-32: the probability with which a step whose dropped mass
-                                     is not known exactly is audited: for each slot, layer and selection unit by itself */
-    uint64_t audit_seed;        /**< which ones: see prhs_audit_drawn() */
+                                     is not known exactly is audited: for each slot, layer and selection unit by itself, after the
+                                     step, which it does not change. With audit 1 it is 1 */
+    uint64_t audit_seed;        /**< which ones: see prhs_audit_drawn(); sessions at work together want seeds of their own */
 } prhs_session_params;
 #define PRHS_SESSION_PARAMS_INIT \
     { sizeof(prhs_session_params), { 0 }, { 0 }, 0, 0, 0, 0, 1, 0, PRHS_F16, PRHS_F32, PRHS_F32, 0, 0, 0.0, 0 }
