@@ -91,12 +91,13 @@ DEV int count_fresh(const prhs_k_score &a, const byte *seqs, const byte *ws, int
     return i >= end || !taken ? 0 : score_chunks(a.work, e.pos0 + 1);
 }
 
-/* Where numbers are not kept: those of COUNTS units from `first` on. Seldom, and so not where it takes registers. */
-DEV_CALL void count_all(const prhs_k_score &a, const byte *seqs, const byte *ws, int first, int end, int *counts)
+/* Where numbers are not kept: those of the window from `begin` on, by the whole block; ends with a barrier. Not where it takes registers. */
+DEV_CALL void count_all(const prhs_k_score &a, const byte *seqs, const byte *ws, int begin, int end, int *counts)
 {
-#pragma unroll 2
-    for (int k = 0; k < COUNTS; k++)
-        counts[k] = count_fresh(a, seqs, ws, first + k, end);
+#pragma unroll 4
+    for (int k = threadIdx.x; k < WINDOW; k += THREADS)
+        counts[k] = begin + k < end ? count_fresh(a, seqs, ws, begin + k, end) : 0;
+    __syncthreads();
 }
 
 /* Chunks of the thread's units in the window from `begin` on, into the thread's place in `prefix`. Returns their sum. */
@@ -105,7 +106,7 @@ DEV int count_units(const prhs_cu_score &p, const tally &c, int begin, int end, 
     const int mine = COUNTS * (int)threadIdx.x;
     int sum = 0, counts[COUNTS];
     if (!c.kept) {
-        count_all(p.a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], begin + mine, end, prefix + mine);
+        count_all(p.a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], begin, end, prefix);
         for (int k = 0; k < COUNTS; k++)
             sum += prefix[mine + k];
         return sum;

@@ -59,8 +59,10 @@ DEV unit_view view_of(const prhs_cu_serve &p, const int *counts, int i)
     if (counts) {
         v.kept = counts[i];
     } else {
-        v.seq = *seq_at(a.batch, p.mem[PRHS_R_SEQS], i / a.shape.units);
-        v.set = ((const prhs_set *)(p.mem[PRHS_R_WORK] + a.work.set_off))[i];
+        v.seq = *seq_at(a.batch, p.mem[PRHS_R_SEQS], (unsigned)i / (unsigned)a.shape.units);
+        const uint4 *set = (const uint4 *)(p.mem[PRHS_R_WORK] + a.work.set_off) + 3u * (unsigned)i;
+        const uint4 s0 = set[0], s1 = set[1]; /* what counts of it */
+        v.set = prhs_set{ (int)s0.x, (int)s0.y, (int)s0.z, (int)s0.w, (int)s1.x, (int)s1.y, (int)s1.z, (int)s1.w, 0, 0, { 0, 0 } };
     }
     return v;
 }
@@ -72,7 +74,7 @@ DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v
     if (counts)
         return v.kept;
     const entry e = entry_from(a.batch, v.seq, 0);
-    const int b = v.i / a.shape.units, u = v.i % a.shape.units;
+    const int b = (int)((unsigned)v.i / (unsigned)a.shape.units), u = v.i - b * a.shape.units;
     int sum = 0;
 #pragma unroll 1
     for (int r = 0; r < e.rows; r++)

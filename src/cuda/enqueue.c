@@ -165,6 +165,8 @@ static prhs_status send(prhs_queue *queue, const prhs_op_key *key, launch *l, co
                          prhs_op_name(leader->kind));
     prhs_nv_kernel *kernel = variant->kernel;
     unsigned threads = kernel->choice.threads, shared = kernel->choice.shared, most = variant->grid;
+    const unsigned useful = prhs_nv_most_blocks(&kernel->choice, leader, dev->head.info.compute_units);
+    most = most < useful ? most : useful;
     if (kernel->choice.sized) {
         l->retrieve.room = prhs_nv_size(dev, &kernel->choice, leader, &threads, &shared);
         const unsigned resident = prhs_nv_resident(dev, kernel, threads, shared);

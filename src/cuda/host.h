@@ -133,6 +133,8 @@ prhs_status prhs_nv_event_elapsed(prhs_event *begin, prhs_event *end, double *se
 bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_choice *choice, const char **why);
 /* The block of a launch whose choice is `sized`; returns the keys that its shared memory has room for. */
 prhs_i32 prhs_nv_size(const prhs_nv_device *dev, const prhs_nv_choice *choice, const prhs_op *op, unsigned *threads, unsigned *shared);
+/* Blocks of an op's launch beyond which more of them do harm. */
+unsigned prhs_nv_most_blocks(const prhs_nv_choice *choice, const prhs_op *op, unsigned units);
 /* Blocks that an op's items need by capacity. */
 uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op);
 /* The role (cuda/launch.h) of an op's buffer i. */

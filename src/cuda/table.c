@@ -5,8 +5,10 @@
  */
 #include "host.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "../../cuda/launch.h"
 
@@ -154,6 +156,15 @@ static prhs_i32 room_of_slices(const prhs_k_select *a) {
     const float most = (wanted + 8.0f + 6.0f * sqrtf(wanted)) * (n / samples) * 1.01f + 256.0f;
     const prhs_i32 least = PRHS_K_SLICE + 256;
     return most >= (float)PRHS_RETRIEVE_ROOM ? PRHS_RETRIEVE_ROOM : most <= (float)least ? least : ((prhs_i32)most + 255) / 256 * 256;
+}
+
+/*
+ * Where there are no lists, all rows lie in order: the rings of two blocks a multiprocessor are enough to keep the memory busy then, and more
+ * streams only get in each other's way.
+ */
+unsigned prhs_nv_most_blocks(const prhs_nv_choice *choice, const prhs_op *op, unsigned units) {
+    const bool in_order = op->kind == PRHS_OP_ATTEND && op->args.attend.state.list_off == PRHS_NONE;
+    return in_order && !strcmp(choice->file, "serve_mma") ? 2 * units : UINT_MAX;
 }
 
 prhs_i32 prhs_nv_size(const prhs_nv_device *dev, const prhs_nv_choice *choice, const prhs_op *op, unsigned *threads, unsigned *shared) {
