@@ -87,8 +87,15 @@ DEV int count_fresh(const prhs_k_score &a, const byte *seqs, const byte *ws, int
     const int at = min(i, end - 1);
     const entry e = entry_from(a.batch, *seq_at(a.batch, seqs, (unsigned)at / (unsigned)a.shape.units), 0);
     const int mode = ((const prhs_set *)(ws + a.work.set_off))[at].mode;
-    const bool taken = e.kind != IDLE && a.modes >> mode & 1 && prhs_is_drawn(a.sample, e.slot, at % a.shape.units, e.pos0);
-    return i >= end || !taken ? 0 : score_chunks(a.work, e.pos0 + 1);
+    return i >= end || e.kind == IDLE || !(a.modes >> mode & 1) ? 0 : score_chunks(a.work, e.pos0 + 1);
+}
+
+/* Whether the audit of unit i is drawn. */
+DEV bool is_drawn(const prhs_k_score &a, const byte *seqs, int i)
+{
+    const unsigned b = (unsigned)i / (unsigned)a.shape.units;
+    const entry e = entry_from(a.batch, *seq_at(a.batch, seqs, b), 0);
+    return prhs_is_drawn(a.sample, e.slot, i - (int)b * a.shape.units, e.pos0);
 }
 
 /* Where numbers are not kept: those of the window from `begin` on, by the whole block; ends with a barrier. Not where it takes registers. */
@@ -97,6 +104,10 @@ DEV_CALL void count_all(const prhs_k_score &a, const byte *seqs, const byte *ws,
 #pragma unroll 4
     for (int k = threadIdx.x; k < WINDOW; k += THREADS)
         counts[k] = begin + k < end ? count_fresh(a, seqs, ws, begin + k, end) : 0;
+    if (a.sample.limit != 0xffffffffu) /* apart, so that nothing comes between the loads of those who take all */
+        for (int k = threadIdx.x; k < WINDOW; k += THREADS)
+            if (counts[k] && !is_drawn(a, seqs, begin + k))
+                counts[k] = 0;
     __syncthreads();
 }
 
