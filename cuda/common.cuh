@@ -277,13 +277,13 @@ DEV int set_position(const prhs_set &s, const int *list, int i)
 }
 
 /*
- * `least` is a power of two, and 16 at least. From 16 such chunks on they are twice as long, from 256 on four times, so that there is less
+ * `least` is a power of two, and 16 at least. From 16 such chunks on they are twice as long, from 128 on four times, so that there is less
  * to merge; as long as that is enough, nothing is divided. `chunks` may be as few as the capacity needs: nothing follows from it then.
  */
 DEV int chunk_tokens(int n, int least, int chunks)
 {
     if (n <= 4 * least * chunks)
-        return n < 16 * least ? least : n < 256 * least ? 2 * least : 4 * least;
+        return n < 16 * least ? least : n < 128 * least ? 2 * least : 4 * least;
     const int c = (n + chunks - 1) / chunks;
     return max((c + 15) / 16 * 16, least);
 }

@@ -42,7 +42,7 @@ typedef struct prhs_op_key {
     prhs_i32 moments;
 } prhs_op_key;
 
-/* How attention and scoring over n tokens are cut. Fixed by device and key, so that bits depend on n only. */
+/* How attention and scoring over n tokens are cut. Fixed per device, so that bits depend on n only. */
 typedef struct prhs_chunking {
     prhs_i32 attend_min, attend_chunks;
     prhs_i32 score_min, score_chunks;

@@ -37,7 +37,7 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
         .kv_dtype = p->kv_dtype, .q_dtype = p->q_dtype, .out_dtype = p->out_dtype,
     };
     prhs_op_key key = { .kind = PRHS_OP_ATTEND, .dim = shape.dim, .unit_heads = shape.unit_heads, .group = shape.group,
-                        .kv_dtype = (prhs_i32)p->kv_dtype, .q_dtype = (prhs_i32)p->q_dtype, .moments = s->moments };
+                        .kv_dtype = (prhs_i32)p->kv_dtype, .q_dtype = (prhs_i32)p->q_dtype };
     prhs_extent extent = {
         .shape = shape, .layers = (prhs_i32)prhs_sparse_layers(p), .max_slots = (prhs_i32)p->max_slots,
         .max_seqs = (prhs_i32)p->max_seqs, .rows = (prhs_i32)p->decode_rows, .max_kv_len = (prhs_i32)p->max_kv_len,
