@@ -231,8 +231,9 @@ void select_item(const prhs_k_select *a, long item, mem seqs, mem q, mem state, 
     j.first = (lo + run - 1) / run * run;
     j.count = max(0, (set.mid_end / run * run - j.first) / run);
     set.run = run;
-    set.edge_begin = lo;
-    set.edge_end = j.count ? j.first : lo;
+    const bool edge = j.count && j.first > lo;
+    set.edge_begin = edge ? lo : 0;
+    set.edge_end = edge ? j.first : 0;
     set.win_begin = j.count ? j.first + j.count * run : lo;
     __global int *list = SLOT_AT(state, &a->state, list_off, j.e.slot, int) + (long)j.u * a->state.list_cap;
     set.count = fill_list(&j, min(min(a->policy.k / run, a->state.list_cap), j.count), list);

@@ -154,7 +154,7 @@ template <bool M> DEV bool next_window(const prhs_cu_score &p, const tally &c, w
         if (t->first >= end)
             return false;
         if (M && c.failed)
-            judge_units(p.a, p.mem[PRHS_R_WORK], t->first, WINDOW, c.failed);
+            judge_units(p.a, p.mem[PRHS_R_WORK], t->first, min(t->real - t->first, WINDOW), c.failed);
         else if (t->first)
             __syncthreads(); /* the last window's counts are no more read */
         const int sum = count_units(p, c, t->first, end, prefix);

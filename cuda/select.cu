@@ -276,6 +276,14 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     const int own = slices == 1 ? (int)blockIdx.x : (int)blockIdx.x / slices;
     if (direct && (own >= units || (a.work.score_count_off != PRHS_NONE && INTS(p.mem[PRHS_R_WORK], a.work.score_count_off)[own] <= 0)))
         return;
+    /* A step in which nothing retrieves: as many counts as are always kept. */
+    if (!direct && a.work.score_count_off != PRHS_NONE && units <= PRHS_AHEAD) {
+        int some = 0;
+        for (int i = threadIdx.x; i < units; i += threads)
+            some |= INTS(p.mem[PRHS_R_WORK], a.work.score_count_off)[i] > 0;
+        if (!__syncthreads_or(some))
+            return;
+    }
     const int real = direct ? 0 : seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units;
     turns t = turns_begin(min(min(TURNS_EACH, PRHS_RETRIEVE_MOST / threads), (units + threads - 1) / threads), real);
     int i = own, slice = (int)blockIdx.x - own * slices;

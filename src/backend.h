@@ -109,7 +109,7 @@ struct prhs_backend {
     prhs_chunking (*chunking)(const prhs_device *dev, const prhs_op_key *key);
     /* Pure. Which path an op with this key takes ("cpu", "wide", "generic"), NULL where it cannot run; *why: what decided it. */
     const char *(*op_supported)(const prhs_device *dev, const prhs_op_key *key, const char **why);
-    /* The only slow call: compiles and loads what ops_enqueue will use for this key. */
+    /* The only slow call: compiles, loads and tests what ops_enqueue will use for this key. What it finds may change op_supported. */
     prhs_status (*op_prepare)(prhs_device *dev, const prhs_op_key *key);
     /*
      * Runs n ops in order; a backend may serve neighbours with one launch. Never allocates, compiles, copies to the host or waits.

@@ -67,8 +67,8 @@ typedef struct prhs_device_params {
     uint32_t index;
     uint32_t caps_mask;         /**< capabilities that may be used; PRHS_CAPS_ALL */
     uint32_t threads;           /**< cpu: host threads, 0: one a core */
-    const char *cache_dir;      /**< OpenCL: folder of compiled programs; NULL: $PRHS_CACHE_DIR, else $XDG_CACHE_HOME/prhs, else
-                                     ~/.cache/prhs; "": no cache. Read during the call. */
+    const char *cache_dir;      /**< OpenCL: folder of compiled programs and of what their self-tests found; NULL: $PRHS_CACHE_DIR, else
+                                     $XDG_CACHE_HOME/prhs, else ~/.cache/prhs; "": no cache. Read during the call. */
     const char *tuning;         /**< CUDA, OpenCL: file of work-groups a launch, as `prhs tune --write` makes it, that goes before the
                                      built-in table; NULL: $PRHS_TUNING, else none; "": none. Changes times, never a bit of a result.
                                      Read during the call. */

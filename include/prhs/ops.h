@@ -73,7 +73,10 @@ typedef struct prhs_op_path {
  */
 PRHS_API prhs_status prhs_ops_get_paths(prhs_device *device, const prhs_ops_params *params, prhs_op_path *paths, size_t *count);
 
-/** Creates the ops, compiling or loading their kernels. Errors: as prhs_ops_get_layout(); PRHS_ERR_MEMORY, _COMPILE, _DRIVER. */
+/**
+ * Creates the ops, compiling or loading their kernels. Errors: as prhs_ops_get_layout(); PRHS_ERR_UNSUPPORTED, too, where the driver compiles
+ * every kernel of an op wrongly; PRHS_ERR_MEMORY, _COMPILE, _DRIVER.
+ */
 PRHS_API prhs_status prhs_ops_create(prhs_device *device, const prhs_ops_params *params, prhs_ops **ops);
 /** Destroys the ops; NULL is allowed. */
 PRHS_API void prhs_ops_destroy(prhs_ops *ops);

@@ -57,8 +57,8 @@ PRHS_API prhs_status prhs_session_get_sizes(prhs_device *device, const prhs_sess
 /**
  * Creates a session; compiles or loads every kernel it will use; enqueues the clearing of `state` on `queue`. The buffers belong
  * to the caller and must hold at least the sizes queried (offsets: multiples of 256). The queue is not kept.
- * PRHS_ERR_ARGUMENT, PRHS_ERR_UNSUPPORTED: as prhs_session_get_sizes(). PRHS_ERR_MEMORY: a buffer is too small, or host memory
- * ran out. PRHS_ERR_COMPILE, PRHS_ERR_DRIVER: as named.
+ * PRHS_ERR_ARGUMENT, PRHS_ERR_UNSUPPORTED: as prhs_session_get_sizes(); unsupported, too, where the driver compiles every kernel of an op
+ * wrongly (docs/embedding.md). PRHS_ERR_MEMORY: a buffer is too small, or memory ran out. PRHS_ERR_COMPILE, PRHS_ERR_DRIVER: as named.
  */
 PRHS_API prhs_status prhs_session_create(prhs_device *device, const prhs_session_params *params, prhs_queue *queue, prhs_mem state,
                                          prhs_mem workspace, prhs_session **session);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The program cache: a folder of files, each a header and a driver's binary. Drivers abort on truncated binaries and take flipped
- * bits silently, so a file is used only if its checksum holds. Whatever goes wrong here costs a compilation, never a failure.
+ * The program cache: a folder of files, each a header and what it is kept for: a driver's binary, or the words of a failed
+ * self-test. Drivers abort on truncated binaries and take flipped bits silently, so a file is used only if its checksum holds.
+ * Whatever goes wrong here costs a compilation, never a failure.
  */
 #define _POSIX_C_SOURCE 200809L
 #include "host.h"
@@ -12,27 +13,32 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#define MAX_FILES 256
-#define MAX_PAYLOAD ((uint64_t)1 << 28)
-#define SUFFIX ".clbin"
-#define NAME_LENGTH (32 + sizeof SUFFIX - 1)
+#define MAX_FILES 512
+#define MAX_BYTES ((uint64_t)1 << 28) /* of all files together; the one that was stored last always stays */
+#define STALE_SECONDS 3600            /* a temporary file of that age is of a process that was killed */
+#define SUFFIX_LENGTH 6
+#define NAME_LENGTH (32 + SUFFIX_LENGTH)
+
+static const char *const suffixes[] = { [PRHS_CL_CACHE_PROGRAM] = ".clbin", [PRHS_CL_CACHE_FAILED] = ".clbad" };
 
 typedef struct file_header {
     char magic[8];
-    uint32_t version, reserved;
+    uint32_t version, kind;
     unsigned char key[16];
     uint64_t size;
-    unsigned char hash[16];
+    unsigned char hash[16]; /* of the members above and of what follows */
 } file_header;
 
 static const char file_magic[8] = "PRHS-CL";
-#define FILE_VERSION 1
+#define FILE_VERSION 2 /* of what a file means, too: a program of version 2 has passed its self-test */
 
 static char *join(const char *dir, const char *name) {
     size_t size = strlen(dir) + strlen(name) + 2;
@@ -72,11 +78,18 @@ prhs_cl_cache_key prhs_cl_cache_key_of(const char *identity, const char *options
     return key;
 }
 
-static char *path_of(const char *dir, const prhs_cl_cache_key *key) {
+static void file_hash(const file_header *head, const void *data, unsigned char out[16]) {
+    unsigned char parts[2][16];
+    hash128(head, offsetof(file_header, hash), parts[0]);
+    hash128(data, (size_t)head->size, parts[1]);
+    hash128(parts, sizeof parts, out);
+}
+
+static char *path_of(const char *dir, prhs_cl_cache_kind kind, const prhs_cl_cache_key *key) {
     char name[NAME_LENGTH + 1];
     for (int i = 0; i < 16; i++)
         snprintf(name + 2 * i, 3, "%02x", key->bytes[i]);
-    memcpy(name + 32, SUFFIX, sizeof SUFFIX);
+    memcpy(name + 32, suffixes[kind], SUFFIX_LENGTH + 1);
     return join(dir, name);
 }
 
@@ -107,19 +120,20 @@ static bool write_all(int fd, const void *data, size_t size) {
 }
 
 /* The payload of an open file, or NULL with *what. The binary is code that will run: only our own files, or root's, count. */
-static void *load_file(int fd, const prhs_cl_cache_key *key, size_t *size, const char **what) {
+static void *load_file(int fd, prhs_cl_cache_kind kind, const prhs_cl_cache_key *key, size_t *size, const char **what) {
     struct stat st;
     file_header head;
     unsigned char hash[16];
-    *what = "it is not the user's own";
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || (st.st_uid != geteuid() && st.st_uid != 0) || (st.st_mode & S_IWOTH))
+    *what = "others may write to it";
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || (st.st_uid != geteuid() && st.st_uid != 0) ||
+        (st.st_mode & (S_IWGRP | S_IWOTH)))
         return NULL;
     *what = "its header is wrong";
-    if (!read_all(fd, &head, sizeof head) || memcmp(head.magic, file_magic, sizeof head.magic) != 0 || head.version != FILE_VERSION ||
-        memcmp(head.key, key->bytes, 16) != 0)
+    if (!read_all(fd, &head, sizeof head) || memcmp(head.magic, file_magic, sizeof head.magic) != 0 ||
+        head.version != FILE_VERSION || head.kind != (uint32_t)kind || memcmp(head.key, key->bytes, 16) != 0)
         return NULL;
     *what = "its length is wrong";
-    if (head.size == 0 || head.size > MAX_PAYLOAD || (uint64_t)st.st_size != sizeof head + head.size)
+    if (head.size == 0 || head.size > MAX_BYTES || (uint64_t)st.st_size != sizeof head + head.size)
         return NULL;
     *what = "it cannot be read";
     void *data = malloc((size_t)head.size);
@@ -127,7 +141,7 @@ static void *load_file(int fd, const prhs_cl_cache_key *key, size_t *size, const
         free(data);
         return NULL;
     }
-    hash128(data, (size_t)head.size, hash);
+    file_hash(&head, data, hash);
     if (memcmp(hash, head.hash, 16) != 0) {
         *what = "its checksum is wrong";
         free(data);
@@ -137,17 +151,19 @@ static void *load_file(int fd, const prhs_cl_cache_key *key, size_t *size, const
     return data;
 }
 
-void *prhs_cl_cache_load(const char *dir, const prhs_cl_cache_key *key, const prhs_log *log, size_t *size) {
-    char *path = path_of(dir, key);
+void *prhs_cl_cache_load(const char *dir, prhs_cl_cache_kind kind, const prhs_cl_cache_key *key, const prhs_log *log,
+                         size_t *size) {
+    char *path = path_of(dir, kind, key);
     void *data = NULL;
     int fd = path ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
     if (fd >= 0) {
         const char *what = NULL;
-        data = load_file(fd, key, size, &what);
-        if (data)
+        data = load_file(fd, kind, key, size, &what);
+        if (!data)
+            prhs_logf(log, PRHS_LOG_WARN, "opencl: the cached %s %s is ignored: %s",
+                      kind == PRHS_CL_CACHE_PROGRAM ? "program" : "verdict", path, what);
+        else if (kind == PRHS_CL_CACHE_PROGRAM)
             futimens(fd, NULL); /* pruning drops what was not used for longest; where this fails, what is oldest */
-        else
-            prhs_logf(log, PRHS_LOG_WARN, "opencl: the cached program %s is ignored: %s", path, what);
         close(fd);
     }
     free(path);
@@ -171,56 +187,117 @@ static bool make_dir(const char *dir) {
     return made;
 }
 
-static bool is_ours(const char *name) {
-    return strlen(name) == NAME_LENGTH && strspn(name, "0123456789abcdef") >= 32 && strcmp(name + 32, SUFFIX) == 0;
+/* Whether a name is one that path_of() makes; `kind` NULL: of any kind. */
+static bool is_ours(const char *name, const prhs_cl_cache_kind *kind) {
+    if (strlen(name) != NAME_LENGTH || strspn(name, "0123456789abcdef") < 32)
+        return false;
+    for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++)
+        if (strcmp(name + 32, suffixes[i]) == 0)
+            return !kind || *kind == (prhs_cl_cache_kind)i;
+    return false;
 }
 
-/* Removes the file that was not used for longest while there are more than MAX_FILES. */
-static void prune(const char *dir) {
-    for (int round = 0; round < 16; round++) {
+size_t prhs_cl_cache_list(const char *dir, prhs_cl_cache_kind kind, prhs_cl_cache_key *keys, size_t cap) {
+    size_t n = 0;
+    DIR *d = opendir(dir);
+    if (!d)
+        return 0;
+    for (struct dirent *e; n < cap && (e = readdir(d));) {
+        if (!is_ours(e->d_name, &kind))
+            continue;
+        for (int i = 0; i < 16; i++) {
+            unsigned byte = 0;
+            sscanf(e->d_name + 2 * i, "%2x", &byte);
+            keys[n].bytes[i] = (unsigned char)byte;
+        }
+        n++;
+    }
+    closedir(d);
+    return n;
+}
+
+typedef struct census {
+    size_t files;
+    uint64_t bytes;
+    struct timespec oldest;
+    char name[NAME_LENGTH + 1]; /* of the oldest file but `keep` */
+} census;
+
+/* Counts the files of an open folder, and removes what killed processes left half written. */
+static census count(DIR *d, const char *keep) {
+    census c = { 0 };
+    const time_t now = time(NULL);
+    for (struct dirent *e; (e = readdir(d));) {
+        struct stat st;
+        const bool temporary = strncmp(e->d_name, "tmp-", 4) == 0;
+        if ((!temporary && !is_ours(e->d_name, NULL)) || fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+            continue;
+        if (temporary) {
+            if (S_ISREG(st.st_mode) && now - st.st_mtim.tv_sec > STALE_SECONDS)
+                unlinkat(dirfd(d), e->d_name, 0);
+            continue;
+        }
+        c.files++;
+        c.bytes += (uint64_t)st.st_size;
+        if (strcmp(e->d_name, keep) != 0 && (!c.name[0] || st.st_mtim.tv_sec < c.oldest.tv_sec ||
+                                             (st.st_mtim.tv_sec == c.oldest.tv_sec && st.st_mtim.tv_nsec < c.oldest.tv_nsec))) {
+            c.oldest = st.st_mtim;
+            memcpy(c.name, e->d_name, sizeof c.name);
+        }
+    }
+    return c;
+}
+
+/* Removes the files that were not used for longest while there are too many, or too large ones. */
+static void prune(const char *dir, const char *keep) {
+    for (int round = 0; round < 64; round++) {
         DIR *d = opendir(dir);
         if (!d)
             return;
-        size_t count = 0;
-        struct timespec oldest = { 0, 0 };
-        char name[NAME_LENGTH + 1] = "";
-        for (struct dirent *e; (e = readdir(d));) {
-            struct stat st;
-            if (!is_ours(e->d_name) || fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0)
-                continue;
-            if (count++ == 0 || st.st_mtim.tv_sec < oldest.tv_sec ||
-                (st.st_mtim.tv_sec == oldest.tv_sec && st.st_mtim.tv_nsec < oldest.tv_nsec)) {
-                oldest = st.st_mtim;
-                memcpy(name, e->d_name, sizeof name);
-            }
-        }
-        bool full = count > MAX_FILES && unlinkat(dirfd(d), name, 0) == 0;
+        const census c = count(d, keep);
+        const bool removed = (c.files > MAX_FILES || c.bytes > MAX_BYTES) && c.name[0] && unlinkat(dirfd(d), c.name, 0) == 0;
         closedir(d);
-        if (!full)
+        if (!removed)
             return;
     }
 }
 
-void prhs_cl_cache_store(const char *dir, const prhs_cl_cache_key *key, const void *data, size_t size, const prhs_log *log) {
-    file_header head = { .version = FILE_VERSION, .size = size };
+/* Writes a whole file; false with errno. */
+static bool write_file(int fd, const file_header *head, const void *data) {
+    struct rlimit limit;
+    /* Past this limit a write is a signal that ends the process. */
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && sizeof *head + head->size > limit.rlim_cur) {
+        errno = EFBIG;
+        return false;
+    }
+    return write_all(fd, head, sizeof *head) && write_all(fd, data, (size_t)head->size);
+}
+
+int prhs_cl_cache_store(const char *dir, prhs_cl_cache_kind kind, const prhs_cl_cache_key *key, const void *data, size_t size) {
+    file_header head = { .version = FILE_VERSION, .kind = (uint32_t)kind, .size = size };
     memcpy(head.magic, file_magic, sizeof head.magic);
     memcpy(head.key, key->bytes, 16);
-    hash128(data, size, head.hash);
-    bool stored = false;
-    char *path = path_of(dir, key), *temporary = join(dir, "tmp-XXXXXX");
-    int fd = path && temporary && make_dir(dir) ? mkstemp(temporary) : -1;
+    file_hash(&head, data, head.hash);
+    char *path = path_of(dir, kind, key), *temporary = join(dir, "tmp-XXXXXX");
+    int fd = -1, error = ENOMEM;
+    if (path && temporary) {
+        fd = make_dir(dir) ? mkstemp(temporary) : -1;
+        error = fd < 0 ? errno : 0;
+    }
     if (fd >= 0) {
         /* A reader sees the whole file or none; after a crash of the machine the checksum tells. */
-        stored = write_all(fd, &head, sizeof head) && write_all(fd, data, size);
-        stored = close(fd) == 0 && stored;
-        stored = stored && rename(temporary, path) == 0;
-        if (!stored)
+        if (!write_file(fd, &head, data))
+            error = errno;
+        if (close(fd) != 0 && !error)
+            error = errno;
+        if (!error && rename(temporary, path) != 0)
+            error = errno;
+        if (error)
             unlink(temporary);
+        else
+            prune(dir, path + strlen(path) - NAME_LENGTH);
     }
-    if (stored)
-        prune(dir);
-    else
-        prhs_logf(log, PRHS_LOG_WARN, "opencl: a compiled program cannot be saved in %s: %s", dir, strerror(errno));
     free(path);
     free(temporary);
+    return error;
 }

@@ -112,13 +112,15 @@ static const char *unfit(cl_device_id id) {
     return compiler ? NULL : "it has no compiler";
 }
 
-static char *identity_of(const prhs_device_info *info, cl_device_id id) {
-    char version[256];
-    const size_t cap = 1024;
+static char *identity_of(const prhs_device_info *info, cl_platform_id platform, cl_device_id id, bool untested) {
+    char version[256], whole[256] = "";
+    const size_t cap = 1280;
     char *identity = malloc(cap);
     text_of(id, CL_DEVICE_VERSION, version, sizeof version);
+    prhs_cl.GetPlatformInfo(platform, CL_PLATFORM_VERSION, sizeof whole - 1, whole, NULL);
     if (identity)
-        snprintf(identity, cap, "%s|%s|%s|%s|%s", PRHS_VERSION_STRING, info->platform, info->name, info->driver, version);
+        snprintf(identity, cap, "%s|%s|%s|%s|%s|%s%s", PRHS_VERSION_STRING, info->platform, whole, info->name, info->driver,
+                 version, untested ? "|untested" : "");
     return identity;
 }
 
@@ -155,9 +157,11 @@ prhs_status prhs_cl_open_device(cl_platform_id platform, cl_device_id id, uint32
     prhs_device_init(&dev->head, &prhs_backend_opencl, log, &info);
     dev->platform = platform;
     dev->id = id;
-    pthread_mutex_init(&dev->prepare_lock, NULL);
+    prhs_cl_prepare_init(dev);
     dev->cache_dir = prhs_cl_cache_dir(params->cache_dir);
-    dev->identity = identity_of(&info, id);
+    const char *selftest = getenv("PRHS_SELFTEST");
+    dev->untested = selftest && strcmp(selftest, "0") == 0;
+    dev->identity = identity_of(&info, platform, id, dev->untested);
     prhs_status status = dev->identity ? PRHS_OK : prhs_fail(log, PRHS_ERR_MEMORY, "prhs_device_open: no host memory");
     if (status == PRHS_OK)
         status = prhs_tuning_open(&dev->head.tuning, params->tuning, PRHS_BACKEND_OPENCL, class, log);
@@ -167,6 +171,7 @@ prhs_status prhs_cl_open_device(cl_platform_id platform, cl_device_id id, uint32
         prhs_cl_close(&dev->head);
         return status;
     }
+    prhs_cl_verdicts_load(dev);
     *out = &dev->head;
     return PRHS_OK;
 }
@@ -177,6 +182,10 @@ prhs_status prhs_cl_open(const prhs_device_params *params, const prhs_log *log, 
                          "prhs_device_open: there is no usable libOpenCL.so.1; install an OpenCL loader and driver");
     search s = { .index = params->index };
     uint32_t count = walk(match, &s);
+    if (count == 0)
+        return prhs_fail(
+            log, PRHS_ERR_NO_DEVICE,
+            "prhs_device_open: there is no OpenCL device: no driver is installed for libOpenCL.so.1, or none has a device here");
     if (!s.found)
         return prhs_fail(log, PRHS_ERR_NO_DEVICE, "prhs_device_open: OpenCL device %u does not exist, there are %u", params->index, count);
     return prhs_cl_open_device(s.platform, s.id, params->index, NULL, params, log, dev);
@@ -185,6 +194,7 @@ prhs_status prhs_cl_open(const prhs_device_params *params, const prhs_log *log, 
 void prhs_cl_close(prhs_device *head) {
     prhs_cl_device *dev = prhs_cl_device_of(head);
     prhs_cl_variants_free(dev);
+    prhs_cl_verdicts_free(dev);
     if (dev->dummy)
         prhs_cl.ReleaseMemObject(dev->dummy);
     if (dev->prepare_queue)

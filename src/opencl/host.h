@@ -25,6 +25,9 @@ extern const struct prhs_cl_source prhs_cl_sources[];
 
 typedef enum prhs_cl_flavour { PRHS_CL_GENERIC, PRHS_CL_WIDE } prhs_cl_flavour;
 
+/* A variant that is not used on this device; see verdict.c. */
+typedef struct prhs_cl_failure prhs_cl_failure;
+
 /* A compiled variant of an op. Entries are only ever added while the device lives, so readers need no lock. */
 typedef struct prhs_cl_variant {
     struct prhs_cl_variant *next;
@@ -48,6 +51,11 @@ typedef struct prhs_cl_device {
     char *cache_dir;                 /* NULL: no cache */
     char *identity;                  /* device, driver, platform: part of the cache's key */
     pthread_mutex_t prepare_lock;
+    prhs_log unfit_log;              /* what a variant that is unfit for the device is logged through; see prepare.c */
+    bool untested;                   /* no self-tests, and a cache of its own: PRHS_SELFTEST=0 */
+    bool replaceable;                /* under the lock: what is being prepared has another flavour below it */
+    bool unsaved;                    /* under the lock: it was said that programs cannot be saved */
+    _Atomic(prhs_cl_failure *) failures;
     _Atomic(prhs_cl_variant *) variants;
 } prhs_cl_device;
 
@@ -104,35 +112,71 @@ prhs_status prhs_cl_event_record(prhs_queue *queue, prhs_event *event);
 prhs_status prhs_cl_event_query(prhs_event *event);
 prhs_status prhs_cl_event_elapsed(prhs_event *begin, prhs_event *end, double *seconds);
 
-/* table.c: which flavour, file and options serve a key, and how many groups a launch takes. All pure. */
+/* table.c: which flavour, file and options serve a key, and how many groups a launch takes. Nothing here calls OpenCL. */
 const char *prhs_cl_flavour_name(prhs_cl_flavour flavour);
+/* The best flavour that the device can run and that did not fail on it. */
 bool prhs_cl_choose(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_flavour *flavour, const char **why);
 const struct prhs_cl_source *prhs_cl_source_of(prhs_op_kind kind);
 void prhs_cl_options(const prhs_op_key *key, prhs_cl_flavour flavour, char options[PRHS_CL_OPTIONS_MAX]);
 size_t prhs_cl_local(prhs_cl_flavour flavour);
 size_t prhs_cl_groups(uint64_t grid, const prhs_op *op);
 
-/* program.c: a program from the cache or from source; *cached says which. */
-prhs_status prhs_cl_program_create(prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options, cl_program *program,
-                                   bool *cached);
-/* Saves a program in the cache, if there is one; failures are only logged. */
-void prhs_cl_program_save(prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options, cl_program program);
-
 /* cache.c: files of bytes under a 128-bit key. */
 typedef struct prhs_cl_cache_key {
     unsigned char bytes[16];
 } prhs_cl_cache_key;
+typedef enum prhs_cl_cache_kind {
+    PRHS_CL_CACHE_PROGRAM, /* the binary of a program that passed its self-test */
+    PRHS_CL_CACHE_FAILED   /* in words, how a program failed it */
+} prhs_cl_cache_kind;
+/* The folder that is meant, malloc()ed; NULL: none. */
 char *prhs_cl_cache_dir(const char *wanted);
 prhs_cl_cache_key prhs_cl_cache_key_of(const char *identity, const char *options, const char *text, size_t size);
 /* malloc()ed payload, or NULL: not there, or bad (then a warning was logged). */
-void *prhs_cl_cache_load(const char *dir, const prhs_cl_cache_key *key, const prhs_log *log, size_t *size);
-void prhs_cl_cache_store(const char *dir, const prhs_cl_cache_key *key, const void *data, size_t size, const prhs_log *log);
+void *prhs_cl_cache_load(const char *dir, prhs_cl_cache_kind kind, const prhs_cl_cache_key *key, const prhs_log *log, size_t *size);
+/* 0, or the errno of what went wrong. */
+int prhs_cl_cache_store(const char *dir, prhs_cl_cache_kind kind, const prhs_cl_cache_key *key, const void *data, size_t size);
+/* At most `cap` keys of a kind that there are files for; returns how many. The files may still be bad. */
+size_t prhs_cl_cache_list(const char *dir, prhs_cl_cache_kind kind, prhs_cl_cache_key *keys, size_t cap);
+
+/* program.c: a program from the cache or from source; *cached says which. */
+prhs_status prhs_cl_program_create(prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options, cl_program *program,
+                                   bool *cached);
+/* Saves a program that passed its self-test in the cache, if there is one; failures are only logged. */
+void prhs_cl_program_save(prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options, cl_program program);
+prhs_cl_cache_key prhs_cl_program_key(const prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options);
+
+/* verdict.c: variants that are not used on this device and driver. Asking needs no lock, adding the prepare lock. */
+typedef enum prhs_cl_verdict { PRHS_CL_WRONG, PRHS_CL_UNBUILT } prhs_cl_verdict;
+/* Called by open: what the cache remembers. */
+void prhs_cl_verdicts_load(prhs_cl_device *dev);
+void prhs_cl_verdicts_free(prhs_cl_device *dev);
+/* In words, why a variant is not used; NULL: it is. */
+const char *prhs_cl_failed(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_flavour flavour);
+/* `words`: how it failed its self-test, for the cache. A verdict that no memory is left for is forgotten. */
+void prhs_cl_failed_add(prhs_cl_device *dev, const prhs_cl_variant *v, prhs_cl_verdict verdict, const char *words);
+
+/*
+ * selftest.c: runs a variant on small cases beside the cpu backend. PRHS_OK with *words empty: it passed; else they say where it differs. Other
+ * statuses: it could not be run, and why was logged. selftest_run.c: the cases, on a device whose launches the caller looks into; `seed` is
+ * that of their data.
+ */
+#define PRHS_CL_WORDS 200
+prhs_status prhs_cl_selftest(prhs_cl_device *dev, prhs_cl_variant *v, char words[PRHS_CL_WORDS]);
+prhs_status prhs_cl_selftest_run(prhs_device *dev, const prhs_op_key *key, uint64_t seed);
 
 /* enqueue.c */
 prhs_chunking prhs_cl_chunking(const prhs_device *dev, const prhs_op_key *key);
+prhs_status prhs_cl_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n);
+/* The variant that serves a key; NULL: it was never prepared. */
+prhs_cl_variant *prhs_cl_find_variant(prhs_cl_device *dev, const prhs_op_key *key);
+/* Sets the arguments and launches; the caller holds the variant's lock, or is the only one to know the variant. */
+prhs_status prhs_cl_launch(prhs_cl_device *dev, prhs_cl_variant *v, cl_command_queue queue, const prhs_op *op);
+
+/* prepare.c */
 const char *prhs_cl_op_supported(const prhs_device *dev, const prhs_op_key *key, const char **why);
 prhs_status prhs_cl_op_prepare(prhs_device *dev, const prhs_op_key *key);
-prhs_status prhs_cl_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n);
+void prhs_cl_prepare_init(prhs_cl_device *dev);
 void prhs_cl_variants_free(prhs_cl_device *dev);
 
 #endif

@@ -34,13 +34,13 @@ static prhs_status build(prhs_cl_device *dev, cl_program program, const char *na
     if (error != CL_SUCCESS && error != CL_BUILD_PROGRAM_FAILURE && error != CL_INVALID_BUILD_OPTIONS)
         return prhs_cl_fail(&dev->head.log, "clBuildProgram", error);
     if (error != CL_SUCCESS)
-        return prhs_fail(&dev->head.log, PRHS_ERR_COMPILE, "opencl: cl/%s.cl did not build with %s: %s", name, options, words);
+        return prhs_fail(&dev->unfit_log, PRHS_ERR_COMPILE, "opencl: cl/%s.cl did not build with %s: %s", name, options, words);
     if (words[strspn(words, " ")])
         prhs_logf(&dev->head.log, PRHS_LOG_DEBUG, "opencl: the compiler on cl/%s.cl: %s", name, words);
     return PRHS_OK;
 }
 
-static prhs_cl_cache_key cache_key(const prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options) {
+prhs_cl_cache_key prhs_cl_program_key(const prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options) {
     return prhs_cl_cache_key_of(dev->identity, options, source->text, source->size);
 }
 
@@ -48,10 +48,10 @@ static prhs_cl_cache_key cache_key(const prhs_cl_device *dev, const struct prhs_
 static cl_program from_cache(prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options) {
     if (!dev->cache_dir)
         return NULL;
-    const prhs_cl_cache_key key = cache_key(dev, source, options);
+    const prhs_cl_cache_key key = prhs_cl_program_key(dev, source, options);
     const prhs_log *log = &dev->head.log;
     size_t size = 0;
-    void *data = prhs_cl_cache_load(dev->cache_dir, &key, log, &size);
+    void *data = prhs_cl_cache_load(dev->cache_dir, PRHS_CL_CACHE_PROGRAM, &key, log, &size);
     if (!data)
         return NULL;
     const unsigned char *binary = data;
@@ -103,8 +103,13 @@ void prhs_cl_program_save(prhs_cl_device *dev, const struct prhs_cl_source *sour
     if (!binary)
         return;
     if (prhs_cl.GetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binary, &binary, NULL) == CL_SUCCESS) {
-        const prhs_cl_cache_key key = cache_key(dev, source, options);
-        prhs_cl_cache_store(dev->cache_dir, &key, binary, size, &dev->head.log);
+        const prhs_cl_cache_key key = prhs_cl_program_key(dev, source, options);
+        const int error = prhs_cl_cache_store(dev->cache_dir, PRHS_CL_CACHE_PROGRAM, &key, binary, size);
+        if (error)
+            prhs_logf(&dev->head.log, dev->unsaved ? PRHS_LOG_DEBUG : PRHS_LOG_WARN,
+                      "opencl: compiled programs cannot be saved in %s, every start will compile: %s", dev->cache_dir,
+                      strerror(error));
+        dev->unsaved |= error != 0;
     }
     free(binary);
 }

@@ -38,22 +38,31 @@ const char *prhs_cl_flavour_name(prhs_cl_flavour flavour) { return flavour == PR
 
 size_t prhs_cl_local(prhs_cl_flavour flavour) { return flavour == PRHS_CL_WIDE ? 1 : PRHS_CL_LOCAL; }
 
+static bool usable(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_flavour flavour, const char **why) {
+    const char *failed = prhs_cl_failed(dev, key, flavour);
+    if (dev->max_local < prhs_cl_local(flavour))
+        failed = "the device has no work-groups of 64";
+    if (failed)
+        *why = failed;
+    return !failed;
+}
+
 bool prhs_cl_choose(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_flavour *flavour, const char **why) {
-    /* The wide kernels hold a head in whole float16 vectors. */
-    bool wide = dev->head.info.caps & PRHS_CAP_WIDE;
-    *flavour = wide && key->dim % 16 == 0 ? PRHS_CL_WIDE : PRHS_CL_GENERIC;
-    *why = *flavour == PRHS_CL_WIDE ? "a CPU-type device: work-groups of one, vectors of 16"
-           : wide                   ? "the head dimension is no multiple of 16, as the wide kernels need it"
-                                    : "no CPU-type device, or its wide kernels are masked";
-    if (dev->max_local < prhs_cl_local(*flavour)) {
-        *why = "the device has no work-groups of 64";
-        return false;
-    }
+    *flavour = PRHS_CL_GENERIC;
     if (!prhs_cl_source_of(key->kind)) {
         *why = "this build has no OpenCL kernel for it";
         return false;
     }
-    return true;
+    if (!(dev->head.info.caps & PRHS_CAP_WIDE)) {
+        *why = "no CPU-type device, or its wide kernels are masked";
+    } else if (key->dim % 16 != 0) { /* the wide kernels hold a head in whole float16 vectors */
+        *why = "the head dimension is no multiple of 16, as the wide kernels need it";
+    } else if (usable(dev, key, PRHS_CL_WIDE, why)) {
+        *flavour = PRHS_CL_WIDE;
+        *why = "a CPU-type device: work-groups of one, vectors of 16";
+        return true;
+    }
+    return usable(dev, key, PRHS_CL_GENERIC, why);
 }
 
 const struct prhs_cl_source *prhs_cl_source_of(prhs_op_kind kind) {

@@ -3,7 +3,9 @@
  * A libOpenCL.so.1 that hands every call on to the real one, and fails those that it was told to. The test loads it before libprhs
  * looks for that name. flaky_after: how many more matching calls go well before one fails, < 0: none fails; flaky_only: the
  * function that counts, NULL: every one; flaky_sticky: those after it fail too; flaky_error: what a failed call returns;
- * flaky_hits: failures so far.
+ * flaky_hits: failures so far; flaky_calls: calls so far, flaky_source: how many there had been when a program was made from source.
+ * flaky_live: objects that were made and retained and not released. flaky_prefix: goes before every program's source, as the work of a
+ * compiler that gets something wrong.
  */
 #define CL_TARGET_OPENCL_VERSION 120
 #define CL_USE_DEPRECATED_OPENCL_1_2_APIS
@@ -13,8 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-__attribute__((visibility("default"))) int flaky_after = -1, flaky_sticky, flaky_hits;
-__attribute__((visibility("default"))) const char *flaky_only;
+__attribute__((visibility("default"))) int flaky_after = -1, flaky_sticky, flaky_hits, flaky_calls, flaky_source, flaky_live;
+__attribute__((visibility("default"))) const char *flaky_only, *flaky_prefix;
 __attribute__((visibility("default"))) cl_int flaky_error = CL_OUT_OF_RESOURCES;
 
 /* The real function; the test names the library in the environment. */
@@ -31,6 +33,9 @@ static void *real(const char *name) {
 }
 
 static int fails(const char *name) {
+    flaky_calls++;
+    if (!flaky_source && strcmp(name, "clCreateProgramWithSource") == 0)
+        flaky_source = flaky_calls;
     if (flaky_after < 0 || (flaky_only && strcmp(flaky_only, name) != 0))
         return 0;
     if (flaky_after > 0) {
@@ -51,15 +56,31 @@ static int fails(const char *name) {
         memcpy(&call, &symbol, sizeof call); \
         return fails(#name) ? flaky_error : call args; \
     }
+
+/* A new reference, or NULL. */
+static void *counted(void *object) {
+    __atomic_fetch_add(&flaky_live, object != NULL, __ATOMIC_RELAXED);
+    return object;
+}
 #define OBJECT(type, name, params, args) \
     __attribute__((visibility("default"))) type name params { \
         __typeof__(name) *call; \
         void *symbol = real(#name); \
         memcpy(&call, &symbol, sizeof call); \
         if (!fails(#name)) \
-            return call args; \
+            return counted(call args); \
         *e = flaky_error; \
         return NULL; \
+    }
+#define RETAIN(name, type) \
+    __attribute__((visibility("default"))) cl_int name(type x) { \
+        __typeof__(name) *call; \
+        void *symbol = real(#name); \
+        memcpy(&call, &symbol, sizeof call); \
+        if (fails(#name)) \
+            return flaky_error; \
+        counted(x); \
+        return call(x); \
     }
 /* Releasing never fails. */
 #define RELEASE(name, type) \
@@ -67,6 +88,7 @@ static int fails(const char *name) {
         __typeof__(name) *call; \
         void *symbol = real(#name); \
         memcpy(&call, &symbol, sizeof call); \
+        __atomic_fetch_sub(&flaky_live, 1, __ATOMIC_RELAXED); \
         return call(x); \
     }
 #define QUERY(name, object, what) STATUS(name, (object a, what b, size_t c, void *d, size_t *e), (a, b, c, d, e))
@@ -74,11 +96,16 @@ static int fails(const char *name) {
 typedef void CL_CALLBACK on_error(const char *text, const void *data, size_t size, void *user);
 typedef void CL_CALLBACK on_build(cl_program program, void *user);
 
+/* One text and its length, behind the prefix. */
+#define PREFIXED(a, b, c, d, e)                                         \
+    (a, b + 1, (const char *[]){ flaky_prefix ? flaky_prefix : "", c[0] }, \
+     (size_t[]){ flaky_prefix ? strlen(flaky_prefix) : 0, d[0] }, e)
+
 OBJECT(cl_context, clCreateContext,
        (const cl_context_properties *a, cl_uint b, const cl_device_id *c, on_error *d, void *f, cl_int *e), (a, b, c, d, f, e))
 OBJECT(cl_command_queue, clCreateCommandQueue, (cl_context a, cl_device_id b, cl_command_queue_properties c, cl_int *e), (a, b, c, e))
 OBJECT(cl_mem, clCreateBuffer, (cl_context a, cl_mem_flags b, size_t c, void *d, cl_int *e), (a, b, c, d, e))
-OBJECT(cl_program, clCreateProgramWithSource, (cl_context a, cl_uint b, const char **c, const size_t *d, cl_int *e), (a, b, c, d, e))
+OBJECT(cl_program, clCreateProgramWithSource, (cl_context a, cl_uint b, const char **c, const size_t *d, cl_int *e), PREFIXED(a, b, c, d, e))
 OBJECT(cl_program, clCreateProgramWithBinary,
        (cl_context a, cl_uint b, const cl_device_id *c, const size_t *d, const unsigned char **f, cl_int *g, cl_int *e),
        (a, b, c, d, f, g, e))
@@ -103,7 +130,7 @@ STATUS(clEnqueueCopyBuffer,
 STATUS(clEnqueueFillBuffer,
        (cl_command_queue a, cl_mem b, const void *c, size_t d, size_t e, size_t f, cl_uint g, const cl_event *h, cl_event *i),
        (a, b, c, d, e, f, g, h, i))
-STATUS(clEnqueueMarkerWithWaitList, (cl_command_queue a, cl_uint b, const cl_event *c, cl_event *d), (a, b, c, d))
+STATUS(clEnqueueMarkerWithWaitList, (cl_command_queue a, cl_uint b, const cl_event *c, cl_event *d), (a, b, c, counted(d)))
 STATUS(clFinish, (cl_command_queue a), (a))
 STATUS(clFlush, (cl_command_queue a), (a))
 STATUS(clGetKernelWorkGroupInfo, (cl_kernel a, cl_device_id b, cl_kernel_work_group_info c, size_t d, void *e, size_t *f),
@@ -117,10 +144,10 @@ QUERY(clGetMemObjectInfo, cl_mem, cl_mem_info)
 QUERY(clGetProgramInfo, cl_program, cl_program_info)
 QUERY(clGetEventInfo, cl_event, cl_event_info)
 QUERY(clGetEventProfilingInfo, cl_event, cl_profiling_info)
-STATUS(clRetainContext, (cl_context a), (a))
-STATUS(clRetainCommandQueue, (cl_command_queue a), (a))
-STATUS(clRetainMemObject, (cl_mem a), (a))
-STATUS(clRetainProgram, (cl_program a), (a))
+RETAIN(clRetainContext, cl_context)
+RETAIN(clRetainCommandQueue, cl_command_queue)
+RETAIN(clRetainMemObject, cl_mem)
+RETAIN(clRetainProgram, cl_program)
 RELEASE(clReleaseCommandQueue, cl_command_queue)
 RELEASE(clReleaseContext, cl_context)
 RELEASE(clReleaseEvent, cl_event)

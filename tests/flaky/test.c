@@ -5,181 +5,13 @@
  * the next life is sound. usage: flaky-opencl DRIVER CACHE-DIR. Exit status: 0 good, 1 a check failed, 77 no OpenCL here.
  */
 #define _GNU_SOURCE
-#include <dlfcn.h>
-#include <link.h>
-#include <stdio.h>
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
-#define CL_TARGET_OPENCL_VERSION 120
-#include <CL/cl.h>
-
-#include <prhs/prhs.h>
-
-enum { HEADS = 2, DIM = 32, TOKENS = 64, PAGE = 16, ROWS = 48 };
-
-static int failures, sentences;
-static char sentence[1024];
-static const char *cache_dir;
-static int *after, *sticky, *hits;
-static cl_int *error;
-static const char **only;
-
-static void listen(void *user, prhs_log_level level, const char *text) {
-    (void)user;
-    if (level != PRHS_LOG_ERROR)
-        return;
-    sentences++;
-    snprintf(sentence, sizeof sentence, "%s", text);
-}
-
-static const prhs_log log_all = { PRHS_LOG_WARN, NULL, listen };
-
-#define CHECK(x, ...) \
-    do { \
-        if (!(x)) { \
-            printf("FAIL line %d: %s: ", __LINE__, #x); \
-            printf(__VA_ARGS__); \
-            printf(" (last sentence: %s)\n", sentence); \
-            failures++; \
-        } \
-    } while (0)
-
-/* --- one life of a session ------------------------------------------------------------------------------------------------ */
-
-typedef struct life {
-    prhs_device *dev;
-    prhs_queue *queue;
-    prhs_event *event;
-    prhs_session *session;
-    prhs_stats_request *request;
-    prhs_buffer *buffer[12];
-    int buffers;
-    prhs_session_sizes sizes;
-    prhs_step step;
-    prhs_seq seq;
-    int32_t pages[TOKENS / PAGE];
-    float data[ROWS * HEADS * DIM];
-} life;
-
-static prhs_status buffer(life *l, size_t size, prhs_mem *mem) {
-    prhs_status status = prhs_buffer_create(l->dev, size, &l->buffer[l->buffers]);
-    if (status == PRHS_OK)
-        *mem = (prhs_mem){ l->buffer[l->buffers++], 0 };
-    return status;
-}
-
-#define TRY(call) \
-    do { \
-        prhs_status status_ = (call); \
-        if (status_ != PRHS_OK) \
-            return status_; \
-    } while (0)
-
-static prhs_status make_arrays(life *l) {
-    prhs_step step = PRHS_STEP_INIT;
-    const size_t cache = TOKENS * HEADS * DIM * 4, rows = sizeof l->data;
-    step.kv = (prhs_kv){ .dtype = PRHS_F32, .page_size = PAGE, .pages = TOKENS / PAGE };
-    prhs_kv_strides_nhd(&step.kv, HEADS, DIM);
-    step.batch = (prhs_batch){ .max_seqs = 1, .page_stride = TOKENS / PAGE, .max_rows = ROWS, .decode_rows = 1 };
-    TRY(buffer(l, sizeof l->seq, &step.batch.seqs));
-    TRY(buffer(l, sizeof l->pages, &step.batch.pages));
-    TRY(buffer(l, cache, &step.kv.k));
-    TRY(buffer(l, cache, &step.kv.v));
-    TRY(buffer(l, rows, &step.q.mem));
-    TRY(buffer(l, rows, &step.k.mem));
-    TRY(buffer(l, rows, &step.v.mem));
-    TRY(buffer(l, rows, &step.out.mem));
-    l->step = step;
-    for (int i = 0; i < TOKENS / PAGE; i++)
-        l->pages[i] = i;
-    for (size_t i = 0; i < rows / sizeof *l->data; i++)
-        l->data[i] = (float)(i * 37 % 101) / 50.0f - 1.0f;
-    TRY(prhs_queue_write(l->queue, step.batch.pages, l->pages, sizeof l->pages));
-    TRY(prhs_queue_write(l->queue, step.q.mem, l->data, rows));
-    TRY(prhs_queue_write(l->queue, step.k.mem, l->data, rows));
-    return prhs_queue_copy(l->queue, step.v.mem, step.k.mem, rows);
-}
-
-static prhs_status begin(life *l) {
-    prhs_device_params open = PRHS_DEVICE_PARAMS_INIT;
-    prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
-    prhs_mem state, work;
-    open.backend = PRHS_BACKEND_OPENCL;
-    open.cache_dir = cache_dir;
-    TRY(prhs_device_open(&open, &log_all, &l->dev));
-    TRY(prhs_queue_create(l->dev, &l->queue));
-    TRY(prhs_event_create(l->dev, &l->event));
-    TRY(prhs_policy_preset("topk", 1, &p.policy));
-    p.policy.dense_layers = 0;
-    p.policy.k = 16;
-    p.policy.local = 8;
-    p.shape = (prhs_shape){ HEADS, HEADS, DIM, 0.0f };
-    p.layers = p.max_seqs = 1;
-    p.max_slots = 2;
-    p.max_rows = ROWS;
-    p.max_kv_len = TOKENS;
-    p.kv_dtype = PRHS_F32;
-    l->sizes.size = sizeof l->sizes;
-    TRY(prhs_session_get_sizes(l->dev, &p, &l->sizes));
-    TRY(buffer(l, l->sizes.state, &state));
-    TRY(buffer(l, l->sizes.workspace, &work));
-    TRY(prhs_session_create(l->dev, &p, l->queue, state, work, &l->session));
-    TRY(prhs_stats_request_create(l->session, &l->request));
-    return make_arrays(l);
-}
-
-static prhs_status step(life *l, int32_t kv_len) {
-    int prompt = kv_len == ROWS;
-    l->seq = (prhs_seq){ .row_count = prompt ? ROWS : 1, .kv_len = kv_len, .flags = prompt ? PRHS_SEQ_PREFILL | PRHS_SEQ_SEED : 0 };
-    l->step.batch.kinds = prompt ? PRHS_HAS_PREFILL | PRHS_HAS_SEED : PRHS_HAS_DECODE;
-    TRY(prhs_queue_write(l->queue, l->step.batch.seqs, &l->seq, sizeof l->seq));
-    TRY(prhs_session_step(l->session, l->queue, &l->step));
-    return prhs_queue_finish(l->queue);
-}
-
-static prhs_status use(life *l) {
-    prhs_stats stats = { .size = sizeof stats };
-    TRY(step(l, ROWS));
-    TRY(step(l, ROWS + 1));
-    TRY(prhs_session_fork(l->session, l->queue, 1, 0));
-    TRY(prhs_session_poll(l->session, l->queue) == PRHS_NOT_READY ? PRHS_OK : PRHS_ERR_STATE);
-    TRY(prhs_stats_request_enqueue(l->request, l->queue));
-    TRY(prhs_event_record(l->queue, l->event));
-    TRY(prhs_queue_finish(l->queue));
-    TRY(prhs_event_query(l->event));
-    TRY(prhs_stats_request_get(l->request, 0, 0, &stats));
-    TRY(stats.retrieve == HEADS ? PRHS_OK : PRHS_ERR_DATA);
-    TRY(prhs_session_poll(l->session, l->queue));
-    TRY(prhs_queue_read(l->queue, l->data, l->step.out.mem, HEADS * DIM * sizeof *l->data));
-    return prhs_queue_finish(l->queue);
-}
-
-static void end(life *l) {
-    if (l->queue)
-        prhs_queue_finish(l->queue);
-    prhs_stats_request_destroy(l->request);
-    prhs_session_destroy(l->session);
-    while (l->buffers > 0)
-        prhs_buffer_destroy(l->buffer[--l->buffers]);
-    prhs_event_destroy(l->event);
-    prhs_queue_destroy(l->queue);
-    CHECK(prhs_device_close(l->dev) == PRHS_OK, "something is left behind");
-}
-
-/* --- the tables ----------------------------------------------------------------------------------------------------------- */
-
-static void arm(const char *function, cl_int what, int calls, int all) {
-    *only = function;
-    *error = what;
-    *sticky = all;
-    *hits = 0;
-    *after = calls;
-    sentences = 0;
-    sentence[0] = '\0';
-}
-
-static void disarm(void) { *after = -1; }
+#include "life.h"
 
 static const struct {
     const char *function;
@@ -194,6 +26,8 @@ static const struct {
     { "clCreateKernel", CL_INVALID_KERNEL_NAME, PRHS_ERR_DRIVER },
     { "clSetKernelArg", CL_INVALID_ARG_SIZE, PRHS_ERR_DRIVER },
     { "clEnqueueNDRangeKernel", CL_INVALID_OPERATION, PRHS_ERR_DRIVER },
+    { "clEnqueueNDRangeKernel", CL_MEM_OBJECT_ALLOCATION_FAILURE, PRHS_ERR_MEMORY }, /* drivers that allocate at the first use */
+    { "clEnqueueNDRangeKernel", CL_DEVICE_NOT_AVAILABLE, PRHS_ERR_DRIVER },
     { "clEnqueueFillBuffer", CL_INVALID_VALUE, PRHS_ERR_DRIVER },
     { "clEnqueueWriteBuffer", CL_INVALID_VALUE, PRHS_ERR_DRIVER },
     { "clEnqueueCopyBuffer", CL_INVALID_VALUE, PRHS_ERR_DRIVER },
@@ -210,6 +44,28 @@ static void test_making(void) {
               prhs_status_name(making[i].want));
         CHECK(sentences == 1 && strstr(sentence, words), "%s: %d sentences", making[i].function, sentences);
         end(&l);
+    }
+}
+
+/* Loaders and drivers without a device: what opening says, and that the cpu backend is still there. */
+static void test_no_device(void) {
+    static const struct {
+        const char *function;
+        cl_int error;
+    } ways[] = { { "clGetPlatformIDs", -1001 }, { "clGetDeviceIDs", CL_DEVICE_NOT_FOUND } };
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        prhs_device *dev = NULL;
+        prhs_device_info infos[8] = { { .size = sizeof *infos } };
+        size_t count = 8;
+        arm(ways[i].function, ways[i].error, 0, 1);
+        prhs_status status = open_device(&dev);
+        CHECK(status == PRHS_ERR_NO_DEVICE && !dev && strstr(sentence, "there is no OpenCL device"), "%s: %s", ways[i].function,
+              prhs_status_name(status));
+        CHECK(prhs_enumerate(infos, &count, &log_all) == PRHS_OK && count >= 1 && sentences == 1, "%s: enumerate",
+              ways[i].function);
+        for (size_t d = 0; d < count && d < 8; d++)
+            CHECK(infos[d].backend != PRHS_BACKEND_OPENCL, "%s: device %zu", ways[i].function, d);
+        disarm();
     }
 }
 
@@ -266,7 +122,8 @@ static void test_using(void) {
         arm(using[i].function, CL_INVALID_OPERATION, 0, 0);
         prhs_status got = using[i].call(&l);
         disarm();
-        CHECK(*hits == 1 && got == PRHS_ERR_DRIVER, "%s: %s, %d failed calls", using[i].name, prhs_status_name(got), *hits);
+        CHECK(*driver.hits == 1 && got == PRHS_ERR_DRIVER, "%s: %s, %d failed calls", using[i].name, prhs_status_name(got),
+              *driver.hits);
         CHECK(sentences == 1 && (strstr(sentence, using[i].function) || strstr(sentence, "device")), "%s: %d sentences", using[i].name,
               sentences);
         got = using[i].call(&l);
@@ -276,49 +133,74 @@ static void test_using(void) {
     end(&l);
 }
 
+/* A life whose call number n (from 0) fails, or all from there on; whether there was such a call. `refused`: lives that did not survive it. */
+static int live_with(int n, int lost, int *refused) {
+    life l = { 0 };
+    arm(NULL, lost ? CL_DEVICE_NOT_AVAILABLE : CL_OUT_OF_RESOURCES, n, lost);
+    *driver.calls = *driver.source = 0;
+    prhs_status status = begin(&l);
+    if (status == PRHS_OK)
+        status = use(&l);
+    int hit = *driver.hits;
+    disarm();
+    CHECK(status == PRHS_OK || hit, "call %d: %s without a failure", n, prhs_status_name(status));
+    CHECK(status == PRHS_OK || sentences > 0, "call %d: %s without a sentence", n, prhs_status_name(status));
+    *refused += status != PRHS_OK;
+    end(&l);
+    return hit;
+}
+
+/* The smallest file of the cache; `erase`: there is none left afterwards. */
+static void smallest(char path[1024], int erase) {
+    DIR *d = opendir(cache_dir);
+    off_t least = 0;
+    path[0] = '\0';
+    for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
+        struct stat st;
+        if (!strstr(e->d_name, ".cl") || fstatat(dirfd(d), e->d_name, &st, 0) != 0)
+            continue;
+        if (erase)
+            unlinkat(dirfd(d), e->d_name, 0);
+        if (!path[0] || st.st_size < least) {
+            least = st.st_size;
+            snprintf(path, 1024, "%s/%s", cache_dir, e->d_name);
+        }
+    }
+    if (d)
+        closedir(d);
+}
+
+/* The same with one program that has to be compiled and tested: every call that this adds. */
+static void test_every_cold_call(void) {
+    char path[1024];
+    int refused = 0;
+    smallest(path, 0);
+    live_with(1000000, 0, &refused);
+    const int warm = *driver.calls;
+    CHECK(unlink(path) == 0, "%s cannot be removed", path);
+    live_with(1000000, 0, &refused);
+    const int first = *driver.source - 1, more = *driver.calls - warm;
+    CHECK(first > 0 && refused == 0, "nothing was compiled");
+    for (int n = first; n < first + more + 5 && !failures; n++) {
+        unlink(path);
+        CHECK(live_with(n, 0, &refused), "there is no call %d", n);
+    }
+    printf("%d calls more to compile a program and test it, %d of them fatal\n", more, refused);
+    CHECK(more > 40 && refused > 20, "the program was not tested");
+}
+
 /* The Nth call of a life fails, for every N. */
 static void test_every_call(void) {
     int n = 0, refused = 0;
-    for (;; n++) {
-        life l = { 0 };
-        arm(NULL, CL_OUT_OF_RESOURCES, n, 0);
-        prhs_status status = begin(&l);
-        if (status == PRHS_OK)
-            status = use(&l);
-        int hit = *hits;
-        disarm();
-        CHECK(status == PRHS_OK || hit, "call %d: %s without a failure", n, prhs_status_name(status));
-        CHECK(status == PRHS_OK || sentences > 0, "call %d: %s without a sentence", n, prhs_status_name(status));
-        refused += status != PRHS_OK;
-        end(&l);
-        if (!hit)
-            break;
+    while (live_with(n, 0, &refused))
+        n++;
+    for (int lost = 0; lost < n; lost += 5) {
+        int fatal = 0;
+        live_with(lost, 1, &fatal);
+        CHECK(fatal, "a device that is lost at call %d", lost);
     }
     printf("%d driver calls a life, %d of them fatal to it\n", n, refused);
     CHECK(n > 100 && refused > 80, "the test's life is too short");
-}
-
-/* Loads the flaky driver in the real one's place. */
-static int load(const char *driver) {
-    struct link_map *map = NULL;
-    void *lib = dlopen("libOpenCL.so.1", RTLD_LAZY | RTLD_LOCAL);
-    char path[1024];
-    if (!lib || dlinfo(lib, RTLD_DI_LINKMAP, &map) != 0)
-        return 0;
-    snprintf(path, sizeof path, "%s", map->l_name);
-    dlclose(lib);
-    setenv("FLAKY_OPENCL", path, 1);
-    lib = dlopen(driver, RTLD_NOW | RTLD_LOCAL);
-    if (!lib) {
-        printf("%s\n", dlerror());
-        return 0;
-    }
-    after = dlsym(lib, "flaky_after");
-    sticky = dlsym(lib, "flaky_sticky");
-    hits = dlsym(lib, "flaky_hits");
-    error = dlsym(lib, "flaky_error");
-    only = dlsym(lib, "flaky_only");
-    return after && sticky && hits && error && only;
 }
 
 int main(int argc, char **argv) {
@@ -326,7 +208,9 @@ int main(int argc, char **argv) {
         printf("no libOpenCL.so.1, or no flaky driver\n");
         return 77;
     }
+    char path[1024];
     cache_dir = argv[2];
+    smallest(path, 1); /* programs that no life needs */
     life l = { 0 };
     prhs_status status = begin(&l); /* also warms the program cache */
     if (status == PRHS_OK)
@@ -336,13 +220,17 @@ int main(int argc, char **argv) {
         return 77;
     arm("clFinish", CL_INVALID_OPERATION, 1000000, 0);
     l = (life){ 0 };
-    CHECK(status == PRHS_OK && begin(&l) == PRHS_OK && *after < 1000000, "the flaky driver is not in use");
+    CHECK(status == PRHS_OK && begin(&l) == PRHS_OK && *driver.after < 1000000, "the flaky driver is not in use");
     disarm();
     end(&l);
     if (!failures)
         test_making();
     if (!failures)
         test_using();
+    if (!failures)
+        test_no_device();
+    if (!failures)
+        test_every_cold_call();
     if (!failures)
         test_every_call();
     printf("%d checks failed\n", failures);
