@@ -278,10 +278,11 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
         return;
     /* A step in which nothing retrieves: as many counts as are always kept. */
     if (!direct && a.work.score_count_off != PRHS_NONE && units <= PRHS_AHEAD) {
-        int some = 0;
-        for (int i = threadIdx.x; i < units; i += threads)
+        bool some = false;
+#pragma unroll 8
+        for (int i = lane_id(); i < units; i += 32) /* every warp all of them: no barrier */
             some |= INTS(p.mem[PRHS_R_WORK], a.work.score_count_off)[i] > 0;
-        if (!__syncthreads_or(some))
+        if (!__any_sync(FULL, some))
             return;
     }
     const int real = direct ? 0 : seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units;

@@ -64,7 +64,7 @@ typedef struct prhs_nv_device {
     prhs_drv_module modules[PRHS_NV_IMAGES_MAX]; /* machine code by image; NULL: not loaded */
     bool refused[PRHS_NV_IMAGES_MAX];            /* the driver does not take the machine code */
     prhs_nv_kernel *kernels;     /* under prepare_lock */
-    _Atomic(prhs_nv_variant *) variants;
+    _Atomic(prhs_nv_variant *) variants[PRHS_OP_COUNT]; /* by the op's kind */
     atomic_uint launched;          /* kinds of ops, as bits */
 } prhs_nv_device;
 

@@ -26,7 +26,7 @@ static bool same_key(const prhs_op_key *a, const prhs_op_key *b) {
 }
 
 const prhs_nv_variant *prhs_nv_find(prhs_nv_device *dev, const prhs_op_key *key) {
-    const prhs_nv_variant *v = atomic_load_explicit(&dev->variants, memory_order_acquire);
+    const prhs_nv_variant *v = atomic_load_explicit(&dev->variants[key->kind], memory_order_acquire);
     while (v && !same_key(&v->key, key))
         v = v->next;
     return v;
@@ -91,8 +91,8 @@ static prhs_status prepare(prhs_nv_device *dev, const prhs_op_key *key, const pr
     v->grid = choice->sized ? UINT_MAX : kernel->resident * units_of(dev);
     if (tuned && tuned <= v->grid / units_of(dev))
         v->grid = tuned * units_of(dev);
-    v->next = atomic_load_explicit(&dev->variants, memory_order_relaxed);
-    atomic_store_explicit(&dev->variants, v, memory_order_release);
+    v->next = atomic_load_explicit(&dev->variants[key->kind], memory_order_relaxed);
+    atomic_store_explicit(&dev->variants[key->kind], v, memory_order_release);
     return PRHS_OK;
 }
 
@@ -116,12 +116,11 @@ prhs_status prhs_nv_op_prepare(prhs_device *device, const prhs_op_key *key) {
 }
 
 void prhs_nv_kernels_free(prhs_nv_device *dev) {
-    prhs_nv_variant *v = atomic_load_explicit(&dev->variants, memory_order_acquire);
-    while (v) {
-        prhs_nv_variant *next = v->next;
-        free(v);
-        v = next;
-    }
+    for (int kind = 0; kind < PRHS_OP_COUNT; kind++)
+        for (prhs_nv_variant *next, *v = atomic_load_explicit(&dev->variants[kind], memory_order_acquire); v; v = next) {
+            next = v->next;
+            free(v);
+        }
     const bool inside = dev->context && prhs_nv_enter(&dev->head) == PRHS_OK;
     while (dev->kernels) {
         prhs_nv_kernel *next = dev->kernels->next;
