@@ -489,8 +489,9 @@ KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
         active += __popc(l.decoding);
     }
     const int least = active * units, most = min(seqs * units, PRHS_AHEAD);
+    /* By the last blocks first: the first ones have units to plan. */
 #pragma unroll 1
-    for (int k = least + blockIdx.x * 128 + threadIdx.x; k < most; k += gridDim.x * 128)
+    for (int k = least + (gridDim.x - 1 - blockIdx.x) * 128 + threadIdx.x; k < most; k += gridDim.x * 128)
         put_idle(a, p.mem[PRHS_R_WORK], k, quotient_by{ p.by_units }.of(k));
     if (blockIdx.x == 0 && threadIdx.x <= PRHS_PASSES) /* after the number of active ones: the attends' tickets */
         INTS(p.mem[PRHS_R_WORK], a.work.active_off)[threadIdx.x] = threadIdx.x ? 0 : active;
