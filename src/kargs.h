@@ -194,8 +194,9 @@ typedef struct prhs_k_work {
     prhs_i64 fresh_off;                   /* prhs_set[max_seqs][units], with judge_off: the sets of units that retrieve, or may */
     prhs_i64 slice_off;                   /* u32[max_seqs][units][PRHS_K_SLICE_WORDS(max_kv_len, unit_heads)], with the counts and where
                                              max_kv_len > PRHS_K_SLICE; else PRHS_NONE */
-    prhs_i64 active_off;                  /* i32[4], then prhs_seq[max_seqs], with the counts: the sequences that decode or seed, closed
-                                             up by plan. All arrays above are by their places; up to PRHS_AHEAD units the rest is idle */
+    prhs_i64 active_off;                  /* i32[1 + PRHS_PASSES], then prhs_seq[max_seqs], with the counts: how many sequences decode or
+                                             seed, tickets that the attends of the step have given out, and these sequences, closed up by
+                                             plan. All arrays above are by their places; up to PRHS_AHEAD units the rest is idle */
     prhs_i32 chunks, chunk_min;           /* attend: at most `chunks` chunks of at least chunk_min tokens */
     prhs_i32 score_chunks, score_chunk_min;
 } prhs_k_work;
