@@ -2,7 +2,7 @@
 /*
  * The planted needle: one dropped key turns relevant on a shared step while the rest does not. What docs/method.md says of it
  * holds: the unit goes on sharing, the reported mass is an estimate and far too small, only an audit (grade exact) or the next
- * block sees it.
+ * block sees it. A key that is no number, in contrast, is in the window and seen at once: no verdict on such a step holds.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -33,6 +33,13 @@ static void plant(uint32_t layer, int32_t pos, float *q, float *k, float *v) {
             v[h * 32 + d] = 5.0f;
         }
     }
+}
+
+/* The same queries throughout; the key of TURN is no number. */
+static void plant_no_number(uint32_t layer, int32_t pos, float *q, float *k, float *v) {
+    plant(layer, pos < TURN ? pos : TURN - 1, q, k, v);
+    for (int h = 0; k && pos == TURN && h < 2; h++)
+        k[h * 32 + 5] = NAN;
 }
 
 static int listed(const prhs_unit_view *view) {
@@ -73,15 +80,45 @@ static void check_grades(t_ctx *t, t_world *w, int audit) {
              s.share, s.shared.mean, s.audited.mean);
 }
 
-static void run(t_ctx *t, int audit) {
-    t_world w;
+static void begin(t_ctx *t, t_world *w, int audit) {
     t_setup s = t_setup_default(t, "cis-mass", &t_shapes[S_G1_D32]);
     s.layers = 1;
     s.policy.dense_layers = 0;
     s.policy.block = BLOCK;
     s.policy.k = 16;
     s.audit = (uint32_t)audit;
-    t_world_make(t, &w, &s);
+    t_world_make(t, w, &s);
+}
+
+static void run_no_number(t_ctx *t) {
+    t_world w;
+    prhs_stats s;
+    begin(t, &w, 0);
+    w.edit = plant_no_number;
+    t_wseq *seq = t_world_seq(&w, 1, 0);
+    t_world_prompt(&w, seq, FIRST, 64);
+    for (int32_t pos = FIRST; pos <= TURN; pos++) {
+        t_world_one(&w, seq, 1, 0);
+        void *blob = t_world_export(&w, 0);
+        const int want = pos == FIRST || pos == TURN ? PRHS_MODE_RETRIEVE : PRHS_MODE_SHARE;
+        for (uint32_t u = 0; u < 2; u++) {
+            prhs_unit_view view = t_world_view(&w, blob, 0, u);
+            T_CHECK(t, view.set.mode == want, "position %d: mode %d instead of %d", pos, view.set.mode, want);
+        }
+    }
+    t_world_stats(&w, 0, 0, &s);
+    T_CHECK(t, s.mass_failed == 2, "%u lists failed instead of 2", (unsigned)s.mass_failed);
+    T_CHECK(t, isnan(w.outs[0][0]), "the output is %g: the key has been left out", (double)w.outs[0][0]);
+}
+
+static void run(t_ctx *t, int row) {
+    const int audit = row == 1;
+    if (row == 2) {
+        run_no_number(t);
+        return;
+    }
+    t_world w;
+    begin(t, &w, audit);
     w.edit = plant;
     t_wseq *seq = t_world_seq(&w, 1, 0);
     t_world_prompt(&w, seq, FIRST, 64);
@@ -103,6 +140,6 @@ static void run(t_ctx *t, int audit) {
     T_CHECK(t, fabsf(w.outs[0][0] - 5.0f) < 0.1f, "after the retrieval the output is %g", (double)w.outs[0][0]);
 }
 
-static const char *row_name(int row) { return row ? "audited" : "not audited"; }
+static const char *row_name(int row) { return row == 2 ? "a key that is no number" : row ? "audited" : "not audited"; }
 
-const t_group t_group_needle = { "needle", 2, 2, row_name, run };
+const t_group t_group_needle = { "needle", 3, 3, row_name, run };
