@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moments by itself; retrieve does it in passing where select comes first. A block a (sequence, head). */
+/* moments by itself; in a session finish does it. A block a (sequence, head). */
 #include "moments.cuh"
 
 KERNEL(prhs_moments, prhs_cu_moments, 128, 4)
