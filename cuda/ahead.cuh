@@ -150,7 +150,7 @@ template <int HB, int QUERY> DEV void next_chunk(const prhs_cu_serve &p, const i
     if (!walk_next(&f->w, prefix, &item, &same)) {
         f->state = f->w.dynamic ? AHEAD_TICKET : AHEAD_OVER;
         if (f->w.dynamic)
-            f->word = ask_ticket(p);
+            f->word = ask_ticket(f->w);
         return;
     }
     if (same && a.batch.rows == 1 && a.shape.unit_heads <= HB) {

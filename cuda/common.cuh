@@ -181,6 +181,12 @@ DEV int seqs_of(const prhs_k_batch &k, const byte *seqs)
     return k.active_off == PRHS_NONE ? k.max_seqs : *(const int *)(seqs + k.active_off);
 }
 
+/* Counters of tickets, which plan has set to 0: of the attend number `pass` of the step; PRHS_PASSES: of score. */
+DEV int *tickets_at(byte *ws, const prhs_k_work &w, int pass)
+{
+    return (int *)(ws + w.active_off) + 1 + pass * PRHS_TICKET_WINDOWS;
+}
+
 DEV const int *pages_of(const prhs_k_batch &k, const byte *pages, i64 b)
 {
     return (const int *)(pages + k.pages_off) + b * k.page_stride;
@@ -529,18 +535,23 @@ struct walk {
     turns t;
     int at, end;       /* the warp's items in the window: the next one, and where they end */
     int index, passed; /* the index of the last one, and where that one's items end */
-    bool dynamic;      /* the last items belong to who comes first: see walk_ticket() */
+    int *counters;     /* of tickets, one a window; nullptr: there are none */
+    int window;
+    bool dynamic;      /* the items past the first ones belong to who comes first: see walk_ticket() */
 };
 
-/* tickets: there is a counter for walk_ticket(). */
-DEV walk walk_begin(int n, int real, bool tickets)
+/* counters: PRHS_TICKET_WINDOWS of them, 0 when the grid begins; nullptr: no tickets. */
+DEV walk walk_begin(int n, int real, int *counters)
 {
     const int each = n <= (int)blockDim.x ? 1 : n <= 2 * (int)blockDim.x ? 2 : TURNS_EACH;
-    return walk{ { 0, 0, -each * (int)blockDim.x, 0, each, real }, 0, 0, 0, 0, tickets };
+    return walk{ { 0, 0, -each * (int)blockDim.x, 0, each, real }, 0, 0, 0, 0, counters, -1, false };
 }
 
-/* Of `least` items that a warp has at least, how many are its own. */
-DEV unsigned own_items(unsigned least) { return least - 1 - least / 8; }
+/*
+ * Blocks whose warps have an item of their own where the others go by tickets. The last blocks have none: other kernels' blocks may still be in
+ * their way, and who begins late must not keep anything from being done.
+ */
+DEV unsigned owners() { return gridDim.x - gridDim.x / 3; }
 
 /* The next window that has items. False: there is none. All threads of the block call it together, as often as it says true. */
 template <class Count, class Read> DEV bool walk_window(walk *w, int n, int *prefix, Count count, Read read)
@@ -552,15 +563,16 @@ template <class Count, class Read> DEV bool walk_window(walk *w, int n, int *pre
         __syncthreads();  /* the last window's items are found */
     }
     do {
+        w->window++;
         if (!turns_window(t, n, prefix, count, read))
             return false;
     } while (!t->total);
     const unsigned each = blockDim.x >> 5, warps = gridDim.x * each, least = (unsigned)t->total / warps;
     const unsigned mine = least > 1 ? blockIdx.x * each + warp_id() : warp_id() * gridDim.x + blockIdx.x;
-    w->dynamic = w->dynamic && least > 1 && min(t->real, n) <= t->each * (int)blockDim.x; /* one counter: one window */
+    w->dynamic = w->counters && w->window < PRHS_TICKET_WINDOWS && least > 0; /* fewer items are spread over multiprocessors */
     if (w->dynamic) {
-        w->at = (int)(mine * own_items(least));
-        w->end = w->at + (int)own_items(least);
+        w->at = (int)(blockIdx.x * each) + warp_id();
+        w->end = w->at + (blockIdx.x < owners());
     } else {
         take_share(t->total, warps, least, mine, &w->at, &w->end);
     }
@@ -568,11 +580,13 @@ template <class Count, class Read> DEV bool walk_window(walk *w, int n, int *pre
     return true;
 }
 
+/* A ticket for lane 0: asked for only. */
+DEV int ask_ticket(const walk &w) { return lane_id() ? 0 : atomicAdd(w.counters + w.window, 1); }
+
 /* Takes the item of ticket number `ticket`: warps are not equally fast, and so those that are behind get fewer. False: there is none. */
 DEV bool walk_ticket(walk *w, int ticket)
 {
-    const unsigned warps = gridDim.x * (blockDim.x >> 5);
-    w->at = (int)(warps * own_items((unsigned)w->t.total / warps)) + ticket;
+    w->at = (int)(owners() * (blockDim.x >> 5)) + ticket;
     w->end = min(w->at + 1, w->t.total);
     w->passed = 0;
     return w->at < w->end;

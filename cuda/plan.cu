@@ -231,7 +231,7 @@ DEV unsigned failed_rows(const plan_job &j, int first, const float *ref)
 
 DEV prhs_set idle_set() { return prhs_set{ PRHS_MODE_IDLE, 0, 0, 0, 0, 1, 0, 0, 0, 0, { 0, 0 } }; }
 
-DEV prhs_seq *active_at(byte *ws, const prhs_k_work &w) { return (prhs_seq *)(ws + w.active_off + 16); }
+DEV prhs_seq *active_at(byte *ws, const prhs_k_work &w) { return (prhs_seq *)(ws + w.active_off + PRHS_ACTIVE); }
 
 /* What row r does, its cosine apart. */
 DEV int first_work(const plan_job &j, int mode, int r)
@@ -493,7 +493,7 @@ KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
 #pragma unroll 1
     for (int k = least + (gridDim.x - 1 - blockIdx.x) * 128 + threadIdx.x; k < most; k += gridDim.x * 128)
         put_idle(a, p.mem[PRHS_R_WORK], k, quotient_by{ p.by_units }.of(k));
-    if (blockIdx.x == 0 && threadIdx.x <= PRHS_PASSES) /* after the number of active ones: the attends' tickets */
+    if (blockIdx.x == 0 && threadIdx.x <= PRHS_TICKETS) /* after the number of active ones: the tickets */
         INTS(p.mem[PRHS_R_WORK], a.work.active_off)[threadIdx.x] = threadIdx.x ? 0 : active;
     if (rest) { /* first by the warps that had nothing to do so far */
         const int at = warp - taken % warps;

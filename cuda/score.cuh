@@ -74,11 +74,19 @@ struct warp_turns {
     int next, stop;          /* chunks, from the window's first on */
     int unit, before, after; /* the unit of the chunk before, from the window's first on, and where its chunks lie */
     int first, real;         /* units: where the window begins; from `real` on there is no work, known only once the first are counted */
+    int ticket;              /* lane 0's next one, which may be on its way yet */
+    bool dynamic;            /* no chunk is a warp's own: whose ticket is the next one takes it */
 };
 
 DEV warp_turns turns_of(const prhs_cu_score &p)
 {
-    return warp_turns{ 0, 0, 0, 0, 0, -WINDOW, seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * p.a.shape.units };
+    return warp_turns{ 0, 0, 0, 0, 0, -WINDOW, seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * p.a.shape.units, 0, false };
+}
+
+/* For lane 0: asked for only. */
+DEV int ask_ticket(const prhs_cu_score &p, const warp_turns &t)
+{
+    return lane_id() ? 0 : atomicAdd(tickets_at(p.mem[PRHS_R_WORK], p.a.work, PRHS_PASSES) + t.first / WINDOW, 1);
 }
 
 /* Chunks of unit i < end, from what they follow from; 0 past the end. */
@@ -136,16 +144,29 @@ DEV int count_units(const prhs_cu_score &p, const tally &c, int begin, int end, 
     return sum;
 }
 
-/* The warp's share of `total` chunks. The first warps of all blocks come before the second ones: few chunks are spread over blocks. */
-DEV void share_chunks(warp_turns *t, int total)
+/*
+ * The warp's share of `total` chunks: by tickets, as with walk_window(), where there are counters and enough chunks. Else the first warps of
+ * all blocks come before the second ones: few chunks are spread over blocks.
+ */
+DEV void share_chunks(const prhs_cu_score &p, bool tickets, warp_turns *t, int total)
 {
     const unsigned warps = gridDim.x * WARPS;
-    take_share(total, warps, (unsigned)total / warps, warp_id() * gridDim.x + blockIdx.x, &t->next, &t->stop);
+    t->dynamic = tickets && t->first < PRHS_TICKET_WINDOWS * WINDOW && (unsigned)total >= warps;
     t->before = t->after = 0;
+    if (t->dynamic) {
+        t->ticket = ask_ticket(p, *t);
+        t->next = (int)(blockIdx.x * WARPS) + warp_id();
+        t->stop = t->next + (blockIdx.x < owners());
+        return;
+    }
+    take_share(total, warps, (unsigned)total / warps, warp_id() * gridDim.x + blockIdx.x, &t->next, &t->stop);
 }
 
-/* The next window that has work; false: there is none. By the whole block; has barriers. prefix: shared, WINDOW ints. */
-template <bool M> DEV bool next_window(const prhs_cu_score &p, const tally &c, warp_turns *t, int *prefix)
+/*
+ * The next window that has work; false: there is none. By the whole block; has barriers. prefix: shared, WINDOW ints. tickets: whether
+ * there are counters.
+ */
+template <bool M> DEV bool next_window(const prhs_cu_score &p, const tally &c, bool tickets, warp_turns *t, int *prefix)
 {
     const int n = p.a.batch.max_seqs * p.a.shape.units;
     for (;;) {
@@ -161,7 +182,7 @@ template <bool M> DEV bool next_window(const prhs_cu_score &p, const tally &c, w
         if (!__syncthreads_or(sum))
             continue;
         int before;
-        share_chunks(t, block_prefix(sum, &before));
+        share_chunks(p, tickets, t, block_prefix(sum, &before));
 #pragma unroll
         for (int k = 0; k < COUNTS; k++)
             prefix[COUNTS * threadIdx.x + k] = before += prefix[COUNTS * threadIdx.x + k];
@@ -171,10 +192,17 @@ template <bool M> DEV bool next_window(const prhs_cu_score &p, const tally &c, w
 }
 
 /* The warp's next chunk of the window: true where there is one. *again: it is of the same unit as the one before. */
-DEV bool next_chunk(warp_turns *t, const int *prefix, bool *again, int *item)
+DEV bool next_chunk(const prhs_cu_score &p, warp_turns *t, const int *prefix, bool *again, int *item)
 {
-    if (t->next >= t->stop)
-        return false;
+    if (t->next >= t->stop) {
+        if (!t->dynamic)
+            return false;
+        t->next = (int)(owners() * WARPS) + __shfl_sync(FULL, t->ticket, 0);
+        if (t->next >= prefix[WINDOW - 1])
+            return false;
+        t->stop = t->next + 1;
+        t->ticket = ask_ticket(p, *t); /* before it is needed: those who score look a chunk ahead */
+    }
     *again = t->next < t->after;
     if (!*again) {
         t->unit = first_above(prefix, WINDOW / 32, t->next);
@@ -249,8 +277,8 @@ template <bool M, class Work> DEV void score(const prhs_cu_score &p, Work work)
     warp_turns t = turns_of(p);
     bool again;
     int item;
-    while (next_window<M>(p, c, &t, prefix))
-        while (next_chunk(&t, prefix, &again, &item)) {
+    while (next_window<M>(p, c, false, &t, prefix))
+        while (next_chunk(p, &t, prefix, &again, &item)) {
             __syncwarp();
             if (!again) {
                 const job j = job_of(p, t.first + t.unit, item);

@@ -128,7 +128,7 @@ template <int HB> DEV bool next_order(const prhs_cu_score &p, warp_turns *t, con
     const bool heads = now && h0 < a.shape.unit_heads;
     bool again = true;
     int item;
-    if (!heads && !next_chunk(t, prefix, &again, &item))
+    if (!heads && !next_chunk(p, t, prefix, &again, &item))
         return false;
     if (again) {
         static_assert(sizeof(order) <= 128, "a lane copies a word");
@@ -519,7 +519,9 @@ template <int T, int DP, int HB, bool M> DEV void score_rings(const prhs_cu_scor
     grid_begin();
     const tally counts = tally_of<M>(p);
     warp_turns t = turns_of(p);
-    while (next_window<M>(p, counts, &t, prefix))
+    /* With moments what tickets take of the registers costs every step more than they give to those that retrieve. */
+    const bool tickets = !M && counts.kept;
+    while (next_window<M>(p, counts, tickets, &t, prefix))
         score_window<T, DP, HB, M>(p, prefix, orders[warp_id()], rings + warp_id() * keys_ring<DP>::BYTES, &t);
 }
 

@@ -217,7 +217,7 @@ template <int T, int L, int HB> DEV void serve(const prhs_cu_serve &p)
     __shared__ int prefix[TURNS_EACH * THREADS];
     const int *counts = kept_counts(p);
     grid_begin();
-    walk w = chunks_begin(p, false); /* registers are short, and memory is what all warps wait for */
+    walk w = chunks_begin(p);
     while (next_window(p, &w, counts, prefix))
         serve_window<T, L, HB>(p, w, prefix, &warps[warp_id()]);
 }

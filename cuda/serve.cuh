@@ -82,18 +82,12 @@ DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v
     return sum;
 }
 
-/* The chunks of all units, as the grid's warps share them; tickets: the last ones by walk_ticket(), where there is a counter. */
-DEV walk chunks_begin(const prhs_cu_serve &p, bool tickets)
+/* The chunks of all units, as the grid's warps share them. */
+DEV walk chunks_begin(const prhs_cu_serve &p)
 {
     const prhs_k_attend &a = p.attend;
-    return walk_begin(a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units,
-                      tickets && a.batch.active_off != PRHS_NONE);
-}
-
-/* A ticket for walk_ticket(), for lane 0: asked for only. plan has set the counter back. */
-DEV int ask_ticket(const prhs_cu_serve &p)
-{
-    return lane_id() ? 0 : atomicAdd(INTS(p.mem[PRHS_R_WORK], p.attend.work.active_off) + 1 + p.pass, 1);
+    int *const counters = a.batch.active_off == PRHS_NONE ? nullptr : tickets_at(p.mem[PRHS_R_WORK], a.work, p.pass);
+    return walk_begin(a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units, counters);
 }
 
 /* The next units that have chunks, by the whole block. False: there are none. */

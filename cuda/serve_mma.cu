@@ -206,7 +206,7 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
     warp_shared *sh = (warp_shared *)(rings + WARPS * r::BYTES + warp * each);
     clear_rings<DP>(rings, WARPS * r::BYTES, p.attend.shape.dim);
     grid_begin();
-    walk w = chunks_begin(p, true);
+    walk w = chunks_begin(p);
     while (next_window(p, &w, counts, prefix))
         serve_window<T, DP, NT>(p, w, prefix, shared_at_of(rings + warp * r::BYTES), sh);
 }

@@ -152,6 +152,9 @@ typedef struct prhs_k_state {
 #define PRHS_WORK_HELD 3                  /* attended over the unit's set: only finish still has to see it (where verdicts come with score) */
 
 #define PRHS_PASSES 3                     /* attend + finish pairs of a layer step, at most */
+#define PRHS_TICKET_WINDOWS 4             /* of units, as those who walk over them count them, that have tickets; the others do without */
+#define PRHS_TICKETS ((PRHS_PASSES + 1) * PRHS_TICKET_WINDOWS) /* of each attend, then of score */
+#define PRHS_ACTIVE 80
 
 /*
  * select on a GPU: tokens of a unit that one block takes alone; longer middles are cut into slices. What a unit's slices leave for each
@@ -194,9 +197,10 @@ typedef struct prhs_k_work {
     prhs_i64 fresh_off;                   /* prhs_set[max_seqs][units], with judge_off: the sets of units that retrieve, or may */
     prhs_i64 slice_off;                   /* u32[max_seqs][units][PRHS_K_SLICE_WORDS(max_kv_len, unit_heads)], with the counts and where
                                              max_kv_len > PRHS_K_SLICE; else PRHS_NONE */
-    prhs_i64 active_off;                  /* i32[1 + PRHS_PASSES], then prhs_seq[max_seqs], with the counts: how many sequences decode or
-                                             seed, tickets that the attends of the step have given out, and these sequences, closed up by
-                                             plan. All arrays above are by their places; up to PRHS_AHEAD units the rest is idle */
+    prhs_i64 active_off;                  /* i32[1 + PRHS_TICKETS], from PRHS_ACTIVE bytes on prhs_seq[max_seqs], with the counts: how many
+                                             sequences decode or seed, tickets that the attends of the step and its score have given out,
+                                             and these sequences, closed up by plan. All arrays above are by their places; up to
+                                             PRHS_AHEAD units the rest is idle */
     prhs_i32 chunks, chunk_min;           /* attend: at most `chunks` chunks of at least chunk_min tokens */
     prhs_i32 score_chunks, score_chunk_min;
 } prhs_k_work;

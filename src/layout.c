@@ -93,7 +93,7 @@ static void make_work(const prhs_extent *e, prhs_layout *l) {
     w->score_count_off = take(&end, e->chunking.counts, (judges ? 2 : 1) * seqs * s->units, 4);
     w->judge_off = take(&end, judges, seqs * s->heads * 4, 4);
     w->fresh_off = take(&end, judges, seqs * s->units, sizeof(prhs_set));
-    w->active_off = take(&end, e->chunking.counts, 16 + seqs * (prhs_i64)sizeof(prhs_seq), 1);
+    w->active_off = take(&end, e->chunking.counts, PRHS_ACTIVE + seqs * (prhs_i64)sizeof(prhs_seq), 1);
     w->slice_off = take(&end, e->chunking.counts && e->scores && e->max_kv_len > PRHS_K_SLICE,
                         seqs * s->units * PRHS_K_SLICE_WORDS((prhs_i64)e->max_kv_len, s->unit_heads), 4);
     l->work_bytes = align_up(end, PRHS_ALIGN);

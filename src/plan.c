@@ -183,7 +183,7 @@ static void close_up(list *l) {
         return;
     l->seqs = l->s->work.buffer;
     l->batch.active_off = l->work.active_off;
-    l->batch.seqs_off = l->work.active_off + 16;
+    l->batch.seqs_off = l->work.active_off + PRHS_ACTIVE;
 }
 
 size_t prhs_plan_step(const prhs_session *s, const prhs_step_args *a, prhs_op *ops) {

@@ -159,12 +159,14 @@ static prhs_i32 room_of_slices(const prhs_k_select *a) {
 }
 
 /*
- * Where there are no lists, all rows lie in order: the rings of two blocks a multiprocessor are enough to keep the memory busy then, and more
- * streams only get in each other's way.
+ * attend's items are for warps. Where there are no lists, and so as many items as the rows need, as many warps as items, but at least one block
+ * on every multiprocessor.
  */
 unsigned prhs_nv_most_blocks(const prhs_nv_choice *choice, const prhs_op *op, unsigned units) {
-    const bool in_order = op->kind == PRHS_OP_ATTEND && op->args.attend.state.list_off == PRHS_NONE;
-    return in_order && !strcmp(choice->file, "serve_mma") ? 2 * units : UINT_MAX;
+    if (op->kind != PRHS_OP_ATTEND || op->args.attend.state.list_off != PRHS_NONE)
+        return UINT_MAX;
+    const uint64_t warps = choice->threads / 32, blocks = (prhs_nv_blocks(choice, op) + warps - 1) / warps;
+    return blocks < units ? units : blocks < UINT_MAX ? (unsigned)blocks : UINT_MAX;
 }
 
 prhs_i32 prhs_nv_size(const prhs_nv_device *dev, const prhs_nv_choice *choice, const prhs_op *op, unsigned *threads, unsigned *shared) {
