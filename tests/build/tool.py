@@ -133,10 +133,10 @@ def main():
     peers(document)
 
     done = run(prhs, "bench", "--backend", "cpu", "--shape", "1,1024,4,2,32", "--rotate", "1", "--repeat", "2", "--kept-tokens", "100",
-               "--only", "select", "--only", "host", "--only", "cross", "--only", "prefill", "--json", "-")
+               "--only", "select", "--only", "host", "--only", "cross", "--only", "sure", "--only", "prefill", "--json", "-")
     document = json.loads(done.stdout) if done.returncode == 0 else {"rows": []}
     sections = {row["section"] for row in document["rows"]}
-    check(sections == {"select", "outside a graph, by layer", "crossover", "prefill"}, f"the other parts of bench: {sorted(sections)}")
+    check(sections == {"select", "outside a graph, by layer", "crossover", "the cost of being sure, by layer", "prefill"}, f"the other parts of bench: {sorted(sections)}")
     check("n_star_1_4_2_32_k64" in document and all(row["kept"] == 100 for row in document["rows"] if row["section"] == "select"),
           "crossover lengths, and the kept tokens asked for")
     if re.search(r"^opencl\t0\t", run(prhs, "info", "--brief").stdout, re.M):

@@ -35,6 +35,8 @@ static void run_parts(bench *b, const char *program) {
         bench_host(b, &o->shapes[0]);
     if (parts & BENCH_CROSS)
         bench_cross(b, &o->shapes[0]);
+    if (parts & BENCH_SURE)
+        bench_sure(b, &o->shapes[0]);
     if (parts & BENCH_SLOTS)
         bench_slots(b);
     if (parts & BENCH_PREFILL)

@@ -25,7 +25,8 @@ enum {
     BENCH_SLOTS = 32,
     BENCH_PREFILL = 64,
     BENCH_START = 128,
-    BENCH_ALL = 255
+    BENCH_SURE = 256,
+    BENCH_ALL = 511
 };
 
 typedef struct bench_options {
@@ -189,6 +190,8 @@ typedef struct step_case {
     uint32_t kept;         /* 0: the shape's */
     uint32_t min_sparse_n;
     prhs_residual residual; /* 0: the preset's */
+    bool ungated;           /* no gate, whatever the preset has */
+    double audit_rate;
 } step_case;
 
 typedef struct step_bench {
@@ -229,6 +232,7 @@ void bench_select(bench *b);
 void bench_dense(bench *b, const bench_shape *s);
 void bench_host(bench *b, const bench_shape *s);
 void bench_cross(bench *b, const bench_shape *s);
+void bench_sure(bench *b, const bench_shape *s);
 void bench_slots(bench *b);
 void bench_prefill(bench *b);
 /* In a process of its own: opens the device, makes a session, runs a step; prints the seconds. */

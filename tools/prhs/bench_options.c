@@ -22,7 +22,7 @@ static const char help[] =
     "  --repeat N        timed calls an op, replays on CUDA (20)\n"
     "  --rotate MIB      what a rotation goes through: K/V where the device computes in host memory (1024), else what calls touch (256)\n"
     "  --only PART       ops, steps, select, host (what a step costs outside a graph), cross (sparse against dense by N and kept tokens),\n"
-    "                    slots (64 slots of 131072 tokens with short sequences), prefill, start or all; may be repeated\n"
+    "                    sure (what gates and audits cost a step), slots (64 slots of 131072 tokens with short sequences), prefill, start or all; may be repeated\n"
     "                    (ops, steps, start; CUDA: also host, cross, and select with a preset)\n"
     "  --no-graph        CUDA: calls one by one\n"
     "  --json FILE       all figures as a document ('-': standard output)\n";
@@ -75,13 +75,14 @@ static bool parse_only(const char *text, bench_options *o) {
         uint32_t part;
     } parts[] = { { "ops", BENCH_OPS },     { "steps", BENCH_STEPS }, { "select", BENCH_SELECT },
                   { "host", BENCH_HOST },   { "cross", BENCH_CROSS }, { "slots", BENCH_SLOTS },
-                  { "start", BENCH_START }, { "prefill", BENCH_PREFILL }, { "all", BENCH_ALL } };
+                  { "start", BENCH_START }, { "prefill", BENCH_PREFILL }, { "sure", BENCH_SURE },
+                  { "all", BENCH_ALL } };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         if (strcmp(parts[i].name, text) == 0) {
             o->parts |= parts[i].part;
             return true;
         }
-    fprintf(stderr, "prhs: --only takes ops, steps, select, host, cross, slots, prefill, start or all, not '%s'\n", text);
+    fprintf(stderr, "prhs: --only takes ops, steps, select, host, cross, sure, slots, prefill, start or all, not '%s'\n", text);
     return false;
 }
 

@@ -11,9 +11,9 @@
 
 #include "bench.h"
 
-const step_case step_dense = { "dense", "dense", 0, 1, 0, 0, 0, 0 };
-const step_case step_cis = { "cis, rho 1/16, single tokens", "cis", 16, 1, 0, 0, 0, 0 };
-const step_case step_mass = { "cis-mass, rho 1/7, mean", "cis-mass", 7, 1, 0, 0, 0, 0 };
+const step_case step_dense = { "dense", "dense", 0, 1, 0, 0, 0, 0, false, 0 };
+const step_case step_cis = { "cis, rho 1/16, single tokens", "cis", 16, 1, 0, 0, 0, 0, false, 0 };
+const step_case step_mass = { "cis-mass, rho 1/7, mean", "cis-mass", 7, 1, 0, 0, 0, 0, false, 0 };
 
 static prhs_session_params session_params(const step_bench *m) {
     const bench *b = m->b;
@@ -34,6 +34,9 @@ static prhs_session_params session_params(const step_bench *m) {
     }
     if (c->residual)
         p.policy.residual = c->residual;
+    if (c->ungated)
+        p.policy.gate = PRHS_GATE_NONE;
+    p.audit_rate = c->audit_rate;
     p.shape = (prhs_shape){ s->heads, s->kv_heads, s->dim, 0.0f };
     p.layers = BENCH_LAYERS;
     p.max_slots = p.max_seqs = p.max_rows = m->seqs;
@@ -183,12 +186,14 @@ static double bytes_of(const bench *b, const bench_shape *s, const step_case *c)
     return (1 - part) * sparse + part * all;
 }
 
+static const char *const in_steps = "decode steps, by layer";
+
 /* Returns seconds a layer step, all time over all calls. */
-static double run_case(bench *b, const bench_shape *s, const bench_cache *cache, const step_case *c, double dense) {
+static double run_case(bench *b, const char *section, const bench_shape *s, const bench_cache *cache, const step_case *c, double dense) {
     step_bench m = { .b = b, .s = s, .cache = cache, .c = c };
     uint32_t timed = step_count(c, c->block || b->graphs ? b->o->repeat : 2);
     char name[80];
-    bench_row first = { .section = "decode steps, by layer", .shape = *s, .name = name };
+    bench_row first = { .section = section, .shape = *s, .name = name };
     bench_row r = { .section = first.section, .name = c->name, .shape = *s, .dense = dense, .bytes = bytes_of(b, s, c) };
     step_begin(&m, timed);
     step_time(&m, timed, &first, &r);
@@ -196,7 +201,7 @@ static double run_case(bench *b, const bench_shape *s, const bench_cache *cache,
     double touched = bench_row_bytes(b, s, c->block ? s->kept : s->n);
     r.rotation = touched * (cache->copies < BENCH_LAYERS ? cache->copies : BENCH_LAYERS);
     bench_report_row(b, &r);
-    if (c->block) {
+    if (c->block && !strcmp(section, in_steps)) {
         snprintf(name, sizeof name, "    its first step");
         bench_report_row(b, &first);
     }
@@ -205,18 +210,37 @@ static double run_case(bench *b, const bench_shape *s, const bench_cache *cache,
 
 void bench_steps(bench *b, const bench_shape *s) {
     static const step_case cases[] = {
-        { "cis, rho 1/16, runs of 16", "cis", 16, 16, 0, 0, 0, 0 },
-        { "cis, rho 1/16, single tokens, layer 0 dense", "cis", 16, 1, 1, 0, 0, 0 },
-        { "cis-mass, rho 1/6, mean", "cis-mass", 6, 1, 0, 0, 0, 0 },
-        { "cis-mass, rho 1/7, retrieved", "cis-mass", 7, 1, 0, 0, 0, PRHS_RESIDUAL_RETRIEVED },
+        { "cis, rho 1/16, runs of 16", "cis", 16, 16, 0, 0, 0, 0, false, 0 },
+        { "cis, rho 1/16, single tokens, layer 0 dense", "cis", 16, 1, 1, 0, 0, 0, false, 0 },
+        { "cis-mass, rho 1/6, mean", "cis-mass", 6, 1, 0, 0, 0, 0, false, 0 },
+        { "cis-mass, rho 1/7, retrieved", "cis-mass", 7, 1, 0, 0, 0, PRHS_RESIDUAL_RETRIEVED, false, 0 },
     };
     bench_cache cache;
     uint32_t mark = b->buffer_count;
     bench_cache_make(b, s, s->kept, step_count(&step_cis, b->o->repeat) + 32, &cache);
-    double dense = run_case(b, s, &cache, &step_dense, 0);
-    run_case(b, s, &cache, &step_cis, dense);
+    double dense = run_case(b, in_steps, s, &cache, &step_dense, 0);
+    run_case(b, in_steps, s, &cache, &step_cis, dense);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
-        run_case(b, s, &cache, &cases[i], dense);
-    run_case(b, s, &cache, &step_mass, dense);
+        run_case(b, in_steps, s, &cache, &cases[i], dense);
+    run_case(b, in_steps, s, &cache, &step_mass, dense);
+    bench_release(b, mark);
+}
+
+/* What it costs to be told more: gates that could ask for a retrieval (and here never do), and audits; the residual is the preset's. */
+void bench_sure(bench *b, const bench_shape *s) {
+    static const step_case cases[] = {
+        { "no gate", "cis", 16, 1, 0, 0, 0, 0, true, 0 },
+        { "cosine gate", "cis", 16, 1, 0, 0, 0, 0, false, 0 },
+        { "cosine gate, audits at 1 %", "cis", 16, 1, 0, 0, 0, 0, false, 0.01 },
+        { "mass gate", "cis-mass", 16, 1, 0, 0, 0, 0, false, 0 },
+        { "mass gate, audits at 1 %", "cis-mass", 16, 1, 0, 0, 0, 0, false, 0.01 },
+    };
+    static const char *const section = "the cost of being sure, by layer";
+    bench_cache cache;
+    uint32_t mark = b->buffer_count;
+    bench_cache_make(b, s, s->kept, step_count(&step_cis, b->o->repeat) + 32, &cache);
+    double dense = run_case(b, section, s, &cache, &step_dense, 0);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        run_case(b, section, s, &cache, &cases[i], dense);
     bench_release(b, mark);
 }
