@@ -3,6 +3,8 @@
  * Targets instead of k: sessions beside the reference, whose lists have the fewest tokens that meet the target, and which attends densely
  * where k tokens do not.
  */
+#include <math.h>
+
 #include "groups.h"
 #include "reference.h"
 
@@ -80,8 +82,87 @@ static const struct {
     { { "long cis-mass", "cis-mass", S_G3_D64, NHD, 2, 1, SUM, 1, loose, 14, 50 }, NULL },
 };
 
-static const char *row_name(int row) { return rows[row].row.name; }
+/* --- made-up keys, of S_G3_D64 --- */
 
-static void run(t_ctx *t, int row) { r_run_targets(t, &rows[row].row, rows[row].targets, R_LIVE, 200); }
+enum { KV_HEADS = 2 };
 
-const t_group t_group_target = { "target", sizeof rows / sizeof *rows, 8, row_name, run };
+/* All keys are zero: every token weighs the same, and the lower position comes first. */
+static void plant_equals(uint32_t layer, int32_t pos, float *q, float *k, float *v) {
+    (void)layer, (void)pos, (void)q, (void)v;
+    for (int i = 0; k && i < KV_HEADS * 64; i++)
+        k[i] = 0.0f;
+}
+
+/* The same, and two keys are no numbers. */
+static void plant_no_numbers(uint32_t layer, int32_t pos, float *q, float *k, float *v) {
+    plant_equals(layer, pos, q, k, v);
+    for (int h = 0; k && h < KV_HEADS && (pos == 10 || pos == 20); h++)
+        k[h * 64 + 7] = NAN;
+}
+
+/* 100 tokens and one more, of which 2 + 8 are always attended. What units do, and how many tokens they list. */
+static const struct {
+    const char *name;
+    void (*plant)(uint32_t layer, int32_t pos, float *q, float *k, float *v);
+    float target;
+    uint32_t least, most;
+    int mode, count;
+} made[] = {
+    { "equals", plant_equals, 0.305f, 1, 80, PRHS_MODE_RETRIEVE, 61 }, /* 30 of 101 may go */
+    { "equals, just enough", plant_equals, 0.305f, 1, 61, PRHS_MODE_RETRIEVE, 61 },
+    { "equals, one too few", plant_equals, 0.305f, 1, 60, PRHS_MODE_DENSE, 0 },
+    { "equals, the floor", plant_equals, 0.95f, 33, 61, PRHS_MODE_RETRIEVE, 33 },
+    { "equals, no more than the floor", plant_equals, 0.305f, 91, 95, PRHS_MODE_DENSE, 0 },
+    { "two that are no numbers", plant_no_numbers, 0.95f, 1, 40, PRHS_MODE_RETRIEVE, 2 },
+    { "no room for the second", plant_no_numbers, 0.95f, 1, 1, PRHS_MODE_DENSE, 0 },
+};
+enum { ROWS = sizeof rows / sizeof *rows, MADE = sizeof made / sizeof *made };
+
+static void check_made(t_ctx *t, t_world *w, int row) {
+    const int numbers = made[row].plant == plant_equals;
+    const void *blob = t_world_export(w, 0);
+    prhs_stats s;
+    for (uint32_t layer = 0; layer < w->s.layers; layer++)
+        for (uint32_t u = 0; u < prhs_session_units(w->session); u++) {
+            const prhs_unit_view view = t_world_view(w, blob, layer, u);
+            T_CHECK(t, view.set.mode == made[row].mode, "layer %u unit %u: mode %d", layer, u, view.set.mode);
+            if (made[row].mode == PRHS_MODE_DENSE)
+                continue;
+            T_CHECK(t, view.set.count == made[row].count, "layer %u unit %u: %d tokens are listed", layer, u, view.set.count);
+            for (int32_t i = 0; i < view.set.count; i++)
+                T_CHECK(t, view.list[i] == (numbers ? 2 + i : 10 + 10 * i), "layer %u unit %u: token %d is at %d", layer, u, i,
+                        view.list[i]);
+        }
+    t_world_stats(w, 0, PRHS_ALL_LAYERS, &s);
+    const int whole = made[row].least >= 91; /* nothing is asked of a list then */
+    T_CHECK(t, s.steps > 0 && s.missed == (made[row].mode == PRHS_MODE_DENSE && !whole ? s.steps : 0), "%u of %u steps missed",
+            (unsigned)s.missed, (unsigned)s.steps);
+    T_CHECK(t, s.within == (numbers ? s.audited.count : 0), "%u of %u masses are within the target", (unsigned)s.within,
+            (unsigned)s.audited.count);
+    T_CHECK(t, (s.audited.count > 0) == (numbers && made[row].mode == PRHS_MODE_RETRIEVE), "%u audits",
+            (unsigned)s.audited.count);
+}
+
+static void run_made(t_ctx *t, int row) {
+    t_world w;
+    t_setup s = t_setup_default(t, "topk", &t_shapes[S_G3_D64]);
+    aim(&s.policy, made[row].target, made[row].least, made[row].most);
+    s.audit = 1;
+    t_world_make(t, &w, &s);
+    w.edit = made[row].plant;
+    t_wseq *seq = t_world_seq(&w, 1, 0);
+    t_world_prompt(&w, seq, 100, 64);
+    t_world_one(&w, seq, 1, 0);
+    check_made(t, &w, row);
+}
+
+static const char *row_name(int row) { return row < ROWS ? rows[row].row.name : made[row - ROWS].name; }
+
+static void run(t_ctx *t, int row) {
+    if (row >= ROWS)
+        run_made(t, row - ROWS);
+    else
+        r_run_targets(t, &rows[row].row, rows[row].targets, R_LIVE, 200);
+}
+
+const t_group t_group_target = { "target", ROWS + MADE, 8, row_name, run };
