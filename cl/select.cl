@@ -340,7 +340,6 @@ void select_item(const prhs_k_select *a, long item, mem seqs, mem q, mem state, 
     set.win_begin = j.count ? j.first + j.count * run : lo;
     __global int *list = SLOT_AT(state, &a->state, list_off, j.e.slot, int) + (long)j.u * a->state.list_cap;
     const int keep = a->policy.least > 0 ? set.reserved[1] : a->policy.k / run;
-    set.reserved[1] = 0;
     set.count = fill_list(&j, min(min(keep, a->state.list_cap), j.count), list);
     *set_at(ws, &a->work, &a->shape, j.b, j.u) = set;
     store_reference(&j, &set, list, q, state);

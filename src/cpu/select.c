@@ -174,7 +174,6 @@ static int count_forced(const task *k, forced f) {
 static int choose(const task *k) {
     const prhs_k_policy *p = &k->a->policy;
     int keep = prhs_cpu_min(p->least > 0 ? k->set->reserved[1] : p->k / k->run, k->a->state.list_cap);
-    k->set->reserved[1] = 0;
     if (k->n <= keep) {
         for (int i = 0; i < k->n; i++)
             k->list[i] = i;

@@ -57,40 +57,49 @@ static const struct {
     r_row row;
     const float *targets; /* by layer */
 } rows[] = {
-    { { "topk", "topk", S_G1_D32, NHD, 2, 1, SUM, 1, wide, 0, 50 }, NULL },
     { { "topk G3", "topk", S_G3_D64, HND, 3, 1, SUM, 1, wide, 0, 50 }, NULL },
+    { { "topk, no list will do", "topk", S_G1_D32, P1, 2, 1, SUM, 1, hopeless, 0, 50 }, NULL },
+    { { "topk by layer", "topk", S_G3_D64, NHD, 2, 1, SUM, 1, wide, 0, 50 }, by_layer },
+    { { "cis, scarce", "cis", S_G3_D64, NHD, 3, 1, SUM, 0, scarce, 0, 50 }, NULL },
+    { { "cis-mass", "cis-mass", S_G3_D64, NHD, 3, 1, SUM, 1, loose, 0, 50 }, NULL },
+    { { "cis-mass, scarce", "cis-mass", S_G1_D32, ONE, 3, 1, SUM, 1, scarce, 0, 50 }, NULL },
+    { { "cis-mass, runs of 4", "cis-mass", S_G1_D128, NHD, 2, 4, SUM, 1, runs, 0, 50 }, NULL },
+    { { "topk", "topk", S_G1_D32, NHD, 2, 1, SUM, 1, wide, 0, 50 }, NULL },
     { { "topk G4, the heads' largest weight", "topk", S_G4_D128, ONE, 1, 1, MAX, 1, tight, 0, 50 }, NULL },
     { { "topk G16", "topk", S_G16_D40, P256, 1, 1, SUM, 0, scarce, 0, 50 }, NULL },
     { { "topk, one size", "topk", S_G3_D64, NHD, 2, 1, SUM, 0, one_size, 0, 50 }, NULL },
-    { { "topk, no list will do", "topk", S_G1_D32, P1, 2, 1, SUM, 1, hopeless, 0, 50 }, NULL },
     { { "topk, as many as it takes", "topk", S_G2_D64, NHD, 2, 1, SUM, 1, all, 0, 50 }, NULL },
     { { "topk, runs of 4", "topk", S_G3_D64, NHD, 2, 4, SUM, 1, runs, 0, 50 }, NULL },
     { { "topk per head with mean", "topk", S_G2_D64, P1, 2, 1, EACH, 0, mean, 0, 50 }, NULL },
     { { "topk under PSAW", "topk", S_G1_D32, NHD, 2, 1, SUM, 1, psaw, 0, 50 }, NULL },
-    { { "topk by layer", "topk", S_G3_D64, NHD, 2, 1, SUM, 1, wide, 0, 50 }, by_layer },
     { { "cis", "cis", S_G1_D32, HND, 3, 1, SUM, 1, wide, 0, 50 }, NULL },
-    { { "cis, scarce", "cis", S_G3_D64, NHD, 3, 1, SUM, 0, scarce, 0, 50 }, NULL },
     { { "no gate", "cis", S_G3_D64, NHD, 2, 1, SUM, 1, blocks, 0, 50 }, NULL },
-    { { "cis-mass", "cis-mass", S_G3_D64, NHD, 3, 1, SUM, 1, loose, 0, 50 }, NULL },
-    { { "cis-mass, scarce", "cis-mass", S_G1_D32, ONE, 3, 1, SUM, 1, scarce, 0, 50 }, NULL },
     { { "cis-mass, tight", "cis-mass", S_MQA_D80, P1, 2, 1, SUM, 0, tight, 0, 50 }, NULL },
     { { "cis-mass, one row", "cis-mass", S_G4_D128, HND, 1, 1, SUM, 33, loose, 0, 50 }, NULL },
     { { "cis-mass, easy, per head", "cis-mass", S_G2_D64, NHD, 2, 1, EACH, 0, easy, 0, 50 }, NULL },
-    { { "cis-mass, runs of 4", "cis-mass", S_G1_D128, NHD, 2, 4, SUM, 1, runs, 0, 50 }, NULL },
     { { "cis-mass, retrieved", "cis-mass", S_G3_D64, HND, 2, 1, SUM, 1, retrieved, 0, 50 }, NULL },
     { { "cis-mass by layer", "cis-mass", S_G1_D32, NHD, 2, 1, SUM, 1, loose, 0, 50 }, by_layer },
     { { "long cis-mass", "cis-mass", S_G3_D64, NHD, 2, 1, SUM, 1, loose, 14, 50 }, NULL },
 };
 
-/* --- made-up keys, of S_G3_D64 --- */
+/* --- made-up keys --- */
 
-enum { KV_HEADS = 2 };
+static void make_equal(float *k, int channels) {
+    for (int i = 0; k && i < channels; i++)
+        k[i] = 0.0f;
+}
+
+enum { KV_HEADS = 2 }; /* of both shapes below */
 
 /* All keys are zero: every token weighs the same, and the lower position comes first. */
 static void plant_equals(uint32_t layer, int32_t pos, float *q, float *k, float *v) {
     (void)layer, (void)pos, (void)q, (void)v;
-    for (int i = 0; k && i < KV_HEADS * 64; i++)
-        k[i] = 0.0f;
+    make_equal(k, KV_HEADS * 64);
+}
+
+static void plant_small_equals(uint32_t layer, int32_t pos, float *q, float *k, float *v) {
+    (void)layer, (void)pos, (void)q, (void)v;
+    make_equal(k, KV_HEADS * 32);
 }
 
 /* The same, and two keys are no numbers. */
@@ -156,13 +165,42 @@ static void run_made(t_ctx *t, int row) {
     check_made(t, &w, row);
 }
 
-static const char *row_name(int row) { return row < ROWS ? rows[row].row.name : made[row - ROWS].name; }
-
-static void run(t_ctx *t, int row) {
-    if (row >= ROWS)
-        run_made(t, row - ROWS);
-    else
-        r_run_targets(t, &rows[row].row, rows[row].targets, R_LIVE, 200);
+/* Equal keys in more than one of the slices that a GPU's select cuts: of N tokens 19 in 20 may go. */
+static void run_long(t_ctx *t) {
+    enum { ROWS_A_STEP = 64, TOKENS = 8500 };
+    t_world w;
+    t_setup s = t_setup_default(t, "topk", &t_shapes[S_G1_D32]);
+    aim(&s.policy, 0.95f, 8, 600);
+    s.layers = 1;
+    s.decode_rows = s.max_rows = ROWS_A_STEP;
+    s.max_kv_len = TOKENS + ROWS_A_STEP;
+    s.pages = s.max_kv_len / s.layout.page + 2;
+    t_world_make(t, &w, &s);
+    w.edit = plant_small_equals;
+    t_wseq *seq = t_world_seq(&w, 1, 0);
+    while (seq->len < TOKENS) /* much is attended by few rows only: prompts would take long */
+        t_world_one(&w, seq, ROWS_A_STEP, 0);
+    t_world_one(&w, seq, 1, 0);
+    const void *blob = t_world_export(&w, 0);
+    const int middle = seq->len - 2 - 8, want = middle - (int)(0.95 * seq->len);
+    for (uint32_t u = 0; u < prhs_session_units(w.session); u++) {
+        const prhs_unit_view view = t_world_view(&w, blob, 0, u);
+        T_CHECK(t, view.set.mode == PRHS_MODE_RETRIEVE && view.set.count == want, "unit %u: mode %d, %d tokens instead of %d", u,
+                view.set.mode, view.set.count, want);
+        for (int32_t i = 0; i < view.set.count; i++)
+            T_CHECK(t, view.list[i] == 2 + i, "unit %u: token %d is at %d", u, i, view.list[i]);
+    }
 }
 
-const t_group t_group_target = { "target", ROWS + MADE, 8, row_name, run };
+static const char *row_name(int row) { return row < MADE ? made[row].name : row < MADE + ROWS ? rows[row - MADE].row.name : "long, equals"; }
+
+static void run(t_ctx *t, int row) {
+    if (row < MADE)
+        run_made(t, row);
+    else if (row == MADE + ROWS)
+        run_long(t);
+    else
+        r_run_targets(t, &rows[row - MADE].row, rows[row - MADE].targets, R_LIVE, 200);
+}
+
+const t_group t_group_target = { "target", MADE + ROWS + 1, MADE + 7, row_name, run };
