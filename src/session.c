@@ -44,7 +44,8 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
         (status = prhs_check_dtypes(log, call, p->kv_dtype, p->q_dtype, p->out_dtype)) != PRHS_OK)
         return status;
     prhs_k_shape shape;
-    if ((status = check_policy(log, call, p, &s->aims)) != PRHS_OK || (status = prhs_check_shape(log, call, &p->shape, p->policy.join == PRHS_JOIN_PER_HEAD, &shape)) != PRHS_OK)
+    if ((status = check_policy(log, call, p, &s->aims)) != PRHS_OK ||
+        (status = prhs_check_shape(log, call, &p->shape, p->policy.join == PRHS_JOIN_PER_HEAD, &shape)) != PRHS_OK)
         return status;
     if (!(p->audit_rate >= 0.0 && p->audit_rate <= 1.0))
         return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: audit_rate must lie in [0, 1]", call);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * aim: how many candidates a target takes. select: exact top-k of the middle by radix selection. A candidate (a token, or a run of tokens) has a 32-bit key that is
- * monotone in the order of docs/kernels.md; four passes over its bytes find the smallest key that is kept and how many of its
- * equals.
+ * aim: how many candidates a target takes. select: exact top-k of the middle by radix selection. A candidate (a token, or a run
+ * of tokens) has a 32-bit key that is monotone in the order of docs/kernels.md; four passes over its bytes find the smallest key
+ * that is kept and how many of its equals.
  */
 #include "rows.h"
 
@@ -309,7 +309,8 @@ static void fill_bins(const task *k, const uint32_t *key, int h, int shift, uint
     add_weights(k, n);
 }
 
-/* How many of the best candidates head h needs, to drop at most `most` with the others: these are taken from the end of the order. */
+/* How many of the best candidates head h needs, to drop at most `most` with the others: these are taken from the end of the
+ * order. */
 static int need_of(const task *k, const uint32_t *key, int h, uint64_t most) {
     uint64_t prefix = 0, mass = 0;
     int dropped = 0;
@@ -359,9 +360,11 @@ static bool begin_unit(task *k, size_t item) {
 static void aim_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_aim *a = &op->args.aim;
     const prhs_k_select as = { .batch = a->batch, .shape = a->shape, .state = a->state, .work = a->work, .policy = a->policy };
-    task k = {
-        .a = &as, .lanes = worker->lanes, .x = worker->scratch, .work = prhs_cpu_mem(op, AIM_WORK), .state = prhs_cpu_mem(op, AIM_STATE)
-    };
+    task k = { .a = &as,
+               .lanes = worker->lanes,
+               .x = worker->scratch,
+               .work = prhs_cpu_mem(op, AIM_WORK),
+               .state = prhs_cpu_mem(op, AIM_STATE) };
     k.e = prhs_cpu_seq(&a->batch, prhs_cpu_mem(op, SEQS), item / (size_t)a->shape.units);
     if (!begin_unit(&k, item))
         return;

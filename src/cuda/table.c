@@ -25,8 +25,8 @@ static const struct {
 } kernels[PRHS_OP_COUNT] = {
     [PRHS_OP_APPEND] = { "append", "append", PLAIN },   [PRHS_OP_RANGE_SUM] = { "append", "range_sum", PLAIN },
     [PRHS_OP_TRUNCATE] = { "append", "truncate", PLAIN }, [PRHS_OP_PLAN] = { "plan", "prepare", PLAIN },
-    [PRHS_OP_SCORE] = { "score", "score", SHARING },    [PRHS_OP_AIM] = { "aim", "aim", PLAIN },
-    [PRHS_OP_SELECT] = { "select", "retrieve", PLAIN },
+    [PRHS_OP_SCORE] = { "score", "score", SHARING },    [PRHS_OP_SELECT] = { "select", "retrieve", PLAIN },
+    [PRHS_OP_AIM] = { "aim", "aim", PLAIN },
     [PRHS_OP_MOMENTS] = { "moments", "moments", PLAIN }, [PRHS_OP_ATTEND] = { "serve", "serve", SHARING },
     [PRHS_OP_FINISH] = { "finish", "finish", PLAIN },   [PRHS_OP_AUDIT] = { "audit", "audit", PLAIN },
     [PRHS_OP_PREFILL] = { "prefill", "prefill", PROMPT }, [PRHS_OP_COMBINE] = { "merge", "combine", PLAIN },

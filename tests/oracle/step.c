@@ -202,8 +202,8 @@ static oracle_selection *choose(const work *w, const oracle_set *fresh, int k) {
 #define AIM_OFF(mass) (1e-4 * (mass) + 1e-9)
 
 /*
- * How many tokens a list takes: k, or what the target asks for; the library's number where rounding may have led there. Says on the way
- * whether the target is missed.
+ * How many tokens a list takes: k, or what the target asks for; the library's number where rounding may have led there. Says on
+ * the way whether the target is missed.
  */
 static int aim(const work *w, const oracle_set *fresh) {
     const oracle_params *p = &w->s->p;
@@ -214,7 +214,8 @@ static int aim(const work *w, const oracle_set *fresh) {
     if (!u->aimed)
         return p->k;
     oracle_selection *all = choose(w, fresh, p->k);
-    int least = least_of(p) / run < all->count ? least_of(p) / run : all->count, most = p->k / run < all->count ? p->k / run : all->count;
+    int least = least_of(p) / run < all->count ? least_of(p) / run : all->count,
+        most = p->k / run < all->count ? p->k / run : all->count;
     int n = least, got = w->follow && w->follow->mode == ORACLE_RETRIEVE && w->follow->list ? w->follow->n_list : -1;
     while (n < all->count && all->worst[n] > mass)
         n++;

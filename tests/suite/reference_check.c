@@ -221,8 +221,8 @@ static int may_be(const oracle_unit *unit, int got, int close) {
         return 0;
     if (got == ORACLE_SHARE)
         return close;
-    return (!unit->holds || close) &&
-           ((got == ORACLE_RETRIEVE && (!unit->missed || unit->near_miss)) || (got == ORACLE_DENSE && (unit->missed || unit->near_miss)));
+    return (!unit->holds || close) && ((got == ORACLE_RETRIEVE && (!unit->missed || unit->near_miss)) ||
+                                       (got == ORACLE_DENSE && (unit->missed || unit->near_miss)));
 }
 
 /* Row 0's verdict, against the reference's own. */
@@ -230,9 +230,8 @@ static void check_verdict(const where *at, uint32_t u) {
     r_pair *p = at->p;
     const oracle_unit *unit = &p->res->unit[u];
     int got = mode_of(p->view[u].set.mode), sparse = listed(unit->own_mode) || unit->aimed, close = fabs(unit->margin) < R_MARGIN;
-    T_CHECK(p->w.t, may_be(unit, got, close),
-            "%s unit %u: mode %d instead of %d (cause %d), the reference's margin is %.4g", at->text, u, got, unit->own_mode,
-            unit->cause, unit->margin);
+    T_CHECK(p->w.t, may_be(unit, got, close), "%s unit %u: mode %d instead of %d (cause %d), the reference's margin is %.4g",
+            at->text, u, got, unit->own_mode, unit->cause, unit->margin);
     T_CHECK(p->w.t, unit->mode == got, "%s unit %u: mode %d cannot be followed", at->text, u, got);
     p->verdicts += (uint64_t)sparse;
     p->close += (uint64_t)(sparse && close);
@@ -472,11 +471,13 @@ void r_check_stats(r_pair *p, const r_seq *s) {
     check_ratio(t, "rho", g.rho, (double)c->retrieve, shared);
     check_ratio(t, "kept", g.kept, c->kept, sparse);
     check_ratio(t, "attended", g.attended, c->attended, c->steps);
-    check_masses_of(p, &(prhs_head_stats){ .size = sizeof(prhs_head_stats),
-                                           .retrieved = g.retrieved,
-                                           .shared = g.shared,
-                                           .audited = g.audited,
-                                           .nan_masses = g.nan_masses }, &c->masses);
+    check_masses_of(p,
+                    &(prhs_head_stats){ .size = sizeof(prhs_head_stats),
+                                        .retrieved = g.retrieved,
+                                        .shared = g.shared,
+                                        .audited = g.audited,
+                                        .nan_masses = g.nan_masses },
+                    &c->masses);
     for (uint32_t h = 0; h < p->w.s.shape->heads; h++) {
         prhs_head_stats head;
         t_world_head_stats(&p->w, (uint32_t)s->seq->slot, PRHS_ALL_LAYERS, h, &head);

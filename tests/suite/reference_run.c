@@ -233,7 +233,9 @@ static void run(t_ctx *t, const r_row *row, const t_shape *shape, const float *t
 
 void r_run(t_ctx *t, const r_row *row, int live, uint32_t most) { run(t, row, &t_shapes[row->shape], NULL, live, most); }
 
-void r_run_shape(t_ctx *t, const r_row *row, const t_shape *shape, int live, uint32_t most) { run(t, row, shape, NULL, live, most); }
+void r_run_shape(t_ctx *t, const r_row *row, const t_shape *shape, int live, uint32_t most) {
+    run(t, row, shape, NULL, live, most);
+}
 
 void r_run_targets(t_ctx *t, const r_row *row, const float *targets, int live, uint32_t most) {
     run(t, row, &t_shapes[row->shape], targets, live, most);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Targets instead of k: sessions beside the reference, whose lists have the fewest tokens that meet the target, and which attends densely
- * where k tokens do not.
+ * Targets instead of k: sessions beside the reference, whose lists have the fewest tokens that meet the target, and which attends
+ * densely where k tokens do not.
  */
 #include <math.h>
 
@@ -192,7 +192,9 @@ static void run_long(t_ctx *t) {
     }
 }
 
-static const char *row_name(int row) { return row < MADE ? made[row].name : row < MADE + ROWS ? rows[row - MADE].row.name : "long, equals"; }
+static const char *row_name(int row) {
+    return row < MADE ? made[row].name : row < MADE + ROWS ? rows[row - MADE].row.name : "long, equals";
+}
 
 static void run(t_ctx *t, int row) {
     if (row < MADE)
