@@ -40,15 +40,16 @@ void book_sample(__global prhs_sample_stat *s, float mass, float worst)
 }
 
 /* One head's audit. Returns max(mass, the residual's weight), which `known` is where the step has one. */
-float book_head(__global prhs_head_stat *st, float mass, float known, int shared, int residual, int unknown)
+float book_head(const prhs_k_audit *a, __global prhs_head_stat *st, float mass, float known, int shared, int unknown)
 {
-    const float worst = residual && known > mass ? known : mass;
+    const float worst = a->residual != PRHS_K_RESIDUAL_NONE && known > mass ? known : mass;
     if (isnan(mass)) {
         st->nan_count++;
         return mass;
     }
     st->audit_sum += fixed(mass);
     st->audit_count++;
+    st->within += mass <= a->target;
     if (unknown)
         book_sample(&st->sample, mass, worst);
     if (shared && !isnan(known)) {
@@ -85,7 +86,7 @@ __kernel void prhs_audit(mem seqs, mem state, mem ws, const prhs_k_audit args)
             __global prhs_head_stat *st = STAT_AT(state, &a.state, head_stat_off, e.slot, prhs_head_stat) + h;
             __global prhs_head_ref *head = SLOT_AT(state, &a.state, head_off, e.slot, prhs_head_ref) + h;
             head->audit_last = mass;
-            worst += book_head(st, mass, head->delta_last, set.mode == PRHS_MODE_SHARE, a.residual != PRHS_K_RESIDUAL_NONE, unknown);
+            worst += book_head(&a, st, mass, head->delta_last, set.mode == PRHS_MODE_SHARE, unknown);
             sum += mass;
         }
         if (unknown && !isnan(sum))

@@ -62,7 +62,7 @@ bool gate_holds(const unit *x, int r, float *mass)
         long at = ((x->b * x->a->batch.rows + r) * x->a->shape.heads + x->u * PRHS_UH + i) * w->chunks;
         float top, cos, l = merged_lse(FLOATS(x->ws, w->part_lse_off) + at, 1, parts, &top);
         mass[i] = estimate(x, r, i, l, &cos);
-        holds = holds && mass[i] - x->heads[i].delta <= x->a->policy.eps && cos > x->a->policy.tau;
+        holds = holds && mass[i] - (x->a->policy.least > 0 ? 0.0f : x->heads[i].delta) <= x->a->policy.eps && cos > x->a->policy.tau;
     }
     return holds;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * select: exact top-k by a radix search for the threshold, key by key recomputed from the scores, so that no scratch is needed.
- * Dilation forces the neighbours of the best m in: what is taken is forced + best of the others.
+ * Dilation forces the neighbours of the best m in: what is taken is forced + best of the others. aim: how many runs a target takes, by
+ * the same search with weights for counts; the keys lie in the workspace meanwhile.
  */
 #include "common.clh"
 
@@ -214,30 +215,133 @@ void store_reference(const job *j, const prhs_set *set, const __global int *list
     }
 }
 
+/* The unit's set and candidates; false: it does not retrieve. */
+bool begin_unit(job *j, long item, mem seqs, mem ws, prhs_set *set)
+{
+    const prhs_k_select *a = j->a;
+    j->b = item / a->shape.units;
+    j->u = (int)(item % a->shape.units);
+    j->e = entry_of(&a->batch, seqs, j->b);
+    *set = *set_at(ws, &a->work, &a->shape, j->b, j->u);
+    if (j->e.kind == IDLE || set->mode != PRHS_MODE_RETRIEVE)
+        return false;
+    j->scores = FLOATS(ws, a->work.score_off) + (j->b * a->shape.heads + j->u * PRHS_UH) * a->work.score_stride;
+    merge_norms(j, ws);
+    const int run = a->policy.run;
+    j->first = (set->mid_begin + run - 1) / run * run;
+    j->count = max(0, (set->mid_end / run * run - j->first) / run);
+    return true;
+}
+
+#ifdef PRHS_ONLY_aim
+/* Where a run stands in the order, from its end: by key, then the lower position. */
+ulong place_of(const __global uint *key, int r) { return (ulong)key[r] << 24 | (ulong)(0xffffff - r); }
+
+/* The run's weight in head h, in whole numbers; a score that is no number may be all there is. */
+ulong weight_of(const job *j, int h, int r)
+{
+    const __global float *s = j->scores + h * j->a->work.score_stride + j->first + (long)r * j->a->policy.run;
+    ulong sum = 0;
+    for (int t = 0; t < j->a->policy.run; t++)
+        sum += bad_score(s[t]) ? (ulong)PRHS_MASS_ONE : (ulong)convert_long_rte(exp(s[t] - j->lse[h]) * PRHS_MASS_ONE);
+    return sum;
+}
+
+/* How many of the best runs head h needs, to drop at most `most` with the others: these are taken from the end of the order. */
+int need_of(const job *j, const __global uint *key, int h, ulong most)
+{
+    ulong prefix = 0, mass = 0;
+    int dropped = 0;
+    for (int shift = 48; shift >= 0; shift -= 8) {
+        ulong masses[256];
+        int counts[256], bin = 0;
+        for (int i = 0; i < 256; i++) {
+            masses[i] = 0;
+            counts[i] = 0;
+        }
+        for (int r = 0; r < j->count; r++) {
+            const ulong place = place_of(key, r);
+            if (place >> (shift + 8) != prefix)
+                continue;
+            masses[place >> shift & 255] += weight_of(j, h, r);
+            counts[place >> shift & 255]++;
+        }
+        for (; bin < 256 && masses[bin] <= most - mass; bin++) {
+            mass += masses[bin];
+            dropped += counts[bin];
+        }
+        if (bin == 256 || counts[bin] == 1)
+            break;
+        prefix = prefix << 8 | (ulong)bin;
+    }
+    return j->count - dropped;
+}
+
+/* No list would do: all of the unit's rows attend to everything; a seed has no rows. */
+void miss(const prhs_k_aim *a, const job *j, mem state, mem ws)
+{
+    const bool seed = j->e.kind == SEED;
+    const prhs_set all = { seed ? PRHS_MODE_IDLE : PRHS_MODE_DENSE, 0, 0, 0, 0, 1, 0, j->e.kv_len, 0, 0, { 0, 0 } };
+    __global prhs_unit_stat *st = STAT_AT(state, &a->state, unit_stat_off, j->e.slot, prhs_unit_stat) + j->u;
+    __global int *work = INTS(ws, a->work.work_off) + j->b * a->batch.rows * a->shape.units + j->u;
+    *set_at(ws, &a->work, &a->shape, j->b, j->u) = all;
+    for (int r = 0; r < j->e.rows; r++) {
+        __global int *row = work + (long)r * a->shape.units;
+        if (r > 0 && *row == PRHS_WORK_ALL)
+            st->rows_dense--; /* not by its own gate any more */
+        *row = seed ? PRHS_WORK_NONE : PRHS_WORK_ALL;
+    }
+    st->missed += !seed;
+}
+
+void aim_item(const prhs_k_aim *a, long item, mem seqs, mem state, mem ws)
+{
+    const prhs_k_select as = { .batch = a->batch, .shape = a->shape, .state = a->state, .work = a->work, .policy = a->policy };
+    job j;
+    prhs_set set;
+    j.a = &as;
+    if (!begin_unit(&j, item, seqs, ws, &set))
+        return;
+    __global uint *key = (__global uint *)(ws + a->work.aim_off) + item * a->work.score_stride;
+    for (int r = 0; r < j.count; r += 16) {
+        uint keys[16];
+        run_keys(&j, r, keys);
+        for (int i = 0; i < min(16, j.count - r); i++)
+            key[r + i] = keys[i];
+    }
+    int keep = min(j.count, a->policy.least / a->policy.run);
+    for (int h = 0; h < PRHS_UH; h++)
+        keep = max(keep, need_of(&j, key, h, (ulong)a->mass));
+    set_at(ws, &a->work, &a->shape, j.b, j.u)->reserved[1] = keep;
+    if (keep > min(a->policy.k / a->policy.run, a->state.list_cap))
+        miss(a, &j, state, ws);
+}
+
+__kernel void prhs_aim(mem seqs, mem state, mem ws, const prhs_k_aim args)
+{
+    prhs_k_aim a = args;
+    long items = (long)a.batch.max_seqs * a.shape.units;
+    for (long item = get_global_id(0); item < items; item += get_global_size(0))
+        aim_item(&a, item, seqs, state, ws);
+}
+#else
 void select_item(const prhs_k_select *a, long item, mem seqs, mem q, mem state, mem ws)
 {
     job j;
+    prhs_set set;
     j.a = a;
-    j.b = item / a->shape.units;
-    j.u = (int)(item % a->shape.units);
-    j.e = entry_of(&a->batch, seqs, j.b);
-    __global prhs_set *out = set_at(ws, &a->work, &a->shape, j.b, j.u);
-    prhs_set set = *out;
-    if (j.e.kind == IDLE || set.mode != PRHS_MODE_RETRIEVE)
+    if (!begin_unit(&j, item, seqs, ws, &set))
         return;
-    j.scores = FLOATS(ws, a->work.score_off) + (j.b * a->shape.heads + j.u * PRHS_UH) * a->work.score_stride;
-    merge_norms(&j, ws);
     const int run = a->policy.run, lo = set.mid_begin;
-    j.first = (lo + run - 1) / run * run;
-    j.count = max(0, (set.mid_end / run * run - j.first) / run);
     set.run = run;
     const bool edge = j.count && j.first > lo;
     set.edge_begin = edge ? lo : 0;
     set.edge_end = edge ? j.first : 0;
     set.win_begin = j.count ? j.first + j.count * run : lo;
     __global int *list = SLOT_AT(state, &a->state, list_off, j.e.slot, int) + (long)j.u * a->state.list_cap;
-    set.count = fill_list(&j, min(min(a->policy.k / run, a->state.list_cap), j.count), list);
-    *out = set;
+    const int keep = a->policy.least > 0 ? set.reserved[1] : a->policy.k / run;
+    set.count = fill_list(&j, min(min(keep, a->state.list_cap), j.count), list);
+    *set_at(ws, &a->work, &a->shape, j.b, j.u) = set;
     store_reference(&j, &set, list, q, state);
 }
 
@@ -248,3 +352,4 @@ __kernel void prhs_select(mem seqs, mem q, mem state, mem ws, const prhs_k_selec
     for (long item = get_global_id(0); item < items; item += get_global_size(0))
         select_item(&a, item, seqs, q, state, ws);
 }
+#endif

@@ -139,6 +139,7 @@ DEV void book_audit(const prhs_k_audit &a, byte *state, int slot, int h, int mod
     }
     st->audit_sum += fixed(mass);
     st->audit_count++;
+    st->within += mass <= a.target;
     if (a.unknown >> mode & 1)
         book_sample(&st->sample, mass, worst);
     if (mode == PRHS_MODE_SHARE && !isnan(known)) {

@@ -315,11 +315,12 @@ DEV prhs_set fresh_set(const prhs_k_policy &p, int t, int kv_len)
 {
     const int n = t + 1, w = max(n - p.local_tokens, 0);
     const int start = (int)(((unsigned long long)p.psaw * (unsigned long long)t) >> 32), lo = max(p.sinks, start);
+    const bool fits = w - lo <= (p.least > 0 ? p.least : p.k);
     prhs_set s = { PRHS_MODE_DENSE, 0, 0, 0, 0, 1, 0, kv_len, 0, 0, { 0, 0 } };
-    if (p.dense || n < p.min_sparse_n || (w - lo <= p.k && start <= p.sinks))
+    if (p.dense || n < p.min_sparse_n || (fits && start <= p.sinks))
         return s;
     s.sink_end = p.sinks;
-    if (w - lo <= p.k) {
+    if (fits) {
         s.mode = PRHS_MODE_WINDOW;
         s.win_begin = start;
         return s;

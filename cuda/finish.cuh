@@ -197,7 +197,7 @@ DEV bool judge_head(const unit_job &x, const row_job &row, int i)
         const float cosine = whole_cosine(f.cosine);
         shift = dropped_shift(f, a.shape.scale);
         mass = dropped == NOTHING ? 0.0f : mass_of(dropped + shift - w.lse);
-        holds = mass - delta <= a.policy.eps && cosine > a.policy.tau;
+        holds = mass - (a.policy.least > 0 ? 0.0f : delta) <= a.policy.eps && cosine > a.policy.tau;
     } else if (row.foreseen) {
         mass = dropped == NOTHING ? 0.0f : mass_of(dropped + shift - w.lse);
     } else if (row.r == 0 && mode == PRHS_MODE_RETRIEVE) {

@@ -13,7 +13,8 @@ struct candidates {
     int each, slices;  /* bits of a slice, a multiple of 32. One slice: a block does the unit alone */
 };
 
-DEV candidates candidates_of(const prhs_k_select &a, const prhs_set &set, int end)
+/* Op: prhs_k_select, or prhs_k_aim, which finds out how many the list takes. */
+template <class Op> DEV candidates candidates_of(const Op &a, const prhs_set &set, int end)
 {
     const int low = max(set.mid_begin, 0), high = min(set.mid_end, end), run = max(a.policy.run, 1);
     candidates c;
@@ -22,7 +23,7 @@ DEV candidates candidates_of(const prhs_k_select &a, const prhs_set &set, int en
     c.runs = max(run == 1 ? high - low : high / run - c.first / run, 0);
     c.origin = run == 1 ? c.first & ~31 : c.first;
     c.n = c.runs + (c.first - c.origin);
-    c.keep = min(run == 1 ? a.policy.k : a.policy.k / run, a.state.list_cap);
+    c.keep = min(a.policy.least > 0 ? set.reserved[1] : run == 1 ? a.policy.k : a.policy.k / run, a.state.list_cap);
     c.each = run == 1 ? PRHS_K_SLICE : (PRHS_K_SLICE / run + 31) / 32 * 32;
     c.slices = c.n <= c.each || c.runs <= c.keep ? 1 : run == 1 ? PRHS_K_SLICES(c.n) : (c.n + c.each - 1) / c.each;
     return c;

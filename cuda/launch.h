@@ -58,6 +58,9 @@ typedef struct prhs_cu_serve {
     prhs_i32 pass, reserved;              /* attends before this one in the step: which counts are read */
 } prhs_cu_serve;
 
+/* Threads of prhs_aim. */
+#define PRHS_AIM_THREADS 512
+
 /* What a warp of the rings of attend has in dynamic shared memory besides its rows and its queries. */
 #define PRHS_SERVE_WARP 1248
 

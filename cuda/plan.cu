@@ -158,7 +158,7 @@ template <int N, bool FORESEE> DEV bool heads_hold(const plan_job &j, const byte
         const float scale = a.shape.scale, shift = scale * linear + 0.5f * scale * scale * square;
         if (lane == first && (N == 1 || i + first / GROUP < heads))
             records_at(j.mem[PRHS_R_WORK], a.work)[j.b * a.shape.heads + mine] =
-                head_record{ l_dropped, shift, limit_of(l_dropped + shift, a.policy.eps + delta), 0 };
+                head_record{ l_dropped, shift, limit_of(l_dropped + shift, a.policy.eps + (a.policy.least > 0 ? 0.0f : delta)), 0 };
     }
     return __all_sync(FULL, cosine > a.policy.tau);
 }

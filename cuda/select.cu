@@ -123,7 +123,7 @@ DEV void lay_out(prhs_set *set, const candidates &c)
         set->edge_end = c.first;
     }
     set->win_begin = c.runs ? c.first + c.runs * c.run : low;
-    set->reserved[0] = set->reserved[1] = 0;
+    set->reserved[0] = 0; /* [1], what aim found, stays: blocks may still count this unit's slices by it */
 }
 
 /* Where what slices leave lies; and the bitmaps, which are in shared memory where a block takes a unit alone. */

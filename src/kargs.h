@@ -107,6 +107,7 @@ typedef struct prhs_sample_stat {         /* audited steps whose delta was not k
 } prhs_sample_stat;
 typedef struct prhs_unit_stat {
     prhs_i64 steps;                       /* decode steps of row 0 */
+    prhs_i64 missed;                      /* of `dense`: no list would have met the target */
     prhs_i64 dense, window, stream, share, retrieve, seed;
     prhs_i64 kept;                        /* tokens attended on sparse steps without the window's growth */
     prhs_i64 attended;                    /* tokens attended by row 0, all steps, growth included */
@@ -118,6 +119,7 @@ typedef struct prhs_head_stat {
     prhs_i64 exact_sum, exact_count;      /* delta of retrieval steps */
     prhs_i64 estimate_sum, estimate_count;/* delta of shared steps: the gate's estimate, or stale (delta at the reference) */
     prhs_i64 audit_sum, audit_count;      /* exact delta of audited steps (all sparse modes) */
+    prhs_i64 within;                      /* of audit_count: at most the target */
     prhs_i64 nan_count;                   /* masses that were NaN; in no sum */
     prhs_sample_stat sample;
     prhs_i64 pair_count;                  /* audited shared steps that have an estimate; of these */
@@ -195,6 +197,7 @@ typedef struct prhs_k_work {
                                              shift, the log-sum-exp of row 0 from which on the shared list holds, and what attend finds
                                              of that: see head_record in cuda/common.cuh */
     prhs_i64 fresh_off;                   /* prhs_set[max_seqs][units], with judge_off: the sets of units that retrieve, or may */
+    prhs_i64 aim_off;                     /* u32[max_seqs][units][score_stride]: keys of a retrieval's candidates, where there is a target */
     prhs_i64 slice_off;                   /* u32[max_seqs][units][PRHS_K_SLICE_WORDS(max_kv_len, unit_heads)], with the counts and where
                                              max_kv_len > PRHS_K_SLICE; else PRHS_NONE */
     prhs_i64 active_off;                  /* i32[1 + PRHS_TICKETS], from PRHS_ACTIVE bytes on prhs_seq[max_seqs], with the counts: how many
@@ -220,6 +223,10 @@ typedef struct prhs_k_policy {
     prhs_i32 join;                        /* PRHS_K_JOIN_*; unit_heads == 1 where every head has its own list */
     prhs_i32 residual;                    /* PRHS_K_RESIDUAL_* */
     prhs_u32 psaw, etf;                   /* a_l: P = a*t >> 32; 0: off */
+    prhs_i32 least;                       /* > 0: there is a target. A list has at least so many tokens, a middle of no more is attended
+                                             whole, and at most k: aim says how many. And
+                                             the mass gate holds while delta, not its rise, is at most eps */
+    prhs_i32 reserved;
 } prhs_k_policy;
 
 /* --- one argument struct an op --------------------------------------------------------------------------------------- */
@@ -277,6 +284,18 @@ typedef struct prhs_k_score {
     prhs_k_sample sample;                 /* of the units in these modes; all of them but for audits */
 } prhs_k_score;
 
+/* Units in mode RETRIEVE: the fewest runs, best first, with which every head drops at most `mass` of what was scored, into
+   set.reserved[1]; where the list does not hold them the unit attends densely. Item: (sequence, unit). */
+typedef struct prhs_k_aim {
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_state state;                   /* list_cap; unit_stat_off, stat_slot_bytes */
+    prhs_k_work work;
+    prhs_k_policy policy;                 /* k, least, run, join */
+    prhs_i64 mass;                        /* times 2^40, as each token's weight is */
+    prhs_i32 pass, reserved;              /* pass: attends before it in the step (a backend that counts sets it) */
+} prhs_k_aim;
+
 /* Top-k of the joint weights of units in mode RETRIEVE; completes the set, writes the list, and where `state_off` arrays are
    present the reference (set, ref_pos, query, L_D by direct summation). Item: (sequence, unit). */
 typedef struct prhs_k_select {
@@ -285,7 +304,7 @@ typedef struct prhs_k_select {
     prhs_k_rows q;
     prhs_k_state state;                   /* list_off and list_cap always; unit_off, qref_off, head_off may be PRHS_NONE */
     prhs_k_work work;
-    prhs_k_policy policy;                 /* k, run, dilation, join */
+    prhs_k_policy policy;                 /* k, run, dilation, join; with `least` the set says how many runs: see aim */
 } prhs_k_select;
 
 /* Mean and variance of the dropped keys from the score chunks' moments, minus the selected rows; where state.vhat_off is present the
@@ -331,7 +350,8 @@ typedef struct prhs_k_audit {
     prhs_k_sample sample;
     prhs_i32 modes;                       /* as of that score */
     prhs_i32 unknown;                     /* modes in which nothing but an audit knows delta: prhs_sample_stat */
-    prhs_i32 residual, reserved;          /* residual: PRHS_K_RESIDUAL_* */
+    prhs_i32 residual;                    /* PRHS_K_RESIDUAL_* */
+    float target;                         /* masses of at most this are counted as within; < 0: none */
 } prhs_k_audit;
 
 /* Causal prompt rows. Item: (sequence, KV head, tile of rows). */

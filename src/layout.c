@@ -88,6 +88,7 @@ static void make_work(const prhs_extent *e, prhs_layout *l) {
     end = align_up(end, 64);
     w->mom_off = take(&end, e->moments, seqs * s->heads * w->score_chunks * 2 * s->dim, 4);
     w->vmid_off = take(&end, e->values, seqs * s->heads * w->score_chunks * s->dim, 4);
+    w->aim_off = take(&end, e->aims, seqs * s->units * w->score_stride, 4);
     w->attend_count_off = take(&end, e->chunking.counts, PRHS_PASSES * seqs * s->units, 4);
     const bool judges = e->chunking.counts && e->verdicts;
     w->score_count_off = take(&end, e->chunking.counts, (judges ? 2 : 1) * seqs * s->units, 4);
@@ -132,7 +133,7 @@ prhs_k_state prhs_layout_state(const prhs_layout *layout, prhs_i32 layer, uint64
 prhs_k_work prhs_layout_work(const prhs_layout *layout, uint64_t base) {
     prhs_k_work w = layout->work;
     prhs_i64 *offs[] = { &w.set_off, &w.work_off, &w.part_off, &w.part_lse_off, &w.lse_off, &w.score_off, &w.norm_off, &w.mom_off,
-                         &w.vmid_off, &w.attend_count_off, &w.score_count_off, &w.judge_off, &w.fresh_off, &w.active_off, &w.slice_off };
+                         &w.vmid_off, &w.attend_count_off, &w.score_count_off, &w.judge_off, &w.fresh_off, &w.active_off, &w.slice_off, &w.aim_off };
     for (size_t i = 0; i < sizeof offs / sizeof offs[0]; i++)
         move(offs[i], (prhs_i64)base);
     return w;

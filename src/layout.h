@@ -13,7 +13,7 @@ typedef struct prhs_extent {
     prhs_k_shape shape;
     prhs_i32 layers;       /* with state: 1 for ops, the sparse layers for a session */
     prhs_i32 max_slots, max_seqs, rows, max_kv_len, list_cap;
-    bool lists, moments, values, sums, stats, scores; /* values: moments of them, too */
+    bool lists, moments, values, sums, stats, scores, aims; /* values: moments of them, too; aims: there are targets */
     bool verdicts;         /* the mass gate's */
     prhs_chunking chunking;
 } prhs_extent;

@@ -51,6 +51,7 @@ prhs_op_key prhs_op_key_of(const prhs_op *op) {
         key.q_dtype = op->args.score.q.dtype;
         key.moments = op->args.score.moments;
         break;
+    case PRHS_OP_AIM: add_shape(&key, &op->args.aim.shape); break;
     case PRHS_OP_SELECT:
         add_shape(&key, &op->args.select.shape);
         key.q_dtype = op->args.select.q.dtype;

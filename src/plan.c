@@ -4,7 +4,7 @@
  * retrieval, second attend and the fallback to dense are decided by the ops themselves, so that the same list serves every step.
  *
  *   append, prefill                                   prompt rows are done
- *   plan, [attend, finish: mass gate], [score, select, [moments]], attend, finish, [attend, finish: rows that failed]
+ *   plan, [attend, finish: mass gate], [score, [aim], select, [moments]], attend, finish, [attend, finish: rows that failed]
  *   [score all, audit]
  */
 #include "session_state.h"
@@ -23,9 +23,16 @@ typedef struct list {
 
 static prhs_i32 bounded(uint32_t value, prhs_i32 most) { return value < (uint32_t)most ? (prhs_i32)value : most; }
 
+/* With a target: the fewest tokens of a list. */
+static prhs_i32 least_of(const prhs_policy *p, prhs_i32 most) {
+    const uint32_t least = p->k_min < p->granularity ? p->granularity : p->k_min;
+    return bounded(least < p->k ? least : p->k, most);
+}
+
 static prhs_k_policy layer_policy(const prhs_session *s, uint32_t layer) {
     const prhs_policy *p = &s->params.policy;
     const prhs_i32 most = (prhs_i32)s->params.max_kv_len;
+    const float target = prhs_target_of(&s->params, layer);
     return (prhs_k_policy){
         .layer = (prhs_i32)layer,
         .dense = layer < p->dense_layers,
@@ -36,7 +43,7 @@ static prhs_k_policy layer_policy(const prhs_session *s, uint32_t layer) {
         .block = (prhs_i32)p->block,
         .gate = (prhs_i32)p->gate,
         .tau = p->tau,
-        .eps = p->eps,
+        .eps = target > 0.0f ? target : p->eps,
         .dilate_m = (prhs_i32)p->dilate_m,
         .dilate_back = bounded(p->dilate_back, most),
         .dilate_ahead = bounded(p->dilate_ahead, most),
@@ -45,6 +52,7 @@ static prhs_k_policy layer_policy(const prhs_session *s, uint32_t layer) {
         .residual = (prhs_i32)p->residual,
         .psaw = s->factors[2 * layer],
         .etf = s->factors[2 * layer + 1],
+        .least = target > 0.0f ? least_of(p, most) : 0,
     };
 }
 
@@ -152,9 +160,21 @@ static void add_score(list *l, prhs_i32 modes, bool full, prhs_i32 moments) {
         op->args.score.work.mom_off = op->args.score.work.vmid_off = PRHS_NONE;
 }
 
+/* How many tokens the lists take that are made for a target: where they are shared their mass may double before it is missed. */
+static void add_aim(list *l) {
+    const double target = (double)prhs_target_of(&l->s->params, l->a->layer) / (l->policy.block > 1 ? 2.0 : 1.0);
+    prhs_op *op = ADD(l, AIM, l->seqs, l->s->state.buffer, l->s->work.buffer);
+    op->args.aim = (prhs_k_aim){
+        .batch = l->batch, .shape = l->s->limits.shape, .state = l->state, .work = l->work, .policy = l->policy,
+        .mass = (prhs_i64)(target * (double)PRHS_MASS_ONE),
+    };
+}
+
 static void add_retrieval(list *l) {
     const prhs_step_args *a = l->a;
     add_score(l, 1 << PRHS_MODE_RETRIEVE, false, l->s->values ? PRHS_K_MOMENTS_VALUES : l->s->moments ? PRHS_K_MOMENTS_KEYS : 0);
+    if (l->policy.least > 0)
+        add_aim(l);
     prhs_op *op = ADD(l, SELECT, l->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer);
     op->args.select = (prhs_k_select){
         .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work, .policy = l->policy,
@@ -174,6 +194,7 @@ static void add_audit(list *l) {
     op->args.audit = (prhs_k_audit){
         .batch = l->batch, .shape = l->s->limits.shape, .state = l->state, .work = l->work, .sample = sample_of(l, true),
         .modes = modes, .unknown = unknown, .residual = l->policy.residual,
+        .target = l->policy.least > 0 ? prhs_target_of(&l->s->params, l->a->layer) : -1.0f,
     };
 }
 

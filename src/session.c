@@ -7,11 +7,33 @@
 #include "policy/window.h"
 #include "session_state.h"
 
+/* The policy as each layer has it; *aims: the first layer with a target, or their number. */
+static prhs_status check_policy(const prhs_log *log, const char *call, const prhs_session_params *p, uint32_t *aims) {
+    const char *why;
+    if (prhs_policy_check(&p->policy, p->layers, &why) != PRHS_OK)
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: policy: %s", call, why);
+    *aims = p->layers;
+    for (uint32_t i = p->layers; i-- > 0;) {
+        prhs_policy layer = p->policy;
+        layer.target = p->targets ? p->targets[i] : p->policy.target;
+        if (prhs_policy_check(&layer, p->layers, &why) != PRHS_OK)
+            return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: targets of layer %u: %s", call, i, why);
+        if (prhs_target_of(p, i) > 0.0f)
+            *aims = i;
+    }
+    return PRHS_OK;
+}
+
+/* Whether lists are ever made: the middle may hold more tokens than what is attended without. */
+static bool makes_lists(const prhs_session_params *p, bool aims) {
+    const uint32_t most = aims && p->policy.k_min < p->policy.k ? p->policy.k_min : p->policy.k;
+    return p->policy.k > 0 && most < p->max_kv_len && prhs_sparse_layers(p) > 0;
+}
+
 /* Fills limits, layout and flags of *s from params; the session need not live on. */
 static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const char *call, prhs_session *s) {
     const prhs_log *log = &dev->log;
     prhs_status status;
-    const char *why;
     if ((status = prhs_check_size(log, call, "params->size", p->size, sizeof *p)) != PRHS_OK ||
         (status = prhs_check_capacity(log, call, "layers", p->layers, 1024)) != PRHS_OK ||
         (status = prhs_check_capacity(log, call, "max_slots", p->max_slots, 1 << 16)) != PRHS_OK ||
@@ -21,10 +43,9 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
         (status = prhs_check_capacity(log, call, "max_kv_len", p->max_kv_len, 1 << 24)) != PRHS_OK ||
         (status = prhs_check_dtypes(log, call, p->kv_dtype, p->q_dtype, p->out_dtype)) != PRHS_OK)
         return status;
-    if (prhs_policy_check(&p->policy, p->layers, &why) != PRHS_OK)
-        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: policy: %s", call, why);
     prhs_k_shape shape;
-    if ((status = prhs_check_shape(log, call, &p->shape, p->policy.join == PRHS_JOIN_PER_HEAD, &shape)) != PRHS_OK)
+    if ((status = check_policy(log, call, p, &s->aims)) != PRHS_OK ||
+        (status = prhs_check_shape(log, call, &p->shape, p->policy.join == PRHS_JOIN_PER_HEAD, &shape)) != PRHS_OK)
         return status;
     if (!(p->audit_rate >= 0.0 && p->audit_rate <= 1.0))
         return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: audit_rate must lie in [0, 1]", call);
@@ -32,7 +53,9 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
     s->params = *p;
     s->audits = p->audit || p->audit_rate > 0.0;
     s->audit_limit = p->audit ? UINT32_MAX : prhs_audit_limit(p->audit_rate);
-    s->retrieves = p->policy.k > 0 && p->policy.k < p->max_kv_len && prhs_sparse_layers(p) > 0;
+    const bool aims = s->aims < p->layers;
+    const uint32_t longest = p->policy.k < p->max_kv_len ? p->policy.k : p->max_kv_len;
+    s->retrieves = makes_lists(p, aims);
     s->values = s->retrieves && p->policy.residual == PRHS_RESIDUAL_RETRIEVED;
     s->moments = s->values || (s->retrieves && p->policy.gate == PRHS_GATE_MASS);
     s->sums = s->retrieves && p->policy.residual == PRHS_RESIDUAL_MEAN;
@@ -46,9 +69,10 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
     prhs_extent extent = {
         .shape = shape, .layers = (prhs_i32)prhs_sparse_layers(p), .max_slots = (prhs_i32)p->max_slots,
         .max_seqs = (prhs_i32)p->max_seqs, .rows = (prhs_i32)p->decode_rows, .max_kv_len = (prhs_i32)p->max_kv_len,
-        .list_cap = s->retrieves ? (prhs_i32)(p->policy.k / p->policy.granularity) : 0, .lists = s->retrieves,
+        .list_cap = s->retrieves ? (prhs_i32)(longest / p->policy.granularity) : 0, .lists = s->retrieves,
         .moments = s->moments, .values = s->values, .sums = s->sums, .stats = true,
         .verdicts = s->retrieves && p->policy.gate == PRHS_GATE_MASS, .scores = s->retrieves || s->audits,
+        .aims = s->retrieves && aims,
         .chunking = dev->backend->chunking(dev, &key),
     };
     if (!prhs_layout_make(&extent, &s->layout))
@@ -71,15 +95,15 @@ prhs_status prhs_session_get_sizes(prhs_device *device, const prhs_session_param
     return PRHS_OK;
 }
 
-/* Prepares whatever a dense and a sparse layer may enqueue, by planning them with nothing but dtypes. */
+/* Prepares whatever a dense and a sparse layer may enqueue, and one with a target, by planning them with nothing but dtypes. */
 static prhs_status prepare(const prhs_session *s) {
     prhs_step_args a = { .kinds = PRHS_HAS_DECODE | PRHS_HAS_PREFILL | PRHS_HAS_SEED, .append = true };
     a.kv.dtype = (prhs_i32)s->params.kv_dtype;
     a.q.dtype = a.k.dtype = a.v.dtype = (prhs_i32)s->params.q_dtype;
     a.out.dtype = (prhs_i32)s->params.out_dtype;
     a.batch.rows = s->limits.decode_rows;
-    const uint32_t layers[] = { 0, s->params.layers - 1 };
-    for (size_t i = 0; i < 2; i++) {
+    const uint32_t layers[] = { 0, s->params.layers - 1, s->aims < s->params.layers ? s->aims : 0 };
+    for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
         prhs_op ops[3 * PRHS_PLAN_MAX];
         a.layer = layers[i];
         size_t n = prhs_plan_step(s, &a, ops);
@@ -153,6 +177,13 @@ static prhs_status fill_session(prhs_session *s, const prhs_session_params *para
         s->factors[2 * i] = prhs_psaw_factor(&params->policy, params->layers, i);
         s->factors[2 * i + 1] = prhs_etf_factor(&params->policy, params->layers, i);
     }
+    if (params->targets) {
+        s->targets = malloc(sizeof *s->targets * params->layers);
+        if (!s->targets)
+            return prhs_fail(&s->dev->log, PRHS_ERR_MEMORY, "prhs_session_create: no host memory");
+        memcpy(s->targets, params->targets, sizeof *s->targets * params->layers);
+        s->params.targets = s->targets;
+    }
     void *word = NULL;
     status = prhs_host_alloc(s->dev, "prhs_session_create", sizeof *s->fault_word, &word);
     s->fault_word = word;
@@ -198,6 +229,7 @@ void prhs_session_destroy(prhs_session *session) {
     prhs_event_destroy(session->fault_event);
     prhs_host_free(session->dev, session->fault_word);
     free(session->factors);
+    free(session->targets);
     prhs_device_release(session->dev);
     free(session);
 }

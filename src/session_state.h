@@ -14,6 +14,8 @@ struct prhs_session {
     prhs_limits limits;
     prhs_layout layout;
     prhs_mem state, work;
+    float *targets;          /* copy of the caller's, or NULL: params.targets */
+    uint32_t aims;           /* the first layer with a target; layers: none has */
     bool retrieves;          /* the policy selects tokens at all */
     bool moments, values;    /* of the dropped keys: mass gate; of their values, too: retrieved residual */
     bool sums;               /* mean residual */
@@ -47,6 +49,10 @@ size_t prhs_plan_truncate(const prhs_session *session, const prhs_step_args *ste
 /* Layers that are sparse, and the index among them; -1: a dense layer. */
 static inline uint32_t prhs_sparse_layers(const prhs_session_params *p) {
     return p->policy.dense_layers < p->layers ? p->layers - p->policy.dense_layers : 0;
+}
+/* The dropped mass that a layer's lists are made for; 0: none, in dense layers, too. */
+static inline float prhs_target_of(const prhs_session_params *p, uint32_t layer) {
+    return layer < p->policy.dense_layers ? 0.0f : p->targets ? p->targets[layer] : p->policy.target;
 }
 static inline prhs_i32 prhs_sparse_index(const prhs_session *s, uint32_t layer) {
     return layer < s->params.policy.dense_layers ? -1 : (prhs_i32)(layer - s->params.policy.dense_layers);

@@ -75,13 +75,14 @@ static prhs_mass mass(const mass_sum *m, prhs_grade grade) {
 
 typedef struct masses {
     mass_sum exact, estimate, audit;
-    uint64_t nan_count;
+    uint64_t within, nan_count;
 } masses;
 
 static void add_head(masses *m, const prhs_head_stat *h) {
     add_mass(&m->exact, h->exact_sum, h->exact_count);
     add_mass(&m->estimate, h->estimate_sum, h->estimate_count);
     add_mass(&m->audit, h->audit_sum, h->audit_count);
+    m->within += (uint64_t)h->within;
     m->nan_count += (uint64_t)h->nan_count;
 }
 
@@ -109,6 +110,7 @@ static void add_unit(prhs_stats *out, totals *t, const prhs_unit_stat *u) {
     out->cosine_failed += (uint64_t)u->cosine_failed;
     out->mass_failed += (uint64_t)u->mass_failed;
     out->rows_dense += (uint64_t)u->rows_dense;
+    out->missed += (uint64_t)u->missed;
     t->kept += (double)u->kept;
     t->attended += (double)u->attended;
 }
@@ -142,6 +144,7 @@ static void grade(const prhs_session *s, const totals *t, prhs_stats *out) {
     out->kept = sparse ? t->kept / (double)sparse : NAN;
     out->attended = out->steps ? t->attended / (double)out->steps : NAN;
     out->nan_masses = t->masses.nan_count;
+    out->within = t->masses.within;
     grade_masses(s, &t->masses, &out->retrieved, &out->shared, &out->audited);
 }
 
@@ -202,7 +205,7 @@ prhs_status prhs_stats_request_get_head(prhs_stats_request *request, uint32_t sl
     for (uint32_t i = x.slot; i < x.slots; i++)
         for (uint32_t j = x.layer; j < x.layers; j++)
             add_head(&m, &prhs_stats_heads(request, i, j)[head]);
-    *stats = (prhs_head_stats){ .size = sizeof *stats, .nan_masses = m.nan_count };
+    *stats = (prhs_head_stats){ .size = sizeof *stats, .within = m.within, .nan_masses = m.nan_count };
     grade_masses(s, &m, &stats->retrieved, &stats->shared, &stats->audited);
     return PRHS_OK;
 }

@@ -58,7 +58,7 @@ static double rows_of(const engine_session *s, const model *m, const prhs_stats 
         return 2 * n * m->kv_heads;
     const double scored = n - prhs_psaw_start(&s->policy, m->layers, layer, (uint32_t)n);
     const double each = s->policy.residual == PRHS_RESIDUAL_RETRIEVED ? 2 : 1; /* its value, too */
-    double rows = 2 * st->attended + each * scored * (double)st->retrieve / steps;
+    double rows = 2 * st->attended + each * scored * (double)(st->retrieve + st->missed) / steps;
     if (st->mass_failed)
         rows += 2 * st->kept * (double)st->mass_failed / steps;
     return rows * units;

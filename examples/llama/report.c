@@ -72,6 +72,31 @@ static void cell(FILE *to, int width, const char *format, double x) {
     fprintf(to, " %*s", width, text);
 }
 
+static double share(uint64_t part, uint64_t all) { return all ? (double)part / (double)all : NAN; }
+
+static bool aims(const result *r) { return r->policy.target > 0.0f; }
+
+/* What became of targets: of all exact masses, and of all steps, those that attended densely because no list would do. */
+static void target_table(FILE *to, const result *results, size_t n) {
+    bool any = false;
+    for (size_t i = 0; i < n; i++)
+        any = any || aims(&results[i]);
+    if (!any)
+        return;
+    fprintf(to, "\n%-44s %6s %7s %7s %9s\n", "policy with a target", "target", "within", "missed", "attended");
+    for (size_t i = 0; i < n; i++) {
+        const result *r = &results[i];
+        if (!aims(r))
+            continue;
+        fprintf(to, "%-44s", r->name);
+        cell(to, 6, "%.3g", (double)r->policy.target);
+        cell(to, 7, "%.4f", share(r->stats.within, r->stats.audited.count));
+        cell(to, 7, "%.4f", share(r->stats.missed, r->stats.steps));
+        cell(to, 9, "%.0f", r->stats.attended);
+        fputc('\n', to);
+    }
+}
+
 void report_table(FILE *to, const run_shape *s, const prhs_device_info *device, const result *results, size_t n) {
     fprintf(to, "%s: %s; %u documents of %u + %u tokens\n\n", prhs_backend_name(device->backend), device->name, s->docs, s->context,
             s->decode);
@@ -92,6 +117,7 @@ void report_table(FILE *to, const run_shape *s, const prhs_device_info *device, 
         cell(to, 8, "%.1f", (double)s->docs * s->decode / r->seconds);
         fputc('\n', to);
     }
+    target_table(to, results, n);
 }
 
 /* JSON has no NaN: such a value is null. */
@@ -162,6 +188,12 @@ static cJSON *object_of(const run_shape *s, const result *r, const result *dense
     cJSON_AddStringToObject(o, "grade", grade_name(m.count ? m.grade : PRHS_GRADE_UNKNOWN));
     number(o, "delta_exact_retrieved", r->stats.retrieved.mean);
     number(o, "delta_shared", r->stats.shared.mean);
+    number(o, "attended", r->stats.attended);
+    if (aims(r)) {
+        number(o, "target", (double)r->policy.target);
+        number(o, "within", share(r->stats.within, r->stats.audited.count));
+        number(o, "missed", share(r->stats.missed, r->stats.steps));
+    }
     add_estimator(o, &r->stats);
     number(o, "bytes_per_step", r->bytes);
     number(o, "bytes_of_dense", r->bytes / r->dense_bytes);

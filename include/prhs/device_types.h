@@ -68,7 +68,7 @@ typedef struct prhs_set {
     prhs_i32 end;         /**< exclusive */
     prhs_i32 mid_begin;   /**< the middle: what is scored as candidates and, where not selected, dropped */
     prhs_i32 mid_end;
-    prhs_i32 reserved[2]; /**< 0: select counts in them */
+    prhs_i32 reserved[2]; /**< 0: retrievals count in them */
 } prhs_set;
 
 #endif

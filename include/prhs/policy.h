@@ -37,7 +37,14 @@ typedef enum prhs_residual {
 /** The policy. Fill it with prhs_policy_preset() and change what you need; 0 means 0. */
 typedef struct prhs_policy {
     size_t size;               /**< sizeof(prhs_policy) */
-    uint32_t k;                /**< tokens selected from the middle; 0: none, ever (streaming); >= max_kv_len: all (dense, PSAW alone) */
+    uint32_t k;                /**< tokens selected from the middle; 0: none, ever (streaming); >= max_kv_len: all (dense, PSAW alone).
+                                    With a target: at most so many, the lists' capacity */
+    float target;              /**< delta* in (0, 1): a retrieval lists the fewest tokens with which every head of the unit drops at most
+                                    this (half of it where lists are shared, block > 1), and a shared list holds under the mass gate
+                                    while its estimate is at most delta*. Where k tokens do not suffice the unit attends densely in that
+                                    step. 0: none, lists have k tokens. Needs k > 0 and no dilation */
+    uint32_t k_min;            /**< with a target: at least so many tokens (as runs of `granularity`, at least one, at most k); a middle that
+                                    holds no more is attended whole */
     uint32_t sinks;            /**< c_sink: first tokens that are always attended */
     uint32_t local;            /**< c_local: last tokens that are always attended, >= 1 */
     uint32_t dense_layers;     /**< the first layers attend densely and ignore PSAW */

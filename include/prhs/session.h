@@ -35,9 +35,11 @@ typedef struct prhs_session_params {
                                      is not known exactly is audited: for each slot, layer and selection unit by itself, after the
                                      step, which it does not change. With audit 1 it is 1 */
     uint64_t audit_seed;        /**< which ones: see prhs_audit_drawn(); sessions at work together want seeds of their own */
+    const float *targets;       /**< [layers]: stands for policy.target, layer by layer (0: that layer's lists have k tokens); copied. NULL:
+                                     policy.target everywhere */
 } prhs_session_params;
 #define PRHS_SESSION_PARAMS_INIT \
-    { sizeof(prhs_session_params), { 0 }, { 0 }, 0, 0, 0, 0, 1, 0, PRHS_F16, PRHS_F32, PRHS_F32, 0, 0, 0.0, 0 }
+    { sizeof(prhs_session_params), { 0 }, { 0 }, 0, 0, 0, 0, 1, 0, PRHS_F16, PRHS_F32, PRHS_F32, 0, 0, 0.0, 0, NULL }
 
 /** Exact bytes of device memory. */
 typedef struct prhs_session_sizes {
@@ -163,6 +165,8 @@ typedef struct prhs_stats {
     uint64_t cosine_failed;  /**< retrievals because of the cosine */
     uint64_t mass_failed;    /**< retrievals because of the mass gate */
     uint64_t rows_dense;     /**< further rows that attended densely because their own gate failed */
+    uint64_t missed;         /**< of `dense`: units that retrieved, and would not have met their target with k tokens */
+    uint64_t within;         /**< of audited.count: exact masses of at most the layer's target (see prhs_policy); 0 without one */
     double rho;              /**< retrieve / (share + retrieve); NaN where there was neither */
     double kept;             /**< mean tokens a sparse unit-step, without the window's growth; NaN where there was none */
     double attended;         /**< mean tokens a unit-step, all included */
@@ -202,6 +206,7 @@ typedef struct prhs_head_stats {
     prhs_mass retrieved;  /**< on retrieval steps */
     prhs_mass shared;     /**< on shared steps */
     prhs_mass audited;    /**< exact mass of the audited steps */
+    uint64_t within;      /**< of these, at most the layer's target */
     uint64_t nan_masses;  /**< masses that were NaN; in none of the means */
 } prhs_head_stats;
 

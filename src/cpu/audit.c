@@ -57,14 +57,15 @@ static void book_sample(prhs_sample_stat *s, float mass, float worst) {
 }
 
 /* One head's audit. Returns max(mass, the residual's weight), which `known` is where the step has one. */
-static float book_head(prhs_head_stat *stat, float mass, float known, bool shared, bool residual, bool unknown) {
-    const float worst = residual && known > mass ? known : mass;
+static float book_head(const prhs_k_audit *a, prhs_head_stat *stat, float mass, float known, bool shared, bool unknown) {
+    const float worst = a->residual != PRHS_K_RESIDUAL_NONE && known > mass ? known : mass;
     if (mass != mass) {
         stat->nan_count++;
         return mass;
     }
     stat->audit_sum += fixed(mass);
     stat->audit_count++;
+    stat->within += mass <= a->target;
     if (unknown)
         book_sample(&stat->sample, mass, worst);
     if (shared && known == known) {
@@ -97,8 +98,7 @@ static void audit_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t 
         prhs_head_stat *stat = prhs_cpu_head_stat(&a->state, state, e->slot, h);
         prhs_head_ref *head = prhs_cpu_head(&a->state, state, e->slot, h);
         head->audit_last = mass;
-        worst +=
-            book_head(stat, mass, head->delta_last, set->mode == PRHS_MODE_SHARE, a->residual != PRHS_K_RESIDUAL_NONE, unknown);
+        worst += book_head(a, stat, mass, head->delta_last, set->mode == PRHS_MODE_SHARE, unknown);
         sum += mass;
     }
     const float each = 1.0f / (float)a->shape.unit_heads;

@@ -61,7 +61,7 @@ static prhs_set choose_set(const prhs_op *op, const prhs_seq *e, int u, int t, s
     const prhs_k_policy *p = &op->args.plan.policy;
     prhs_cpu_bounds at = prhs_cpu_bounds_at(p, t);
     prhs_set set = { .mode = PRHS_MODE_DENSE, .run = 1, .end = e->kv_len };
-    bool fits = at.win - at.low <= p->k;
+    bool fits = at.win - at.low <= (p->least > 0 ? p->least : p->k);
     if (p->dense || t + 1 < p->min_sparse_n || (fits && at.start <= p->sinks))
         return set;
     set.sink_end = p->sinks;

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * select: exact top-k of the middle by radix selection. A candidate (a token, or a run of tokens) has a 32-bit key that is
- * monotone in the order of docs/kernels.md; four passes over its bytes find the smallest key that is kept and how many of its
- * equals.
+ * aim: how many candidates a target takes. select: exact top-k of the middle by radix selection. A candidate (a token, or a run
+ * of tokens) has a 32-bit key that is monotone in the order of docs/kernels.md; four passes over its bytes find the smallest key
+ * that is kept and how many of its equals.
  */
 #include "rows.h"
 
-enum { SEQS, Q, STATE, WORK };
+enum { SEQS, Q, STATE, WORK, AIM_STATE = 1, AIM_WORK };
 enum { CACHE = 60 * 1024, BLOCK = 256 };
 
 typedef struct scratch {
@@ -14,6 +14,8 @@ typedef struct scratch {
     float joint[BLOCK], weight[BLOCK];
     float lse[PRHS_CPU_MAX_GROUP];
     uint32_t count[256];
+    uint64_t mass[256];
+    uint8_t bin[BLOCK];
 } scratch;
 _Static_assert(sizeof(scratch) <= PRHS_CPU_SCRATCH, "select's scratch");
 
@@ -171,7 +173,7 @@ static int count_forced(const task *k, forced f) {
 /* The list as candidate numbers; the centres of the dilation wait at the list's end meanwhile. */
 static int choose(const task *k) {
     const prhs_k_policy *p = &k->a->policy;
-    int keep = prhs_cpu_min(p->k / k->run, k->a->state.list_cap);
+    int keep = prhs_cpu_min(p->least > 0 ? k->set->reserved[1] : p->k / k->run, k->a->state.list_cap);
     if (k->n <= keep) {
         for (int i = 0; i < k->n; i++)
             k->list[i] = i;
@@ -263,23 +265,144 @@ static void remember(const prhs_op *op, const task *k) {
     }
 }
 
+/* --- aim --- */
+
+/* Weights that wait for their exponentials, and the bins that they belong to. */
+static void add_weights(const task *k, int n) {
+    scratch *x = k->x;
+    k->lanes->exps(x->weight, n);
+    for (int i = 0; i < n; i++)
+        x->mass[x->bin[i]] += (uint64_t)llrintf(x->weight[i] * PRHS_MASS_ONE);
+}
+
+/* Where a candidate stands in the order, from its end: by key, then the lower position. */
+static uint64_t place_of(const uint32_t *key, int i) { return (uint64_t)key[i] << 24 | (uint64_t)(0xffffff - i); }
+
+/* Candidates whose place begins with `prefix`, and their weights in head h, in whole numbers, by the next byte of the place. */
+static void fill_bins(const task *k, const uint32_t *key, int h, int shift, uint64_t prefix) {
+    const float *s = prhs_cpu_scores(&k->a->work, &k->a->shape, k->work, k->b, k->u * k->a->shape.unit_heads + h) + k->first;
+    const float lse = k->x->lse[h];
+    scratch *x = k->x;
+    int n = 0;
+    memset(x->count, 0, sizeof x->count);
+    memset(x->mass, 0, sizeof x->mass);
+    for (int i = 0; i < k->n; i++) {
+        const uint64_t place = place_of(key, i);
+        const uint8_t bin = (uint8_t)(place >> shift);
+        if (place >> (shift + 8) != prefix)
+            continue;
+        x->count[bin]++;
+        for (int r = 0; r < k->run; r++) {
+            const float score = s[(prhs_i64)i * k->run + r];
+            if (!(score < INFINITY)) /* it may be all there is */
+                x->mass[bin] += (uint64_t)PRHS_MASS_ONE;
+            if (!(score < INFINITY) || lse == -INFINITY)
+                continue;
+            x->weight[n] = score - lse;
+            x->bin[n++] = bin;
+            if (n == BLOCK) {
+                add_weights(k, n);
+                n = 0;
+            }
+        }
+    }
+    add_weights(k, n);
+}
+
+/* How many of the best candidates head h needs, to drop at most `most` with the others: these are taken from the end of the
+ * order. */
+static int need_of(const task *k, const uint32_t *key, int h, uint64_t most) {
+    uint64_t prefix = 0, mass = 0;
+    int dropped = 0;
+    for (int shift = 48; shift >= 0; shift -= 8) {
+        int bin = 0;
+        fill_bins(k, key, h, shift, prefix);
+        for (; bin < 256 && k->x->mass[bin] <= most - mass; bin++) {
+            mass += k->x->mass[bin];
+            dropped += (int)k->x->count[bin];
+        }
+        if (bin == 256 || k->x->count[bin] == 1)
+            break;
+        prefix = prefix << 8 | (uint64_t)bin;
+    }
+    return k->n - dropped;
+}
+
+/* No list would do: all of the unit's rows attend to everything; a seed has no rows. */
+static void miss(const prhs_k_aim *a, const task *k) {
+    const bool seed = k->e->flags & PRHS_SEQ_SEED;
+    prhs_i32 *todo = prhs_cpu_work(&a->work, &a->batch, &a->shape, k->work, k->b, k->u);
+    prhs_unit_stat *stat = prhs_cpu_unit_stat(&a->state, k->state, k->e->slot, k->u);
+    *k->set = (prhs_set){ .mode = seed ? PRHS_MODE_IDLE : PRHS_MODE_DENSE, .run = 1, .end = k->e->kv_len };
+    for (int r = 0; r < prhs_cpu_decode_rows(k->e); r++) {
+        if (r > 0 && todo[r * a->shape.units] == PRHS_WORK_ALL)
+            stat->rows_dense--; /* not by its own gate any more */
+        todo[r * a->shape.units] = seed ? PRHS_WORK_NONE : PRHS_WORK_ALL;
+    }
+    stat->missed += !seed;
+}
+
+/* The unit's candidates, as far as both ops look at them; false: it does not retrieve. */
+static bool begin_unit(task *k, size_t item) {
+    const prhs_k_select *a = k->a;
+    k->b = item / (size_t)a->shape.units;
+    k->u = (int)(item % (size_t)a->shape.units);
+    if (prhs_cpu_idle(&a->batch, k->e) || prhs_cpu_decode_rows(k->e) == 0)
+        return false;
+    k->set = prhs_cpu_set(&a->work, &a->shape, k->work, k->b, k->u);
+    if (k->set->mode != PRHS_MODE_RETRIEVE)
+        return false;
+    k->t = prhs_cpu_row_pos(k->e, 0);
+    k->raw = a->shape.unit_heads == 1 && a->policy.run <= 1;
+    return true;
+}
+
+static void aim_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
+    const prhs_k_aim *a = &op->args.aim;
+    const prhs_k_select as = { .batch = a->batch, .shape = a->shape, .state = a->state, .work = a->work, .policy = a->policy };
+    task k = { .a = &as,
+               .lanes = worker->lanes,
+               .x = worker->scratch,
+               .work = prhs_cpu_mem(op, AIM_WORK),
+               .state = prhs_cpu_mem(op, AIM_STATE) };
+    k.e = prhs_cpu_seq(&a->batch, prhs_cpu_mem(op, SEQS), item / (size_t)a->shape.units);
+    if (!begin_unit(&k, item))
+        return;
+    prhs_set *const set = k.set;
+    prhs_set cut = *set; /* select's affair */
+    k.set = &cut;
+    cut_runs(&k);
+    k.set = set;
+    uint32_t *key = (uint32_t *)(void *)(k.work + a->work.aim_off) + (prhs_i64)item * a->work.score_stride;
+    int keep = prhs_cpu_min(k.n, a->policy.least / k.run);
+    merge_norms(&k);
+    fill_keys(&k, 0, k.n, key);
+    for (int h = 0; h < a->shape.unit_heads; h++)
+        keep = prhs_cpu_max(keep, need_of(&k, key, h, (uint64_t)a->mass));
+    k.set->reserved[1] = keep;
+    if (keep > prhs_cpu_min(a->policy.k / k.run, a->state.list_cap))
+        miss(a, &k);
+}
+
+void prhs_cpu_aim(prhs_queue *queue, const prhs_op *op) {
+    const prhs_k_aim *a = &op->args.aim;
+    double tokens;
+    prhs_cpu_longest(&a->batch, prhs_cpu_mem(op, SEQS), false, &tokens);
+    prhs_cpu_run(queue, op, (size_t)a->batch.max_seqs * (size_t)a->shape.units, tokens * a->shape.heads * 64, aim_item);
+}
+
+/* --- select --- */
+
 static void select_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
     const prhs_k_select *a = &op->args.select;
     task k = {
         .a = a, .lanes = worker->lanes, .x = worker->scratch, .work = prhs_cpu_mem(op, WORK), .state = prhs_cpu_mem(op, STATE)
     };
-    k.b = item / (size_t)a->shape.units;
-    k.u = (int)(item % (size_t)a->shape.units);
-    k.e = prhs_cpu_seq(&a->batch, prhs_cpu_mem(op, SEQS), k.b);
-    if (prhs_cpu_idle(&a->batch, k.e) || prhs_cpu_decode_rows(k.e) == 0)
+    k.e = prhs_cpu_seq(&a->batch, prhs_cpu_mem(op, SEQS), item / (size_t)a->shape.units);
+    if (!begin_unit(&k, item))
         return;
-    k.set = prhs_cpu_set(&a->work, &a->shape, k.work, k.b, k.u);
-    if (k.set->mode != PRHS_MODE_RETRIEVE)
-        return;
-    k.t = prhs_cpu_row_pos(k.e, 0);
-    k.list = prhs_cpu_list(&a->state, k.state, k.e->slot, k.u);
     cut_runs(&k);
-    k.raw = a->shape.unit_heads == 1 && k.run == 1;
+    k.list = prhs_cpu_list(&a->state, k.state, k.e->slot, k.u);
     k.cached = k.n <= CACHE;
     if (!k.raw)
         merge_norms(&k);

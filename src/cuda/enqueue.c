@@ -86,6 +86,10 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
         l->serve.pass = pass;
         l->serve.reserved = 0;
         return sizeof l->serve;
+    case PRHS_OP_AIM:
+        l->aim.a = leader->args.aim;
+        l->aim.a.pass = pass;
+        return sizeof l->aim;
     case PRHS_OP_SELECT:
         l->retrieve.select = leader->args.select;
         l->retrieve.pass = pass;

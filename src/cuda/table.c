@@ -26,6 +26,7 @@ static const struct {
     [PRHS_OP_APPEND] = { "append", "append", PLAIN },   [PRHS_OP_RANGE_SUM] = { "append", "range_sum", PLAIN },
     [PRHS_OP_TRUNCATE] = { "append", "truncate", PLAIN }, [PRHS_OP_PLAN] = { "plan", "prepare", PLAIN },
     [PRHS_OP_SCORE] = { "score", "score", SHARING },    [PRHS_OP_SELECT] = { "select", "retrieve", PLAIN },
+    [PRHS_OP_AIM] = { "aim", "aim", PLAIN },
     [PRHS_OP_MOMENTS] = { "moments", "moments", PLAIN }, [PRHS_OP_ATTEND] = { "serve", "serve", SHARING },
     [PRHS_OP_FINISH] = { "finish", "finish", PLAIN },   [PRHS_OP_AUDIT] = { "audit", "audit", PLAIN },
     [PRHS_OP_PREFILL] = { "prefill", "prefill", PROMPT }, [PRHS_OP_COMBINE] = { "merge", "combine", PLAIN },
@@ -127,6 +128,8 @@ bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_c
     case SHARING: choose_sharing(dev, key, choice, why); break;
     case PROMPT: choose_prompt(dev, key, choice, why); break;
     }
+    if (key->kind == PRHS_OP_AIM)
+        choice->threads = PRHS_AIM_THREADS;
     if (key->kind == PRHS_OP_SELECT) {
         /* By the launch's capacity: see prhs_nv_size(). */
         choice->threads = PRHS_RETRIEVE_MOST;
@@ -225,6 +228,7 @@ uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op) {
         BLOCKS(TRUNCATE, truncate, per_block(pairs(a->batch.max_seqs, a->shape.units), 128))
         BLOCKS(PLAN, plan, per_block(pairs(a->batch.max_seqs, a->shape.units + a->shape.kv_heads), 4))
         BLOCKS(SCORE, score, pairs(a->batch.max_seqs, a->shape.units) * (uint64_t)a->work.score_chunks)
+        BLOCKS(AIM, aim, pairs(a->batch.max_seqs, a->shape.units))
         BLOCKS(SELECT, select, pairs(a->batch.max_seqs, a->shape.units) * PRHS_K_SLICES((uint64_t)a->batch.max_kv_len))
         BLOCKS(MOMENTS, moments, pairs(a->batch.max_seqs, a->shape.heads))
         BLOCKS(ATTEND, attend, pairs(a->batch.max_seqs, a->batch.rows) * pairs(a->shape.units, a->work.chunks))

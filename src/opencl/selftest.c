@@ -65,6 +65,7 @@ static const prhs_k_state *state_of(const prhs_op *op) {
     case PRHS_OP_RANGE_SUM: return &op->args.range_sum.state;
     case PRHS_OP_TRUNCATE: return &op->args.truncate.state;
     case PRHS_OP_PLAN: return &op->args.plan.state;
+    case PRHS_OP_AIM: return &op->args.aim.state;
     case PRHS_OP_SELECT: return &op->args.select.state;
     case PRHS_OP_MOMENTS: return &op->args.moments.state;
     case PRHS_OP_FINISH: return &op->args.finish.state;
@@ -77,6 +78,7 @@ static const prhs_k_work *work_of(const prhs_op *op) {
     switch (op->kind) {
     case PRHS_OP_PLAN: return &op->args.plan.work;
     case PRHS_OP_SCORE: return &op->args.score.work;
+    case PRHS_OP_AIM: return &op->args.aim.work;
     case PRHS_OP_SELECT: return &op->args.select.work;
     case PRHS_OP_MOMENTS: return &op->args.moments.work;
     case PRHS_OP_ATTEND: return &op->args.attend.work;

@@ -22,7 +22,7 @@ typedef struct world {
     prhs_queue *queue;
     prhs_shape shape;
     prhs_dtype kv, q, out;
-    bool per_head;
+    bool per_head, aims; /* aims: lists are made for a target */
     uint64_t random;
     prhs_buffer *buffers[MAX_BUFFERS];
     int count;
@@ -118,13 +118,17 @@ static prhs_policy make_policy(world *w, int which) {
     p.eps = 0.02f;
     p.join = w->per_head ? PRHS_JOIN_PER_HEAD : which == 2 ? PRHS_JOIN_MAX : PRHS_JOIN_SUM;
     p.residual = which == 0 ? PRHS_RESIDUAL_MEAN : which == 1 ? PRHS_RESIDUAL_RETRIEVED : PRHS_RESIDUAL_NONE;
-    if (which == 0) {
+    if (w->aims) { /* for some of these units k is too little */
+        p.target = 0.5f;
+        p.k_min = 8;
+    } else if (which == 0) {
         p.dilate_m = 2;
         p.dilate_back = 1;
         p.dilate_ahead = 2;
-    } else if (which == 1) {
+    }
+    if (which == 1) {
         p.granularity = 4;
-    } else {
+    } else if (which == 2) {
         p.gate = PRHS_GATE_COSINE;
         p.psaw = p.etf = 1;
         p.psaw_layer = p.etf_layer = 0;
@@ -308,6 +312,7 @@ prhs_status prhs_cl_selftest_run(prhs_device *dev, const prhs_op_key *key, uint6
                     .q = (prhs_dtype)key->q_dtype,
                     .out = (prhs_dtype)key->out_dtype,
                     .per_head = key->unit_heads < key->group,
+                    .aims = key->kind == PRHS_OP_AIM,
                     .random = seed };
         did(&w, prhs_queue_create(dev, &w.queue));
         if (w.status == PRHS_OK && tier)

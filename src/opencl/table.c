@@ -23,6 +23,7 @@ static const struct {
     [PRHS_OP_TRUNCATE] = { "append", 0 },
     [PRHS_OP_PLAN] = { "plan", D | UH | Q },
     [PRHS_OP_SCORE] = { "score", D | G | UH | KV | Q | MOM },
+    [PRHS_OP_AIM] = { "select", D | UH | Q },
     [PRHS_OP_SELECT] = { "select", D | UH | Q },
     [PRHS_OP_MOMENTS] = { "moments", D | G | UH | KV },
     [PRHS_OP_ATTEND] = { "attend", D | G | UH | KV | Q },
@@ -109,6 +110,7 @@ static uint64_t items_of(const prhs_op *op) {
     case PRHS_OP_PLAN: return PRODUCT(op->args.plan.batch.max_seqs, op->args.plan.shape.units, 1, 1);
     case PRHS_OP_SCORE:
         return PRODUCT(op->args.score.batch.max_seqs, op->args.score.shape.units, op->args.score.work.score_chunks, 1);
+    case PRHS_OP_AIM: return PRODUCT(op->args.aim.batch.max_seqs, op->args.aim.shape.units, 1, 1);
     case PRHS_OP_SELECT: return PRODUCT(op->args.select.batch.max_seqs, op->args.select.shape.units, 1, 1);
     case PRHS_OP_MOMENTS: return PRODUCT(op->args.moments.batch.max_seqs, op->args.moments.shape.heads, 1, 1);
     case PRHS_OP_ATTEND:

@@ -28,6 +28,7 @@ prhs_status prhs_policy_preset(const char *name, uint32_t layers, prhs_policy *p
         memset(policy, 0, sizeof *policy);
         policy->size = sizeof *policy;
         policy->k = 476;
+        policy->k_min = 128;
         policy->sinks = 4;
         policy->local = 32;
         policy->dense_layers = 1;
@@ -63,6 +64,12 @@ static const char *selection_fault(const prhs_policy *p) {
         return "granularity must be 1 to 1024";
     if (p->k != 0 && p->k < p->granularity)
         return "k must hold at least one run of `granularity` tokens, or be 0";
+    if (!(p->target >= 0.0f && p->target < 1.0f))
+        return "target must lie in [0, 1)";
+    if (p->target > 0.0f && p->k == 0)
+        return "a target needs lists, and so k above 0";
+    if (p->target > 0.0f && p->dilate_m > 0)
+        return "a target says how many tokens a list has: dilation, which spends some of them on neighbours, must be off (dilate_m 0)";
     if (p->dilate_m > 0) {
         uint64_t reach = (uint64_t)p->dilate_m * ((uint64_t)p->dilate_back + p->dilate_ahead);
         uint64_t runs = p->k / p->granularity;

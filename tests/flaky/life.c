@@ -75,7 +75,8 @@ prhs_status begin(life *l) {
     TRY(prhs_event_create(l->dev, &l->event));
     TRY(prhs_policy_preset("topk", 1, &p.policy));
     p.policy.dense_layers = 0;
-    p.policy.k = 16;
+    p.policy.k = p.policy.k_min = 16; /* so many, whatever the target: it is there for its kernel */
+    p.policy.target = 0.99f;
     p.policy.local = 8;
     p.shape = (prhs_shape){ HEADS, HEADS, DIM, 0.0f };
     p.layers = p.max_seqs = 1;

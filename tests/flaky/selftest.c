@@ -133,8 +133,8 @@ static void test_nothing_left(void) {
 
 /* A kernel of each op that leaves its first item out. */
 static void test_every_op(void) {
-    static const char *const ops[] = { "append", "range_sum", "truncate", "plan",    "score",   "select", "moments",
-                                       "attend", "finish",    "audit",    "prefill", "combine", "merge",  "gate" };
+    static const char *const ops[] = { "append", "range_sum", "truncate", "plan",    "score",   "aim",   "select", "moments",
+                                       "attend", "finish",    "audit",    "prefill", "combine", "merge", "gate" };
     life l;
     prhs_ops *tier_ops = NULL;
     prhs_status status = live(ALL_WIDE, &l);

@@ -71,6 +71,8 @@ typedef struct oracle_selection {
     double *weight;                      /* [count]: joint weight, of runs the sum; NaN: special */
     int n_list, *list;                   /* ascending positions of the chosen tokens (first tokens of runs) */
     int edge_begin, edge_end, win_begin; /* partial runs: always attended; the high one joins the window */
+    double *worst;                       /* [count + 1]: by how many of the best are kept, the largest mass that a head drops, of what was
+                                          * scored; a special token that is dropped counts as all of it */
 } oracle_selection;
 
 /* lse[heads] over scored tokens whose score in that head is neither NaN nor +inf; w[N]: joint weights, 0 where not scored. */
@@ -178,6 +180,9 @@ typedef struct oracle_params {
     int m, back, ahead, granularity, join;
     int residual;
     double floor; /* of Z_f; 0: ORACLE_FLOOR */
+    double target;         /* > 0: lists have the fewest tokens, k_min to k, with which each head drops at most this; half, block > 1 */
+    const double *targets; /* [L]: instead of `target`, or NULL */
+    int k_min;
     int psaw, psaw_layer;
     double phi, alpha;
     int etf, etf_layer;
@@ -229,6 +234,9 @@ typedef struct oracle_unit {
     int cause;          /* of the own verdict */
     double margin;      /* least distance of row 0's gate from failing; > 0 shares; -inf: nothing to share, or NaN */
     int list_ok, swaps; /* RETRIEVE with a followed list: F9's verdict on it */
+    int holds;          /* the own gate's verdict */
+    int aimed, missed;  /* there is a target; a retrieval misses it, and attends densely */
+    int near_miss;      /* float32 may see `missed` otherwise */
     oracle_set set;     /* as attended by row 0 */
     const int *list;    /* of `set`; lives until the next call on the session */
     int n_list, ref_pos;

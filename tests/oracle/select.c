@@ -119,6 +119,22 @@ static void write_list(oracle_selection *s, const unsigned char *chosen) {
             s->list[s->n_list++] = s->first + i * s->run;
 }
 
+/* From the last in order on: what each head has dropped so far. */
+static void fill_worst(oracle_selection *sel, const double *s, int heads, int N, const double *lse, const int *order) {
+    double *dropped = oracle_alloc((size_t)heads, sizeof *dropped);
+    for (int k = sel->count; k >= 0; k--) {
+        sel->worst[k] = 0;
+        for (int h = 0; h < heads; h++) {
+            for (int r = 0; k < sel->count && r < sel->run; r++) {
+                double x = s[(size_t)h * (size_t)N + (size_t)(sel->first + order[k] * sel->run + r)];
+                dropped[h] += special(x) ? 1 : x == -(double)INFINITY ? 0 : exp(x - lse[h]);
+            }
+            sel->worst[k] = fmax(sel->worst[k], dropped[h]);
+        }
+    }
+    free(dropped);
+}
+
 oracle_selection *oracle_select(const double *q, int heads, const double *K, int N, int D, double scale, int sink_end,
                                 int mid_begin, int mid_end, const oracle_rule *rule) {
     if (rule->run < 1 || rule->k < 0 || mid_begin < 0 || mid_end > N)
@@ -141,6 +157,8 @@ oracle_selection *oracle_select(const double *q, int heads, const double *K, int
         for (int j = 0; j < sel->run; j++)
             sel->weight[i] += w[sel->first + i * sel->run + j];
     oracle_order(sel->weight, sel->count, order);
+    sel->worst = oracle_alloc(n + 1, sizeof *sel->worst);
+    fill_worst(sel, s, heads, N, lse, order);
     int ok = oracle_pick(order, sel->count, rule->k / rule->run, rule->m, rule->back, rule->ahead, chosen);
     write_list(sel, chosen);
     free(s);
@@ -159,6 +177,7 @@ void oracle_selection_free(oracle_selection *s) {
     if (!s)
         return;
     free(s->weight);
+    free(s->worst);
     free(s->list);
     free(s);
 }

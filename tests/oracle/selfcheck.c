@@ -233,7 +233,7 @@ static void check_select(void) {
 static void check_equivalent(void) {
     double weight[10] = { 0.5, 0.4, 0.3, 0.2, 0.2 * (1 + 5e-6), 0.1, 1e-38, 0, 0, NAN };
     int ours[4] = { 100, 101, 102, 109 }, a[4] = { 100, 101, 102, 109 }, swaps = -1;
-    oracle_selection s = { { 4, 0, 0, 0, 1, 0 }, 100, 1, 10, weight, 4, ours, 0, 0, 0 };
+    oracle_selection s = { { 4, 0, 0, 0, 1, 0 }, 100, 1, 10, weight, 4, ours, 0, 0, 0, NULL };
     CHECK(oracle_list_equivalent(&s, a, 4, &swaps) && swaps == 0);
     CHECK(!oracle_list_equivalent(&s, a, 3, NULL));
     a[2] = 103;
@@ -251,7 +251,7 @@ static void check_equivalent(void) {
     /* The best is 2 or, as good as equal, 6: its successor comes along, whatever it weighs. k = 3: k' = 2. */
     double peaks[9] = { 0.2, 0, 1, 0.01, 0.1, 0, 1 - 5e-6, 0.02, 0.3 };
     int first[3] = { 102, 103, 106 }, second[3] = { 102, 106, 107 }, third[3] = { 102, 106, 108 };
-    oracle_selection p = { { 3, 1, 0, 1, 1, 0 }, 100, 1, 9, peaks, 3, first, 0, 0, 0 };
+    oracle_selection p = { { 3, 1, 0, 1, 1, 0 }, 100, 1, 9, peaks, 3, first, 0, 0, 0, NULL };
     CHECK(oracle_list_equivalent(&p, first, 3, &swaps) && swaps == 0);
     CHECK(oracle_list_equivalent(&p, second, 3, NULL) && !oracle_list_equivalent(&p, third, 3, NULL));
     peaks[6] = 0.9; /* not a tie any more; but neighbours that weigh nothing may be swapped, as F9 says of any token */

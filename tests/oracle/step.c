@@ -33,6 +33,16 @@ static oracle_head *head(const work *w, int row, int g) {
     return &w->r->head[(size_t)row * (size_t)w->s->p.H + (size_t)(w->unit * w->s->unit_heads + g)];
 }
 
+static double target_of(const oracle_params *p, int layer) {
+    return layer < p->dense_layers ? 0 : p->targets ? p->targets[layer] : p->target;
+}
+
+/* The fewest tokens of a list that is made for a target: at least a run of them. */
+static int least_of(const oracle_params *p) {
+    int least = p->k_min > p->granularity ? p->k_min : p->granularity;
+    return least < p->k ? least : p->k;
+}
+
 /* Attention of a row's head over a set up to the row's own position; o and bar (F7's) may be NULL. */
 static double attend(const work *w, int row, int g, const oracle_set *set, const int *list, int n_list, double *o, double *bar) {
     int pos = w->t + row, D = w->s->p.D;
@@ -55,7 +65,7 @@ static double attend(const work *w, int row, int g, const oracle_set *set, const
  */
 static oracle_set fresh_set(const oracle_params *p, int layer, int t) {
     oracle_set set = { .mode = ORACLE_RETRIEVE, .N = t + 1, .run = p->granularity, .psaw = oracle_psaw(p, layer, t) };
-    int k = p->never_retrieve ? 0 : p->k;
+    int k = p->never_retrieve ? 0 : target_of(p, layer) > 0 ? least_of(p) : p->k;
     set.w = set.N > p->c_local ? set.N - p->c_local : 0;
     set.mid_begin = p->c_sink > set.psaw ? p->c_sink : set.psaw;
     set.mid_end = set.w;
@@ -119,7 +129,8 @@ typedef struct verdict {
 /* One head's share in a verdict. A NaN retrieves, and nothing about it is borderline. */
 static void judge(const work *w, int g, double cos, double hat, verdict *v) {
     const oracle_params *p = &w->s->p;
-    double by_cos = cos - p->tau, by_mass = p->eps - (hat - reference(w)->delta[g]);
+    double target = target_of(p, w->layer), by_mass = target > 0 ? target - hat : p->eps - (hat - reference(w)->delta[g]);
+    double by_cos = cos - p->tau;
     if (p->gate == ORACLE_GATE_NONE)
         return;
     if (!(cos > p->tau)) {
@@ -129,7 +140,7 @@ static void judge(const work *w, int g, double cos, double hat, verdict *v) {
     v->margin = isnan(by_cos) ? -(double)INFINITY : fmin(v->margin, by_cos);
     if (p->gate != ORACLE_GATE_MASS)
         return;
-    if (!(hat - reference(w)->delta[g] <= p->eps)) {
+    if (!(by_mass >= 0)) {
         v->holds = 0;
         v->cause = v->cause == ORACLE_CAUSE_COSINE ? v->cause : ORACLE_CAUSE_MASS;
     }
@@ -176,16 +187,53 @@ static void set_list(const work *w, const oracle_selection *own) {
     ref->n_list = n;
 }
 
-/* Row 0 retrieves: its query becomes the reference, with the list, the bounds, the moments and the exact mass. */
-static void retrieve(const work *w, const oracle_set *fresh) {
+/* What the unit's candidates are, and the best of them. */
+static oracle_selection *choose(const work *w, const oracle_set *fresh, int k) {
     const oracle_params *p = &w->s->p;
-    oracle_ref *ref = reference(w);
-    int heads = w->s->unit_heads, D = p->D;
-    oracle_rule rule = { p->k, p->m, p->back, p->ahead, p->granularity, p->join };
-    oracle_selection *own = oracle_select(query(w, 0, 0), heads, keys(w), w->t + 1, D, p->scale, fresh->sink_end,
+    oracle_rule rule = { k, p->m, p->back, p->ahead, p->granularity, p->join };
+    oracle_selection *own = oracle_select(query(w, 0, 0), w->s->unit_heads, keys(w), w->t + 1, p->D, p->scale, fresh->sink_end,
                                           fresh->mid_begin, fresh->mid_end, &rule);
     if (!own)
         abort(); /* oracle_session_new() has checked the rule */
+    return own;
+}
+
+/* The sums of many weights that float32 rounds. */
+#define AIM_OFF(mass) (1e-4 * (mass) + 1e-9)
+
+/*
+ * How many tokens a list takes: k, or what the target asks for; the library's number where rounding may have led there. Says on
+ * the way whether the target is missed.
+ */
+static int aim(const work *w, const oracle_set *fresh) {
+    const oracle_params *p = &w->s->p;
+    oracle_unit *u = result(w);
+    const int run = p->granularity;
+    double mass = target_of(p, w->layer) / (p->block > 1 ? 2 : 1);
+    u->aimed = mass > 0;
+    if (!u->aimed)
+        return p->k;
+    oracle_selection *all = choose(w, fresh, p->k);
+    int least = least_of(p) / run < all->count ? least_of(p) / run : all->count,
+        most = p->k / run < all->count ? p->k / run : all->count;
+    int n = least, got = w->follow && w->follow->mode == ORACLE_RETRIEVE && w->follow->list ? w->follow->n_list : -1;
+    while (n < all->count && all->worst[n] > mass)
+        n++;
+    u->missed = n > most;
+    u->near_miss = fabs(all->worst[most] - mass) <= AIM_OFF(mass);
+    if (got >= least && got <= most && all->worst[got] <= mass + AIM_OFF(mass) &&
+        (got == least || all->worst[got - 1] > mass - AIM_OFF(mass)))
+        n = got;
+    oracle_selection_free(all);
+    return n * run;
+}
+
+/* Row 0 retrieves: its query becomes the reference, with the list, the bounds, the moments and the exact mass. */
+static void retrieve(const work *w, const oracle_set *fresh, int k) {
+    const oracle_params *p = &w->s->p;
+    oracle_ref *ref = reference(w);
+    int heads = w->s->unit_heads, D = p->D;
+    oracle_selection *own = choose(w, fresh, k);
     result(w)->own = own;
     set_list(w, own);
     ref->pos = w->t;
@@ -325,16 +373,23 @@ static void settle(const work *w, const oracle_set *fresh) {
     oracle_ref *ref = reference(w);
     oracle_set shared = shared_set(w, fresh);
     verdict v = decide(w, &shared);
-    u->own_mode = v.holds ? ORACLE_SHARE : ORACLE_RETRIEVE;
+    int k = aim(w, fresh);
+    u->holds = v.holds;
+    u->own_mode = v.holds ? ORACLE_SHARE : u->missed ? ORACLE_DENSE : ORACLE_RETRIEVE;
     u->cause = v.cause;
     u->margin = v.margin;
     u->mode = u->own_mode;
     /* Sharing needs something to share: a reference of an earlier position. */
-    if (w->follow &&
-        (w->follow->mode == ORACLE_RETRIEVE || (w->follow->mode == ORACLE_SHARE && ref->pos >= 0 && ref->pos < w->t)))
+    if (w->follow && ((w->follow->mode == ORACLE_RETRIEVE && (!u->missed || u->near_miss)) ||
+                      (w->follow->mode == ORACLE_SHARE && ref->pos >= 0 && ref->pos < w->t) ||
+                      (w->follow->mode == ORACLE_DENSE && (u->missed || u->near_miss))))
         u->mode = w->follow->mode;
+    if (u->mode == ORACLE_DENSE) {
+        u->set = (oracle_set){ .mode = ORACLE_DENSE, .N = w->t + 1, .run = 1 };
+        return;
+    }
     if (u->mode == ORACLE_RETRIEVE)
-        retrieve(w, fresh);
+        retrieve(w, fresh, k);
     u->set = u->mode == ORACLE_RETRIEVE ? ref->set : shared;
     u->list = ref->list;
     u->n_list = ref->n_list;
@@ -388,9 +443,11 @@ int oracle_seed(oracle_session *s, int layer, int slot, const double *q, const o
         clear_unit(u);
         clear_rows(&w);
         u->set = fresh;
-        if (fresh.mode == ORACLE_RETRIEVE) {
+        int k = fresh.mode == ORACLE_RETRIEVE ? aim(&w, &fresh) : 0;
+        int misses = u->missed && !(u->near_miss && w.follow && w.follow->mode == ORACLE_RETRIEVE);
+        if (fresh.mode == ORACLE_RETRIEVE && !misses) {
             const oracle_ref *ref = reference(&w);
-            retrieve(&w, &fresh);
+            retrieve(&w, &fresh, k);
             u->mode = u->own_mode = ORACLE_RETRIEVE;
             u->set = ref->set;
             u->list = ref->list;

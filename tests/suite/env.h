@@ -46,6 +46,7 @@ typedef struct t_env {
     prhs_policy policy;
     uint32_t layers, layer, slot, slot2, unit, head;
     prhs_session_params session_params;
+    float targets[ENV_LAYERS];
     prhs_session_sizes sizes;
     prhs_session *session;
     prhs_mem own_state; /* of the session */

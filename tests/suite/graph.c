@@ -27,6 +27,12 @@ static void head_lists(prhs_policy *p) {
     p->join = PRHS_JOIN_PER_HEAD;
 }
 
+static void aimed(prhs_policy *p) {
+    list_long(p);
+    p->target = 0.1f;
+    p->k_min = 16;
+}
+
 static const struct g_row {
     const char *name, *preset;
     int shape;
@@ -46,6 +52,7 @@ static const struct g_row {
     { "cis-mass audited, with prompts", "cis-mass", S_MQA_D80, 2, 1, 1, list_long },
     { "cis-mass, a quarter audited", "cis-mass", S_G3_D64, 2, 1, 25, list_long },
     { "cis-mass runs of 4", "cis-mass", S_G4_D256, 1, 0, 0, runs },
+    { "cis-mass with a target", "cis-mass", S_G3_D64, 2, 0, 1, aimed },
     { "cis-mass per head", "cis-mass", S_G16_D40, 1, 0, 0, head_lists },
 };
 

@@ -66,6 +66,7 @@ typedef struct r_sample {
 /* What the reference did in a slot, to be held against the library's statistics; unit-steps. */
 typedef struct r_counts {
     uint64_t steps, dense, window, stream, share, retrieve, seed, rows_dense, causes, cosine, close;
+    uint64_t missed, within, near_within; /* of `dense`; of the audited masses, and so many that may as well be on the other side */
     double attended, kept;
     r_masses masses, head[R_HEADS]; /* of all heads, of each one */
     r_sample sample, head_sample[R_HEADS];
@@ -79,6 +80,7 @@ typedef struct r_seq {
 typedef struct r_pair {
     t_world w;
     oracle_session *o;
+    double targets[W_LAYERS];
     oracle_result *res;
     uint32_t units, unit_heads;
     oracle_follow *follow; /* [units] */
@@ -108,6 +110,8 @@ void r_check_audits(r_pair *p, const r_seq *s);
 void r_run(t_ctx *t, const r_row *row, int live, uint32_t most);
 /* The same with a shape that is not in the pool. */
 void r_run_shape(t_ctx *t, const r_row *row, const t_shape *shape, int live, uint32_t most);
+/* The same with a target a layer; NULL: the policy's. */
+void r_run_targets(t_ctx *t, const r_row *row, const float *targets, int live, uint32_t most);
 /* The slot's statistics against the reference's counts. */
 void r_check_stats(r_pair *p, const r_seq *s);
 

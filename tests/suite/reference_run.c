@@ -199,11 +199,10 @@ static t_setup setup_of(t_ctx *t, const r_row *row, const t_shape *shape, int li
     return s;
 }
 
-void r_run(t_ctx *t, const r_row *row, int live, uint32_t most) { r_run_shape(t, row, &t_shapes[row->shape], live, most); }
-
-void r_run_shape(t_ctx *t, const r_row *row, const t_shape *shape, int live, uint32_t most) {
+static void run(t_ctx *t, const r_row *row, const t_shape *shape, const float *targets, int live, uint32_t most) {
     crowd *c = t_alloc(t, sizeof *c);
     t_setup s = setup_of(t, row, shape, live, most);
+    s.targets = targets;
     c->live = live;
     c->times = row->times ? row->times : 1;
     r_make(t, &c->p, &s);
@@ -230,4 +229,14 @@ void r_run_shape(t_ctx *t, const r_row *row, const t_shape *shape, int live, uin
     T_CHECK(t, c->p.close * 20 <= c->p.verdicts, "%" PRIu64 " of %" PRIu64 " verdicts were too close to tell", c->p.close,
             c->p.verdicts);
     r_free(&c->p);
+}
+
+void r_run(t_ctx *t, const r_row *row, int live, uint32_t most) { run(t, row, &t_shapes[row->shape], NULL, live, most); }
+
+void r_run_shape(t_ctx *t, const r_row *row, const t_shape *shape, int live, uint32_t most) {
+    run(t, row, shape, NULL, live, most);
+}
+
+void r_run_targets(t_ctx *t, const r_row *row, const float *targets, int live, uint32_t most) {
+    run(t, row, &t_shapes[row->shape], targets, live, most);
 }

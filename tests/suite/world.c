@@ -47,6 +47,7 @@ prhs_session_params t_world_params(const t_setup *s) {
     p.audit_rate = s->audit > 1 ? s->audit / 100.0 : 0.0;
     p.audit_seed = s->seed;
     p.validate = s->validate;
+    p.targets = s->targets;
     return p;
 }
 

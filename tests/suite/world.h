@@ -17,6 +17,7 @@ typedef struct t_setup {
     uint32_t layers, max_slots, max_seqs, max_rows, decode_rows, max_kv_len, pages;
     uint32_t audit;       /* 0, 1: params.audit; else the percentage of steps that are drawn, with `seed` */
     uint32_t validate;
+    const float *targets; /* as in prhs_session_params */
     float sharp;      /* scale of the queries: larger is more peaked */
     float drift;      /* noise of a query around its stretch's direction */
     uint32_t stretch; /* positions that share a direction */

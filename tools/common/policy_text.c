@@ -47,6 +47,7 @@ static bool parse_number(const char *key, const char *value, prhs_policy *p) {
         uint32_t *to;
     } integers[] = {
         { "k", &p->k },
+        { "kmin", &p->k_min },
         { "sinks", &p->sinks },
         { "local", &p->local },
         { "dense", &p->dense_layers },
@@ -66,7 +67,7 @@ static bool parse_number(const char *key, const char *value, prhs_policy *p) {
         float *to;
     } reals[] = {
         { "tau", &p->tau },          { "floor", &p->tau },   { "eps", &p->eps },         { "phi", &p->psaw_phi },
-        { "alpha", &p->psaw_alpha }, { "psi", &p->etf_psi }, { "gamma", &p->etf_gamma },
+        { "target", &p->target },    { "alpha", &p->psaw_alpha }, { "psi", &p->etf_psi }, { "gamma", &p->etf_gamma },
     };
     for (size_t i = 0; i < sizeof integers / sizeof integers[0]; i++)
         if (strcmp(key, integers[i].key) == 0)

@@ -61,6 +61,18 @@ static void heads_table(FILE *to, const replay *r, const replay_result *x) {
     }
 }
 
+/* What became of a policy's target. */
+static void target_line(FILE *to, const replay_result *x) {
+    const prhs_stats *s = &x->stats;
+    fprintf(to, "  target %g: within it", (double)x->policy.target);
+    cell(to, 0, "%.4f", s->audited.count ? (double)s->within / (double)s->audited.count : NAN);
+    fputs(" of exact masses; missed, and dense,", to);
+    cell(to, 0, "%.4f", s->steps ? (double)s->missed / (double)s->steps : NAN);
+    fputs(" of unit-steps; tokens attended", to);
+    cell(to, 0, "%.0f", s->attended);
+    fputc('\n', to);
+}
+
 void replay_table_line(const replay *r, const replay_result *x) {
     FILE *to = table(r);
     const bool accuracy = x->parts & REPLAY_ACCURACY, time = x->parts & REPLAY_TIME;
@@ -84,6 +96,8 @@ void replay_table_line(const replay *r, const replay_result *x) {
         cell(to, 7, "%.2f", x->p99 / x->median);
     }
     fputc('\n', to);
+    if (accuracy && x->policy.target > 0.0f)
+        target_line(to, x);
     if (accuracy && r->o->heads)
         heads_table(to, r, x);
     fflush(to);
@@ -148,6 +162,8 @@ static void add_stats(cJSON *to, const prhs_stats *s) {
     number(to, "retrieved", (double)s->retrieve);
     number(to, "cosine_failed", (double)s->cosine_failed);
     number(to, "mass_failed", (double)s->mass_failed);
+    number(to, "missed", (double)s->missed);
+    number(to, "within", (double)s->within);
 }
 
 static void add_coverage(const replay *r, cJSON *o, const replay_coverage *c) {

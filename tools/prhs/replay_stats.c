@@ -116,7 +116,8 @@ static void count_bytes(const replay *r, double scored, replay_result *result) {
         if (r->shape.first_layer + layer < p->dense_layers)
             rows += 2 * all * r->shape.kv_heads;
         else
-            rows += 2 * st->attended * (double)st->steps + (st->mass_failed ? 2 * st->kept * (double)st->mass_failed : 0.0);
+            rows += 2 * st->attended * (double)st->steps + (st->mass_failed ? 2 * st->kept * (double)st->mass_failed : 0.0) +
+                    (p->residual == PRHS_RESIDUAL_RETRIEVED ? 2 : 1) * all / steps * (double)st->missed; /* scored in vain */
     }
     result->bytes = rows * row / steps;
     result->dense_bytes = 2 * all * r->shape.layer_count * r->shape.kv_heads * row / steps;
