@@ -61,7 +61,7 @@ float book_head(__global prhs_head_stat *st, float mass, float known, int shared
     return worst;
 }
 
-__kernel void prhs_audit(mem seqs, mem state, mem ws, const prhs_k_audit args)
+KERNEL void prhs_audit(mem seqs, mem state, mem ws, const prhs_k_audit args)
 {
     prhs_k_audit a = args;
     long items = (long)a.batch.max_seqs * a.shape.units;
