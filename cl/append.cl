@@ -86,7 +86,7 @@ void append_item(const prhs_k_append *a, long item, mem seqs, mem pages_mem, mem
     count->rows = max(count->rows, target);
 }
 
-__kernel void prhs_append(mem seqs, mem pages, mem k_in, mem v_in, mem k_mem, mem v_mem, mem state, const prhs_k_append args)
+KERNEL void prhs_append(mem seqs, mem pages, mem k_in, mem v_in, mem k_mem, mem v_mem, mem state, const prhs_k_append args)
 {
     prhs_k_append a = args;
     long items = (long)a.batch.max_seqs * a.shape.kv_heads;
@@ -101,7 +101,7 @@ bool slot_ok(const prhs_k_batch *k, const __global prhs_seq *s)
 }
 
 #ifdef PRHS_ONLY_range_sum
-__kernel void prhs_range_sum(mem seqs, mem pages_mem, mem v_mem, mem state, const prhs_k_range_sum args)
+KERNEL void prhs_range_sum(mem seqs, mem pages_mem, mem v_mem, mem state, const prhs_k_range_sum args)
 {
     prhs_k_range_sum a = args;
     long items = (long)a.batch.max_seqs * a.shape.kv_heads;
@@ -131,7 +131,7 @@ __kernel void prhs_range_sum(mem seqs, mem pages_mem, mem v_mem, mem state, cons
 #endif
 
 #ifdef PRHS_ONLY_truncate
-__kernel void prhs_truncate(mem seqs, mem state, const prhs_k_truncate args)
+KERNEL void prhs_truncate(mem seqs, mem state, const prhs_k_truncate args)
 {
     prhs_k_truncate a = args;
     long items = (long)a.batch.max_seqs * a.shape.units;

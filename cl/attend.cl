@@ -136,7 +136,7 @@ void attend_heads(const prhs_k_attend *a, const part *p, const entry *e, int r, 
 }
 
 /* Groups walk all rows of all units and take every num-th chunk that is really there: what capacity exceeds costs nothing. */
-__kernel void prhs_attend(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem state, mem ws, const prhs_k_attend args)
+KERNEL void prhs_attend(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem state, mem ws, const prhs_k_attend args)
 {
     prhs_k_attend a = args;
     const long id = get_global_id(0), num = get_global_size(0);

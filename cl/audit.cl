@@ -62,7 +62,7 @@ float book_head(const prhs_k_audit *a, __global prhs_head_stat *st, float mass, 
     return worst;
 }
 
-__kernel void prhs_audit(mem seqs, mem state, mem ws, const prhs_k_audit args)
+KERNEL void prhs_audit(mem seqs, mem state, mem ws, const prhs_k_audit args)
 {
     prhs_k_audit a = args;
     long items = (long)a.batch.max_seqs * a.shape.units;

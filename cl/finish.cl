@@ -232,7 +232,7 @@ void end_rows(unit *x)
     }
 }
 
-__kernel void prhs_finish(mem seqs, mem q, mem state, mem ws, mem out, mem lse, const prhs_k_finish args)
+KERNEL void prhs_finish(mem seqs, mem q, mem state, mem ws, mem out, mem lse, const prhs_k_finish args)
 {
     prhs_k_finish a = args;
     long items = (long)a.batch.max_seqs * a.shape.units;

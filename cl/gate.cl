@@ -2,7 +2,7 @@
 /* gate: cosine and estimated dropped mass of queries against references, by themselves. */
 #include "common.clh"
 
-__kernel void prhs_gate(mem q, mem queries, mem moments, mem dropped, mem lse, mem cosine, mem delta, const prhs_k_gate args)
+KERNEL void prhs_gate(mem q, mem queries, mem moments, mem dropped, mem lse, mem cosine, mem delta, const prhs_k_gate args)
 {
     prhs_k_gate a = args;
     long items = (long)a.rows * a.shape.heads;

@@ -3,7 +3,7 @@
 #include "common.clh"
 
 #ifdef PRHS_ONLY_combine
-__kernel void prhs_combine(mem seqs, mem ws, mem out, mem lse, const prhs_k_combine args)
+KERNEL void prhs_combine(mem seqs, mem ws, mem out, mem lse, const prhs_k_combine args)
 {
     prhs_k_combine a = args;
     long items = (long)a.batch.max_seqs * a.batch.rows * a.shape.heads;
@@ -28,7 +28,7 @@ __kernel void prhs_combine(mem seqs, mem ws, mem out, mem lse, const prhs_k_comb
 #endif
 
 #ifdef PRHS_ONLY_merge
-__kernel void prhs_merge(mem parts, mem parts_lse, mem out, mem lse, const prhs_k_merge args)
+KERNEL void prhs_merge(mem parts, mem parts_lse, mem out, mem lse, const prhs_k_merge args)
 {
     prhs_k_merge a = args;
     long items = (long)a.rows * a.shape.heads;

@@ -134,7 +134,7 @@ void moments_item(const prhs_k_moments *a, long item, mem seqs, mem pages, mem k
     }
 }
 
-__kernel void prhs_moments(mem seqs, mem pages, mem k_mem, mem v_mem, mem state, mem ws, const prhs_k_moments args)
+KERNEL void prhs_moments(mem seqs, mem pages, mem k_mem, mem v_mem, mem state, mem ws, const prhs_k_moments args)
 {
     prhs_k_moments a = args;
     long items = (long)a.batch.max_seqs * a.shape.heads;

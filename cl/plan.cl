@@ -86,7 +86,7 @@ void plan_item(const prhs_k_plan *a, long item, mem seqs, mem q, mem state, mem 
     *out = set;
 }
 
-__kernel void prhs_plan(mem seqs, mem q, mem state, mem ws, const prhs_k_plan args)
+KERNEL void prhs_plan(mem seqs, mem q, mem state, mem ws, const prhs_k_plan args)
 {
     prhs_k_plan a = args;
     long items = (long)a.batch.max_seqs * a.shape.units;

@@ -141,7 +141,7 @@ void attend_rows(const prhs_k_prefill *a, const rows *x, int h, const __global i
         put_row(a, &r[i], x->index[i], h, out, lse);
 }
 
-__kernel void prhs_prefill(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem state, mem out, mem lse, const prhs_k_prefill args)
+KERNEL void prhs_prefill(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem state, mem out, mem lse, const prhs_k_prefill args)
 {
     prhs_k_prefill a = args;
     const long id = get_global_id(0), num = get_global_size(0);

@@ -216,7 +216,7 @@ void score_heads(const job *j, const entry *e, int chunk, int first, int last, m
     }
 }
 
-__kernel void prhs_score(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem ws, const prhs_k_score args)
+KERNEL void prhs_score(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem ws, const prhs_k_score args)
 {
     prhs_k_score a = args;
     const long id = get_global_id(0), num = get_global_size(0);

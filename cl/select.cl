@@ -345,7 +345,7 @@ void select_item(const prhs_k_select *a, long item, mem seqs, mem q, mem state, 
     store_reference(&j, &set, list, q, state);
 }
 
-__kernel void prhs_select(mem seqs, mem q, mem state, mem ws, const prhs_k_select args)
+KERNEL void prhs_select(mem seqs, mem q, mem state, mem ws, const prhs_k_select args)
 {
     prhs_k_select a = args;
     long items = (long)a.batch.max_seqs * a.shape.units;

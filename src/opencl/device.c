@@ -136,10 +136,8 @@ static prhs_status make_objects(prhs_cl_device *dev, cl_context context, const p
     }
     if (!(dev->prepare_queue = prhs_cl.CreateCommandQueue(dev->context, dev->id, 0, &error)))
         return prhs_cl_fail(log, "clCreateCommandQueue", error);
-    if (!(dev->dummy = prhs_cl.CreateBuffer(dev->context, CL_MEM_READ_WRITE, 4096, NULL, &error)))
-        return prhs_cl_fail(log, "clCreateBuffer", error);
-    error = prhs_cl.GetDeviceInfo(dev->id, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof dev->max_local, &dev->max_local, NULL);
-    return error == CL_SUCCESS ? PRHS_OK : prhs_cl_fail(log, "clGetDeviceInfo", error);
+    dev->dummy = prhs_cl.CreateBuffer(dev->context, CL_MEM_READ_WRITE, 4096, NULL, &error);
+    return dev->dummy ? PRHS_OK : prhs_cl_fail(log, "clCreateBuffer", error);
 }
 
 prhs_status prhs_cl_open_device(cl_platform_id platform, cl_device_id id, uint32_t index, cl_context context,

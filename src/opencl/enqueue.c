@@ -37,8 +37,8 @@ prhs_status prhs_cl_launch(prhs_cl_device *dev, prhs_cl_variant *v, cl_command_q
         error = prhs_cl.SetKernelArg(v->kernel, (cl_uint)mems, size, args);
     if (error != CL_SUCCESS)
         return prhs_cl_fail(log, "clSetKernelArg", error);
-    const size_t local = prhs_cl_local(v->flavour), global = prhs_cl_groups(v->grid, op) * local;
-    error = prhs_cl.EnqueueNDRangeKernel(queue, v->kernel, 1, NULL, &global, &local, 0, NULL, NULL);
+    const size_t global = prhs_cl_groups(v->grid, op) * v->local;
+    error = prhs_cl.EnqueueNDRangeKernel(queue, v->kernel, 1, NULL, &global, &v->local, 0, NULL, NULL);
     return error == CL_SUCCESS ? PRHS_OK : prhs_cl_fail(log, "clEnqueueNDRangeKernel", error);
 }
 

@@ -21,7 +21,7 @@ struct prhs_cl_source {
 extern const struct prhs_cl_source prhs_cl_sources[];
 
 #define PRHS_CL_OPTIONS_MAX 320
-#define PRHS_CL_LOCAL 64  /* work-items a group of the generic kernels */
+#define PRHS_CL_LOCAL 64  /* work-items a group of the generic kernels, where the device runs them in as many */
 
 typedef enum prhs_cl_flavour { PRHS_CL_GENERIC, PRHS_CL_WIDE } prhs_cl_flavour;
 
@@ -34,6 +34,7 @@ typedef struct prhs_cl_variant {
     prhs_op_key key;
     prhs_cl_flavour flavour;
     uint64_t grid;         /* work-groups at most */
+    size_t local;          /* work-items a group: no bit of a result depends on it */
     char options[PRHS_CL_OPTIONS_MAX];
     cl_program program;
     cl_kernel kernel;
@@ -47,7 +48,6 @@ typedef struct prhs_cl_device {
     cl_context context;
     cl_command_queue prepare_queue;  /* first launches of new variants, so that ops_enqueue never compiles */
     cl_mem dummy;                    /* stands where an array is absent */
-    size_t max_local;
     char *cache_dir;                 /* NULL: no cache */
     char *identity;                  /* device, driver, platform: part of the cache's key */
     pthread_mutex_t prepare_lock;
@@ -118,7 +118,8 @@ const char *prhs_cl_flavour_name(prhs_cl_flavour flavour);
 bool prhs_cl_choose(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_flavour *flavour, const char **why);
 const struct prhs_cl_source *prhs_cl_source_of(prhs_op_kind kind);
 void prhs_cl_options(const prhs_op_key *key, prhs_cl_flavour flavour, char options[PRHS_CL_OPTIONS_MAX]);
-size_t prhs_cl_local(prhs_cl_flavour flavour);
+/* Work-items a group, of the `most` that the device can run of a kernel. */
+size_t prhs_cl_local(prhs_cl_flavour flavour, size_t most);
 size_t prhs_cl_groups(uint64_t grid, const prhs_op *op);
 
 /* cache.c: files of bytes under a 128-bit key. */

@@ -73,9 +73,7 @@ static prhs_status create_kernel(prhs_cl_device *dev, prhs_cl_variant *v) {
     error = prhs_cl.GetKernelWorkGroupInfo(v->kernel, dev->id, CL_KERNEL_WORK_GROUP_SIZE, sizeof most, &most, NULL);
     if (error != CL_SUCCESS)
         return prhs_cl_fail(&dev->head.log, "clGetKernelWorkGroupInfo", error);
-    if (most < prhs_cl_local(v->flavour))
-        return prhs_fail(&dev->unfit_log, PRHS_ERR_UNSUPPORTED, "opencl: %s runs in work-groups of at most %zu on this device",
-                         name, most);
+    v->local = prhs_cl_local(v->flavour, most);
     return PRHS_OK;
 }
 

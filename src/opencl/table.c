@@ -37,12 +37,15 @@ static const struct {
 
 const char *prhs_cl_flavour_name(prhs_cl_flavour flavour) { return flavour == PRHS_CL_WIDE ? "wide" : "generic"; }
 
-size_t prhs_cl_local(prhs_cl_flavour flavour) { return flavour == PRHS_CL_WIDE ? 1 : PRHS_CL_LOCAL; }
+size_t prhs_cl_local(prhs_cl_flavour flavour, size_t most) {
+    size_t local = flavour == PRHS_CL_WIDE ? 1 : PRHS_CL_LOCAL;
+    while (local > 1 && local > most)
+        local /= 2;
+    return local;
+}
 
 static bool usable(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_flavour flavour, const char **why) {
     const char *failed = prhs_cl_failed(dev, key, flavour);
-    if (dev->max_local < prhs_cl_local(flavour))
-        failed = "the device has no work-groups of 64";
     if (failed)
         *why = failed;
     return !failed;
@@ -91,7 +94,6 @@ void prhs_cl_options(const prhs_op_key *key, prhs_cl_flavour flavour, char optio
     };
     size_t at = (size_t)snprintf(options, PRHS_CL_OPTIONS_MAX, "-cl-std=CL1.2");
     at = add(options, at, "PRHS_WIDE", flavour == PRHS_CL_WIDE);
-    at = add(options, at, "PRHS_LOCAL", (prhs_i32)prhs_cl_local(flavour));
     /* Files with several kernels compile only this one. */
     snprintf(only, sizeof only, "PRHS_ONLY_%s", prhs_op_name(key->kind));
     at = add(options, at, only, 1);

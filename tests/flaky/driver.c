@@ -5,7 +5,8 @@
  * function that counts, NULL: every one; flaky_sticky: those after it fail too; flaky_error: what a failed call returns;
  * flaky_hits: failures so far; flaky_calls: calls so far, flaky_source: how many there had been when a program was made from source.
  * flaky_live: objects that were made and retained and not released. flaky_prefix: goes before every program's source, as the work of a
- * compiler that gets something wrong.
+ * compiler that gets something wrong. flaky_group: the most work-items a group that a kernel runs in, 0: as the real driver says;
+ * flaky_largest: the largest group that was launched.
  */
 #define CL_TARGET_OPENCL_VERSION 120
 #define CL_USE_DEPRECATED_OPENCL_1_2_APIS
@@ -17,6 +18,7 @@
 
 __attribute__((visibility("default"))) int flaky_after = -1, flaky_sticky, flaky_hits, flaky_calls, flaky_source, flaky_live;
 __attribute__((visibility("default"))) const char *flaky_only, *flaky_prefix;
+__attribute__((visibility("default"))) size_t flaky_group, flaky_largest;
 __attribute__((visibility("default"))) cl_int flaky_error = CL_OUT_OF_RESOURCES;
 
 /* The real function; the test names the library in the environment. */
@@ -93,6 +95,17 @@ static void *counted(void *object) {
     }
 #define QUERY(name, object, what) STATUS(name, (object a, what b, size_t c, void *d, size_t *e), (a, b, c, d, e))
 
+static int too_large(size_t local) {
+    flaky_largest = local > flaky_largest ? local : flaky_largest;
+    return flaky_group && local > flaky_group;
+}
+
+static cl_int capped(cl_kernel_work_group_info what, void *value) {
+    if (what == CL_KERNEL_WORK_GROUP_SIZE && flaky_group)
+        memcpy(value, &flaky_group, sizeof flaky_group);
+    return CL_SUCCESS;
+}
+
 typedef void CL_CALLBACK on_error(const char *text, const void *data, size_t size, void *user);
 typedef void CL_CALLBACK on_build(cl_program program, void *user);
 
@@ -117,7 +130,7 @@ STATUS(clSetKernelArg, (cl_kernel a, cl_uint b, size_t c, const void *d), (a, b,
 STATUS(clEnqueueNDRangeKernel,
        (cl_command_queue a, cl_kernel b, cl_uint c, const size_t *d, const size_t *e, const size_t *f, cl_uint g, const cl_event *h,
         cl_event *i),
-       (a, b, c, d, e, f, g, h, i))
+       (a, too_large(*f) ? NULL : b, c, d, e, f, g, h, i))
 STATUS(clEnqueueReadBuffer,
        (cl_command_queue a, cl_mem b, cl_bool c, size_t d, size_t e, void *f, cl_uint g, const cl_event *h, cl_event *i),
        (a, b, c, d, e, f, g, h, i))
@@ -134,7 +147,7 @@ STATUS(clEnqueueMarkerWithWaitList, (cl_command_queue a, cl_uint b, const cl_eve
 STATUS(clFinish, (cl_command_queue a), (a))
 STATUS(clFlush, (cl_command_queue a), (a))
 STATUS(clGetKernelWorkGroupInfo, (cl_kernel a, cl_device_id b, cl_kernel_work_group_info c, size_t d, void *e, size_t *f),
-       (a, b, c, d, e, f))
+       (a, b, c, d, e, f) | capped(c, e))
 STATUS(clGetProgramBuildInfo, (cl_program a, cl_device_id b, cl_program_build_info c, size_t d, void *e, size_t *f), (a, b, c, d, e, f))
 QUERY(clGetPlatformInfo, cl_platform_id, cl_platform_info)
 QUERY(clGetDeviceInfo, cl_device_id, cl_device_info)

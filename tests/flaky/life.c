@@ -170,6 +170,8 @@ int load(const char *name) {
     driver.error = dlsym(lib, "flaky_error");
     driver.only = dlsym(lib, "flaky_only");
     driver.prefix = dlsym(lib, "flaky_prefix");
+    driver.group = dlsym(lib, "flaky_group");
+    driver.largest = dlsym(lib, "flaky_largest");
     return driver.after && driver.sticky && driver.hits && driver.calls && driver.source && driver.live && driver.error &&
-           driver.only && driver.prefix;
+           driver.only && driver.prefix && driver.group && driver.largest;
 }

@@ -18,6 +18,7 @@ typedef struct flaky {
     int *after, *sticky, *hits, *calls, *source, *live;
     cl_int *error;
     const char **only, **prefix;
+    size_t *group, *largest;
 } flaky;
 
 extern flaky driver;

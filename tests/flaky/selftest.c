@@ -152,6 +152,28 @@ static void test_every_op(void) {
     for_files(".cl", erase);
 }
 
+/* Kernels whose registers are for few work-items only: the generic flavour takes smaller groups, and computes the same bits. */
+static void test_small_groups(void) {
+    static const size_t most[] = { 256, 32, 24, 1 }, want[] = { 64, 32, 16, 1 };
+    float full[HEADS * DIM];
+    life l;
+    caps_mask = 6;
+    for (int i = 0; i < 4; i++) {
+        *driver.group = most[i];
+        *driver.largest = 0;
+        const prhs_status status = live(NULL, &l);
+        CHECK(status == PRHS_OK && warnings == 0, "groups of at most %zu: %s", most[i], prhs_status_name(status));
+        CHECK(*driver.largest == want[i], "groups of %zu instead of %zu", *driver.largest, want[i]);
+        if (i == 0)
+            memcpy(full, l.data, sizeof full);
+        CHECK(!memcmp(full, l.data, sizeof full), "groups of at most %zu compute something else", most[i]);
+        end(&l);
+    }
+    *driver.group = 0;
+    caps_mask = PRHS_CAPS_ALL;
+    for_files(".cl", erase);
+}
+
 static void test_unsaved(void) {
     const char *dir = cache_dir;
     life l;
@@ -224,6 +246,8 @@ int main(int argc, char **argv) {
         test_nothing_left();
     if (!failures)
         test_every_op();
+    if (!failures)
+        test_small_groups();
     if (!failures)
         test_unsaved();
     if (!failures)

@@ -124,8 +124,9 @@ static void merged(const float *o, const float *lse, uint32_t parts, size_t part
     double top = -INFINITY, sum = 0, acc[256] = { 0 };
     int bad = 0;
     for (uint32_t p = 0; p < parts; p++) {
-        bad |= isnan(lse[p * part_l]);
-        top = fmax(top, (double)lse[p * part_l]);
+        const double l = (double)lse[p * part_l];
+        bad |= isnan(l);
+        top = l > top ? l : top; /* no fmax(): GCC 12 for 64-bit ARM breaks down on it here */
     }
     for (uint32_t p = 0; p < parts; p++) {
         double w = lse[p * part_l] == -INFINITY ? 0 : exp((double)lse[p * part_l] - top);

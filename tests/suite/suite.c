@@ -39,6 +39,8 @@ static void on_message(void *user, prhs_log_level level, const char *text) {
         t->warnings++;
     } else if (t->opt->kernels && strncmp(text, "cuda: first launch of ", 22) == 0) {
         say(t->opt, "launched %s", text + 22);
+    } else if (t->opt->kernels && level == PRHS_LOG_INFO && strncmp(text, "opencl: ", 8) == 0) {
+        say(t->opt, "%s", text + 8);
     }
 }
 

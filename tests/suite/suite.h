@@ -17,7 +17,7 @@ typedef struct prhs_suite_options {
     uint64_t seed;
     int quick;   /* the short half of every table */
     int verbose; /* a line for every case, with its time */
-    int kernels; /* a line for every kernel and op that is launched for the first time (cuda) */
+    int kernels; /* a line for every kernel and op launched for the first time (cuda), compiled or loaded (opencl) */
     void (*log)(void *user, const char *line);
     void *user;
 } prhs_suite_options;
