@@ -317,7 +317,7 @@ void aim_item(const prhs_k_aim *a, long item, mem seqs, mem state, mem ws)
         miss(a, &j, state, ws);
 }
 
-__kernel void prhs_aim(mem seqs, mem state, mem ws, const prhs_k_aim args)
+KERNEL void prhs_aim(mem seqs, mem state, mem ws, const prhs_k_aim args)
 {
     prhs_k_aim a = args;
     long items = (long)a.batch.max_seqs * a.shape.units;
