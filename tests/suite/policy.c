@@ -63,6 +63,7 @@ static void check_preset(t_ctx *t, const struct p_row *row) {
     want.size = sizeof want;
     want.granularity = 1;
     want.dense_layers = 1;
+    want.k_min = 128;
     memset(&got, 0, sizeof got);
     T_OK(t, prhs_policy_preset(row->name, 30, &got));
 #define SAME(field) T_CHECK(t, got.field == want.field, #field " is %g instead of %g", (double)got.field, (double)want.field)
@@ -76,6 +77,8 @@ static void check_preset(t_ctx *t, const struct p_row *row) {
     SAME(gate);
     SAME(tau);
     SAME(eps);
+    SAME(target);
+    SAME(k_min);
     SAME(dilate_m);
     SAME(dilate_back);
     SAME(dilate_ahead);
