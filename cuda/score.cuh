@@ -75,7 +75,7 @@ struct warp_turns {
     int unit, before, after; /* the unit of the chunk before, from the window's first on, and where its chunks lie */
     int first, real;         /* units: where the window begins; from `real` on there is no work, known only once the first are counted */
     int ticket;              /* lane 0's next one, which may be on its way yet */
-    bool dynamic;            /* no chunk is a warp's own: whose ticket is the next one takes it */
+    bool dynamic;            /* chunks past the first ones go to who comes first: see walk_ticket() */
 };
 
 DEV warp_turns turns_of(const prhs_cu_score &p)

@@ -22,7 +22,8 @@ static const char help[] =
     "  --repeat N        timed calls an op, replays on CUDA (20)\n"
     "  --rotate MIB      what a rotation goes through: K/V where the device computes in host memory (1024), else what calls touch (256)\n"
     "  --only PART       ops, steps, select, host (what a step costs outside a graph), cross (sparse against dense by N and kept tokens),\n"
-    "                    sure (what gates and audits cost a step), slots (64 slots of 131072 tokens with short sequences), prefill, start or all; may be repeated\n"
+    "                    sure (what gates and audits cost a step), slots (64 slots of 131072 tokens with short sequences), prefill,\n"
+    "                    start or all; may be repeated\n"
     "                    (ops, steps, start; CUDA: also host, cross, and select with a preset)\n"
     "  --no-graph        CUDA: calls one by one\n"
     "  --json FILE       all figures as a document ('-': standard output)\n";
