@@ -55,7 +55,7 @@ DEV bool finish_heads(const prhs_cu_close &p)
 KERNEL(prhs_finish, prhs_cu_close, FINISH_THREADS, 4)
 {
     DYNAMIC_SHARED(scratch);
-    grid_begin();
+    grid_begin(p);
     if (p.a.batch.rows > 1 || p.a.batch.active_off == PRHS_NONE || p.a.policy.residual == PRHS_K_RESIDUAL_RETRIEVED) {
         finish_batch(p, (float *)scratch);
         return;

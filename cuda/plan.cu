@@ -455,7 +455,7 @@ DEV_CALL void append_rest(const prhs_cu_prepare &p, int first)
 
 KERNEL(prhs_prepare, prhs_cu_prepare, 128, 3)
 {
-    grid_begin();
+    grid_begin(p);
     const prhs_k_plan &a = p.plan;
     const int units = a.shape.units, heads = a.shape.kv_heads, seqs = a.batch.max_seqs;
     const int warps = gridDim.x * 4, warp = blockIdx.x * 4 + warp_id();

@@ -272,7 +272,7 @@ template <bool M, class Work> DEV void score(const prhs_cu_score &p, Work work)
 {
     __shared__ int prefix[WINDOW];
     __shared__ job jobs[WARPS];
-    grid_begin();
+    grid_begin(p);
     const tally c = tally_of<M>(p);
     warp_turns t = turns_of(p);
     bool again;

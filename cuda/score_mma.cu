@@ -516,7 +516,7 @@ template <int T, int DP, int HB, bool M> DEV void score_rings(const prhs_cu_scor
     __shared__ int prefix[WINDOW];
     __shared__ order orders[WARPS][2];
     clear_rings<DP>(rings, WARPS * keys_ring<DP>::BYTES, p.a.shape.dim);
-    grid_begin();
+    grid_begin(p);
     const tally counts = tally_of<M>(p);
     warp_turns t = turns_of(p);
     /* With moments what tickets take of the registers costs every step more than they give to those that retrieve. */

@@ -216,7 +216,7 @@ template <int T, int L, int HB> DEV void serve(const prhs_cu_serve &p)
     __shared__ warp_shared<T, L, HB> warps[WARPS];
     __shared__ int prefix[TURNS_EACH * THREADS];
     const int *counts = kept_counts(p);
-    grid_begin();
+    grid_begin(p);
     walk w = chunks_begin(p);
     while (next_window(p, &w, counts, prefix))
         serve_window<T, L, HB>(p, w, prefix, &warps[warp_id()]);

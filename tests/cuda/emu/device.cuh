@@ -213,6 +213,7 @@ DEV void copy_commit() { emu::commit_copies(emu::self()); }
 template <int N> DEV void copy_wait() { emu::land_copies(emu::self(), N); }
 
 DEV void grid_begin() { emu::self()->began = true; }
+template <class T> DEV void grid_begin(const T &) { grid_begin(); }
 
 DEV void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 DEV void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
