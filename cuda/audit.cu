@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * audit: the exact dropped mass of row 0, from the scores of all cached tokens; statistics only. A block a unit; a thread takes every
- * 128th quad of positions and asks once which of them are attended.
+ * audit: the exact dropped mass of row 0, from the scores of all cached tokens; statistics only. A block a unit; it marks what is attended,
+ * then a thread takes every 128th quad of positions.
  */
 #include "common.cuh"
 
@@ -27,26 +27,40 @@ DEV void add_score(tally *t, float s)
     }
 }
 
-/* Which of positions p .. p + 3 the set attends, a bit each. */
-DEV int attended_bits(const prhs_set &s, const int *list, int p)
+/* Positions that are looked at together: a bit each, in shared memory. */
+#define SPAN 8192
+
+/* The first of the set's runs that ends behind position p. */
+DEV int first_behind(const prhs_set &s, const int *list, int p)
 {
-    int low = 0, high = s.count, bits = 0;
-    while (low < high) { /* the first run that ends behind p */
+    int low = 0, high = s.count;
+    while (low < high) {
         const int mid = (low + high) >> 1;
         if (list[mid] + s.run > p)
             high = mid;
         else
             low = mid + 1;
     }
+    return low;
+}
+
+/* Which of the positions [first, first + SPAN) the set attends, by the whole block. Ends with a barrier. */
+DEV void mark_attended(const prhs_set &s, const int *list, int first, unsigned *marks)
+{
+    for (int w = threadIdx.x; w < SPAN / 32; w += THREADS) {
+        unsigned bits = 0;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int q = p + i;
-        if (low < s.count && list[low] + s.run <= q)
-            low++;
-        const bool in = q < s.sink_end || q >= s.win_begin || (q >= s.edge_begin && q < s.edge_end) || (low < s.count && list[low] <= q);
-        bits |= in << i;
+        for (int i = 0; i < 32; i++) {
+            const int q = first + w * 32 + i;
+            bits |= (unsigned)(q < s.sink_end || q >= s.win_begin || (q >= s.edge_begin && q < s.edge_end)) << i;
+        }
+        marks[w] = bits;
     }
-    return bits;
+    __syncthreads();
+    for (int k = (first ? first_behind(s, list, first) : 0) + (int)threadIdx.x; k < s.count && list[k] < first + SPAN; k += THREADS)
+        for (int q = max(list[k], first); q < min(list[k] + s.run, first + SPAN); q++)
+            atomicOr(&marks[(q - first) >> 5], 1u << ((q - first) & 31));
+    __syncthreads();
 }
 
 /* The block's log-sum-exp of the threads' tallies. Ends with a barrier. */
@@ -74,31 +88,41 @@ DEV float block_lse(const tally &t)
     return any ? NEVER : m == LOWEST ? NOTHING : m + logf(z);
 }
 
+/* Up to four positions' scores, which rows are padded to; bits: which of them are attended. */
+DEV void add_quad(tally (*t)[2], const float *scores, i64 stride, int heads, int n, unsigned bits)
+{
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+        if (h >= heads)
+            break;
+        const float4 y = *(const float4 *)(scores + h * stride);
+        const float s[4] = { y.x, y.y, y.z, y.w };
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i >= n)
+                break;
+            if (bits >> i & 1)
+                add_score(&t[h][0], s[i]);
+            else
+                add_score(&t[h][1], s[i]);
+        }
+    }
+}
+
 /* Log-sum-exps of the scores that are attended ([0]) and of those that are not ([1]), for heads [0, heads) of the rows at `scores`. */
 DEV void split_scores(const prhs_set &set, const int *list, const float *scores, i64 stride, int heads, int n, float lse[HEADS][2])
 {
+    __shared__ unsigned marks[SPAN / 32];
     tally t[HEADS][2];
 #pragma unroll
     for (int h = 0; h < HEADS; h++)
         t[h][0] = t[h][1] = tally{ LOWEST, 0.0f, false };
-    for (int p = threadIdx.x * 4; p < n; p += THREADS * 4) {
-        const int bits = attended_bits(set, list, p);
-#pragma unroll
-        for (int h = 0; h < HEADS; h++) {
-            if (h >= heads)
-                break;
-            const float4 y = *(const float4 *)(scores + h * stride + p); /* rows are padded */
-            const float s[4] = { y.x, y.y, y.z, y.w };
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (p + i >= n)
-                    break;
-                if (bits >> i & 1)
-                    add_score(&t[h][0], s[i]);
-                else
-                    add_score(&t[h][1], s[i]);
-            }
-        }
+    for (int first = 0; first < n; first += SPAN) {
+        if (first)
+            __syncthreads(); /* the last marks are read */
+        mark_attended(set, list, first, marks);
+        for (int p = first + (int)threadIdx.x * 4; p < min(first + SPAN, n); p += THREADS * 4)
+            add_quad(t, scores + p, stride, heads, n - p, marks[(p - first) >> 5] >> ((p - first) & 31));
     }
 #pragma unroll
     for (int h = 0; h < HEADS; h++)
@@ -177,7 +201,7 @@ DEV void audit_unit(const prhs_k_audit &a, byte *const mem[], i64 b, int u)
 
 KERNEL(prhs_audit, prhs_cu_audit, THREADS, 4)
 {
-    grid_begin();
+    grid_begin(p);
     const int units = p.a.shape.units, items = seqs_of(p.a.batch, p.mem[PRHS_R_SEQS]) * units;
     for (int i = blockIdx.x; i < items; i += gridDim.x)
         audit_unit(p.a, p.mem, i / units, i % units);

@@ -89,13 +89,19 @@ DEV int ask_ticket(const prhs_cu_score &p, const warp_turns &t)
     return lane_id() ? 0 : atomicAdd(tickets_at(p.mem[PRHS_R_WORK], p.a.work, PRHS_PASSES) + t.first / WINDOW, 1);
 }
 
+/* Audits that are drawn: few units, whose scores alone are wanted. All other warps wait for them: their chunks are short, and leave no norms. */
+#define DRAWN_CHUNK 32
+DEV bool for_draws(const prhs_k_score &a) { return a.full && a.sample.limit != 0xffffffffu; }
+
 /* Chunks of unit i < end, from what they follow from; 0 past the end. */
 DEV int count_fresh(const prhs_k_score &a, const byte *seqs, const byte *ws, int i, int end)
 {
     const int at = min(i, end - 1);
     const entry e = entry_from(a.batch, *seq_at(a.batch, seqs, (unsigned)at / (unsigned)a.shape.units), 0);
     const int mode = ((const prhs_set *)(ws + a.work.set_off))[at].mode;
-    return i >= end || e.kind == IDLE || !(a.modes >> mode & 1) ? 0 : score_chunks(a.work, e.pos0 + 1);
+    if (i >= end || e.kind == IDLE || !(a.modes >> mode & 1))
+        return 0;
+    return for_draws(a) ? (e.pos0 + DRAWN_CHUNK) / DRAWN_CHUNK : score_chunks(a.work, e.pos0 + 1);
 }
 
 /* Whether the audit of unit i is drawn. */
@@ -245,7 +251,7 @@ DEV job job_of(const prhs_cu_score &p, int i, int item)
     const entry e = entry_of(a.batch, p.mem[PRHS_R_SEQS], b);
     const int n = e.pos0 + 1, least = a.work.score_chunk_min, chunks = a.work.score_chunks;
     j.tokens = n;
-    j.size = chunk_tokens(n, least, chunks);
+    j.size = for_draws(a) ? DRAWN_CHUNK : chunk_tokens(n, least, chunks);
     j.pages = pages_of(a.batch, p.mem[PRHS_R_PAGES], e.table);
     j.head = (i - b * a.shape.units) * a.shape.unit_heads;
     j.row = (i64)b * a.shape.heads + j.head;
@@ -297,6 +303,8 @@ template <bool M, class Work> DEV void score(const prhs_cu_score &p, Work work)
 /* The normalisers of a chunk, from the warp's sums inside and outside of the middle. */
 DEV void put_norm(const prhs_k_score &a, i64 slot, const logsum &mid, const logsum &rest, byte *ws)
 {
+    if (for_draws(a))
+        return;
     const float top = fmaxf(mid.top, rest.top);
     const float sum = mid.sum * exp_weight(mid.top - top) + rest.sum * exp_weight(rest.top - top);
     ((float4 *)(ws + a.work.norm_off))[slot] = make_float4(top, sum, mid.top, mid.sum);
