@@ -252,6 +252,7 @@ static bool run_rival(job *j, const contender *c, result *res) {
     bool ok = run && decode_layers(j, NULL, run, true, res);
     res->seconds = now() - start;
     res->comparator = true;
+    res->attention = NAN; /* the host's choices say nothing of what a device would take */
     if (ok)
         take_rows(j, res);
     ok = ok && comparator_run_take(run, res);
