@@ -97,8 +97,12 @@ DEV prhs_i64 *mode_count(prhs_unit_stat *st, int mode)
            : mode == PRHS_MODE_WINDOW ? &st->window
            : mode == PRHS_MODE_STREAM ? &st->stream
            : mode == PRHS_MODE_SHARE  ? &st->share
+           : mode == PRHS_MODE_COPY   ? &st->copy
                                       : &st->retrieve;
 }
+
+/* Nobody has scored what such a step drops. */
+DEV bool unknown_mass(int mode) { return mode == PRHS_MODE_WINDOW || mode == PRHS_MODE_STREAM || mode == PRHS_MODE_COPY; }
 
 /* A head's mass of row 0; exact or an estimate. */
 DEV void add_mass(prhs_head_stat *s, bool exact, float mass)
@@ -140,7 +144,7 @@ DEV void book_unit(const ending &x)
         return;
     /* The window at the reference. */
     const int window = listed ? unit->set.end - unit->set.win_begin : x.pos + 1 - s.win_begin;
-    add_count(&st->kept, s.mode == PRHS_MODE_WINDOW ? x.tokens : set_fixed(s) + window);
+    add_count(&st->kept, s.mode == PRHS_MODE_WINDOW || s.mode == PRHS_MODE_COPY ? x.tokens : set_fixed(s) + window);
 }
 
 DEV void book_head(const ending &x, float mass)
@@ -150,7 +154,7 @@ DEV void book_head(const ending &x, float mass)
     const bool exact = mode == PRHS_MODE_RETRIEVE;
     prhs_head_ref *head = (prhs_head_ref *)(slot_at(x) + at.head_off) + x.h;
     prhs_head_stat *s = (prhs_head_stat *)(x.mem[PRHS_R_STATE] + at.head_stat_off + steps(x.slot, at.stat_slot_bytes)) + x.h;
-    head->delta_last = mode == PRHS_MODE_WINDOW || mode == PRHS_MODE_STREAM ? NEVER : mass;
+    head->delta_last = unknown_mass(mode) ? NEVER : mass;
     if (exact)
         head->delta = mass;
     if (!x.seed && (exact || mode == PRHS_MODE_SHARE))

@@ -316,7 +316,7 @@ DEV void count_modes(const unit_job &x, int tokens, int reference)
     add_count(&st->attended, tokens);
     add_count(mode_count(st, s.mode), 1);
     if (s.mode != PRHS_MODE_DENSE)
-        add_count(&st->kept, s.mode == PRHS_MODE_WINDOW ? tokens : set_fixed(s) + window);
+        add_count(&st->kept, s.mode == PRHS_MODE_WINDOW || s.mode == PRHS_MODE_COPY ? tokens : set_fixed(s) + window);
 }
 
 /* Books row 0 of a sparse layer: a thread a head. */
@@ -336,7 +336,7 @@ DEV void book(const unit_job &x, int tokens, int reference)
         return;
     const float mass = x.sh->mass[i];
     prhs_head_ref *head = &heads_at(x)[i];
-    head->delta_last = mode == PRHS_MODE_WINDOW || mode == PRHS_MODE_STREAM ? NEVER : mass;
+    head->delta_last = unknown_mass(mode) ? NEVER : mass;
     if (mode == PRHS_MODE_RETRIEVE)
         head->delta = mass;
     if (x.e.kind != SEED && (mode == PRHS_MODE_RETRIEVE || mode == PRHS_MODE_SHARE))

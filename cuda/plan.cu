@@ -183,7 +183,9 @@ DEV prhs_unit_stat *unit_stat(const plan_job &j)
     return STAT_AT(j.mem[PRHS_R_STATE], j.a.state, unit_stat_off, j.e.slot, prhs_unit_stat) + j.u;
 }
 
-/* SHARE or RETRIEVE: *set holds the fresh set and becomes the shared one. */
+DEV prhs_set all_of(const entry &e) { return prhs_set{ PRHS_MODE_DENSE, 0, 0, 0, 0, 1, 0, e.kv_len, 0, 0, { 0, 0 } }; }
+
+/* SHARE or RETRIEVE, of another layer's list COPY or DENSE: *set holds the fresh set and becomes the shared one. */
 DEV void decide(const plan_job &j, prhs_set *set)
 {
     const prhs_k_policy &p = j.a.policy;
@@ -195,7 +197,9 @@ DEV void decide(const plan_job &j, prhs_set *set)
     const bool holds = p.gate == PRHS_K_GATE_NONE || (p.gate == PRHS_K_GATE_MASS ? unit_holds<true>(j, slot) : unit_holds<false>(j, slot));
     const int t = j.e.pos0, mid = set->mid_end;
     /* The set's own numbers are never below zero: they are looked at so that they, too, are read above. */
-    if (((int)(s0.y | s1.x | s2.y) < 0) | (ref_pos < 0) | (ref_pos >= t))
+    if (p.copies)
+        *set = all_of(j.e);
+    if (((int)(s0.y | s1.x | s2.y) < 0) | (ref_pos < 0) | (ref_pos >= t + p.copies))
         return;
     const quotient_by block = { j.by_block };
     if (block.of(ref_pos + p.layer) != block.of(t + p.layer))
@@ -209,7 +213,7 @@ DEV void decide(const plan_job &j, prhs_set *set)
     const int *list = (const int *)(slot + j.a.state.list_off) + steps((unsigned)j.u, j.a.state.list_cap);
     for (int i = lane_id() * 32; i < (int)s1.x; i += 1024)
         bring_closer(list + i);
-    *set = prhs_set{ PRHS_MODE_SHARE, (int)s0.y, (int)s0.z, (int)s0.w, (int)s1.x, (int)s1.y, (int)s1.z, j.e.kv_len, (int)s2.x, (int)s2.y,
+    *set = prhs_set{ p.copies ? PRHS_MODE_COPY : PRHS_MODE_SHARE, (int)s0.y, (int)s0.z, (int)s0.w, (int)s1.x, (int)s1.y, (int)s1.z, j.e.kv_len, (int)s2.x, (int)s2.y,
                      { (int)s2.z, (int)s2.w } };
     if (p.gate == PRHS_K_GATE_NONE) {
         set->mid_end = mid;
@@ -318,7 +322,7 @@ DEV void plan_unit(const prhs_k_plan &a, const prhs_quotient &by_block, byte *co
 {
     const plan_job j = { a, mem, e, b, u, by_block };
     prhs_set set = fresh_set(a.policy, e.pos0, e.kv_len);
-    if (e.kind == SEED && set.mode != PRHS_MODE_RETRIEVE)
+    if (e.kind == SEED && (set.mode != PRHS_MODE_RETRIEVE || a.policy.copies))
         set = idle_set();
     const prhs_set fresh = set;
     if (e.kind == DECODE && set.mode == PRHS_MODE_RETRIEVE)

@@ -22,7 +22,7 @@ static double mass_of(prhs_i64 fixed) { return (double)fixed / (double)PRHS_MASS
 
 /* A unit's steps. Under PSAW a retrieval has left keys unscored. */
 static void add_steps(sums *s, const prhs_unit_stat *u, bool psaw) {
-    s->unknown += (uint64_t)(u->window + u->stream + u->share + (psaw ? u->retrieve : 0));
+    s->unknown += (uint64_t)(u->window + u->stream + u->share + u->copy + (psaw ? u->retrieve : 0));
     s->known_steps += psaw ? 0 : (uint64_t)u->retrieve;
 }
 

@@ -108,7 +108,7 @@ typedef struct prhs_sample_stat {         /* audited steps whose delta was not k
 typedef struct prhs_unit_stat {
     prhs_i64 steps;                       /* decode steps of row 0 */
     prhs_i64 missed;                      /* of `dense`: no list would have met the target */
-    prhs_i64 dense, window, stream, share, retrieve, seed;
+    prhs_i64 dense, window, stream, share, retrieve, copy, seed;
     prhs_i64 kept;                        /* tokens attended on sparse steps without the window's growth */
     prhs_i64 attended;                    /* tokens attended by row 0, all steps, growth included */
     prhs_i64 rows_dense;                  /* rows after the first whose own gate failed */
@@ -210,7 +210,7 @@ typedef struct prhs_k_work {
 
 /* The policy, per layer. */
 typedef struct prhs_k_policy {
-    prhs_i32 layer;                       /* for the staggered block number floor((t + layer)/block) */
+    prhs_i32 layer;                       /* for the staggered block number floor((t + layer)/block); of the layer whose lists are read */
     prhs_i32 dense;                       /* 1: this layer attends densely, and ignores PSAW */
     prhs_i32 k;                           /* tokens; 0: never retrieve (mode STREAM) */
     prhs_i32 sinks, local_tokens;         /* c_sink, c_local */
@@ -226,7 +226,7 @@ typedef struct prhs_k_policy {
     prhs_i32 least;                       /* > 0: there is a target. A list has at least so many tokens, a middle of no more is attended
                                              whole, and at most k: aim says how many. And
                                              the mass gate holds while delta, not its rise, is at most eps */
-    prhs_i32 reserved;
+    prhs_i32 copies;                      /* 1: the lists are another layer's, and so are plan's unit states and every list_off */
 } prhs_k_policy;
 
 /* --- one argument struct an op --------------------------------------------------------------------------------------- */

@@ -29,12 +29,17 @@ static prhs_i32 least_of(const prhs_policy *p, prhs_i32 most) {
     return bounded(least < p->k ? least : p->k, most);
 }
 
+/* The layer whose lists a layer attends with. */
+static uint32_t source_of(const prhs_session *s, uint32_t layer) {
+    return s->params.list_layers ? s->params.list_layers[layer] : layer;
+}
+
 static prhs_k_policy layer_policy(const prhs_session *s, uint32_t layer) {
     const prhs_policy *p = &s->params.policy;
     const prhs_i32 most = (prhs_i32)s->params.max_kv_len;
     const float target = prhs_target_of(&s->params, layer);
     return (prhs_k_policy){
-        .layer = (prhs_i32)layer,
+        .layer = (prhs_i32)source_of(s, layer),
         .dense = layer < p->dense_layers,
         .k = bounded(p->k, most),
         .sinks = bounded(p->sinks, most),
@@ -53,7 +58,13 @@ static prhs_k_policy layer_policy(const prhs_session *s, uint32_t layer) {
         .psaw = s->factors[2 * layer],
         .etf = s->factors[2 * layer + 1],
         .least = target > 0.0f ? least_of(p, most) : 0,
+        .copies = source_of(s, layer) != layer,
     };
+}
+
+/* State of the layer whose lists a sparse layer attends with. */
+static prhs_k_state source_state(const prhs_session *s, uint32_t layer) {
+    return prhs_layout_state(&s->layout, prhs_sparse_index(s, source_of(s, layer)), s->state.offset);
 }
 
 /* A dense layer has no state; its kernels get only the error word. */
@@ -63,6 +74,8 @@ static prhs_k_state layer_state(const prhs_session *s, uint32_t layer) {
     if (index < 0) {
         k.unit_off = k.list_off = k.qref_off = k.head_off = k.moment_off = k.vhat_off = PRHS_NONE;
         k.vsum_off = k.vcount_off = k.unit_stat_off = k.head_stat_off = PRHS_NONE;
+    } else {
+        k.list_off = source_state(s, layer).list_off;
     }
     return k;
 }
@@ -115,6 +128,8 @@ static void add_plan(list *l) {
     op->args.plan = (prhs_k_plan){
         .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .work = l->work, .policy = l->policy,
     };
+    if (l->policy.copies)
+        op->args.plan.state.unit_off = source_state(l->s, a->layer).unit_off;
 }
 
 static void add_attend(list *l) {
@@ -137,7 +152,7 @@ static void add_finish(list *l, bool verify) {
 
 /* Modes in which a step's dropped mass is not known: shared lists, no lists, and all where PSAW leaves keys unscored. */
 static prhs_i32 unknown_modes(const list *l) {
-    return 1 << PRHS_MODE_WINDOW | 1 << PRHS_MODE_STREAM | 1 << PRHS_MODE_SHARE | (l->policy.psaw ? 1 << PRHS_MODE_RETRIEVE : 0);
+    return 1 << PRHS_MODE_WINDOW | 1 << PRHS_MODE_STREAM | 1 << PRHS_MODE_SHARE | 1 << PRHS_MODE_COPY | (l->policy.psaw ? 1 << PRHS_MODE_RETRIEVE : 0);
 }
 
 /* Units that a score takes: all, or those whose audit is drawn. */
@@ -209,7 +224,7 @@ static void close_up(list *l) {
 
 size_t prhs_plan_step(const prhs_session *s, const prhs_step_args *a, prhs_op *ops) {
     list l = begin(s, a, ops);
-    const bool dense = l.policy.dense, retrieves = s->retrieves && !dense;
+    const bool dense = l.policy.dense, retrieves = s->retrieves && !dense && !l.policy.copies;
     const bool mass = retrieves && s->params.policy.gate == PRHS_GATE_MASS;
     if (a->append || (s->sums && !dense) || s->params.validate)
         add_append(&l);

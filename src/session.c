@@ -24,6 +24,21 @@ static prhs_status check_policy(const prhs_log *log, const char *call, const prh
     return PRHS_OK;
 }
 
+/* Lists of other layers: what they would have to know of their own queries must be off. */
+static prhs_status check_list_layers(const prhs_log *log, const char *call, const prhs_session_params *p, bool aims) {
+    const prhs_policy *policy = &p->policy;
+    bool copies = false;
+    for (uint32_t i = 0; p->list_layers && i < p->layers; i++) {
+        const uint32_t from = p->list_layers[i];
+        if (from > i || (from < i && from < policy->dense_layers) || p->list_layers[from] != from)
+            return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: list_layers: layer %u must name itself, or an earlier sparse layer that names itself", call, i);
+        copies = copies || from != i;
+    }
+    if (copies && (policy->gate != PRHS_GATE_NONE || policy->residual != PRHS_RESIDUAL_NONE || aims || policy->psaw))
+        return prhs_fail(log, PRHS_ERR_ARGUMENT, "%s: list_layers: lists of other layers need gate and residual none, no target and no PSAW", call);
+    return PRHS_OK;
+}
+
 /* Whether lists are ever made: the middle may hold more tokens than what is attended without. */
 static bool makes_lists(const prhs_session_params *p, bool aims) {
     const uint32_t most = aims && p->policy.k_min < p->policy.k ? p->policy.k_min : p->policy.k;
@@ -54,6 +69,8 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
     s->audits = p->audit || p->audit_rate > 0.0;
     s->audit_limit = p->audit ? UINT32_MAX : prhs_audit_limit(p->audit_rate);
     const bool aims = s->aims < p->layers;
+    if ((status = check_list_layers(log, call, p, aims)) != PRHS_OK)
+        return status;
     const uint32_t longest = p->policy.k < p->max_kv_len ? p->policy.k : p->max_kv_len;
     s->retrieves = makes_lists(p, aims);
     s->values = s->retrieves && p->policy.residual == PRHS_RESIDUAL_RETRIEVED;
@@ -95,14 +112,15 @@ prhs_status prhs_session_get_sizes(prhs_device *device, const prhs_session_param
     return PRHS_OK;
 }
 
-/* Prepares whatever a dense and a sparse layer may enqueue, and one with a target, by planning them with nothing but dtypes. */
+/* Prepares whatever a dense and a sparse layer may enqueue, one with another's lists and one with a target, by planning them with nothing but dtypes. */
 static prhs_status prepare(const prhs_session *s) {
     prhs_step_args a = { .kinds = PRHS_HAS_DECODE | PRHS_HAS_PREFILL | PRHS_HAS_SEED, .append = true };
     a.kv.dtype = (prhs_i32)s->params.kv_dtype;
     a.q.dtype = a.k.dtype = a.v.dtype = (prhs_i32)s->params.q_dtype;
     a.out.dtype = (prhs_i32)s->params.out_dtype;
     a.batch.rows = s->limits.decode_rows;
-    const uint32_t layers[] = { 0, s->params.layers - 1, s->aims < s->params.layers ? s->aims : 0 };
+    const uint32_t first = s->params.policy.dense_layers, last = s->params.layers - 1;
+    const uint32_t layers[] = { 0, first < last ? first : last, last, s->aims <= last ? s->aims : 0 };
     for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
         prhs_op ops[3 * PRHS_PLAN_MAX];
         a.layer = layers[i];
@@ -184,6 +202,13 @@ static prhs_status fill_session(prhs_session *s, const prhs_session_params *para
         memcpy(s->targets, params->targets, sizeof *s->targets * params->layers);
         s->params.targets = s->targets;
     }
+    if (params->list_layers) {
+        s->list_layers = malloc(sizeof *s->list_layers * params->layers);
+        if (!s->list_layers)
+            return prhs_fail(&s->dev->log, PRHS_ERR_MEMORY, "prhs_session_create: no host memory");
+        memcpy(s->list_layers, params->list_layers, sizeof *s->list_layers * params->layers);
+        s->params.list_layers = s->list_layers;
+    }
     void *word = NULL;
     status = prhs_host_alloc(s->dev, "prhs_session_create", sizeof *s->fault_word, &word);
     s->fault_word = word;
@@ -230,6 +255,7 @@ void prhs_session_destroy(prhs_session *session) {
     prhs_host_free(session->dev, session->fault_word);
     free(session->factors);
     free(session->targets);
+    free(session->list_layers);
     prhs_device_release(session->dev);
     free(session);
 }

@@ -15,6 +15,7 @@ struct prhs_session {
     prhs_layout layout;
     prhs_mem state, work;
     float *targets;          /* copy of the caller's, or NULL: params.targets */
+    uint32_t *list_layers;   /* the same of params.list_layers */
     uint32_t aims;           /* the first layer with a target; layers: none has */
     bool retrieves;          /* the policy selects tokens at all */
     bool moments, values;    /* of the dropped keys: mass gate; of their values, too: retrieved residual */

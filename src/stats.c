@@ -106,6 +106,7 @@ static void add_unit(prhs_stats *out, totals *t, const prhs_unit_stat *u) {
     out->stream += (uint64_t)u->stream;
     out->share += (uint64_t)u->share;
     out->retrieve += (uint64_t)u->retrieve;
+    out->copy += (uint64_t)u->copy;
     out->seed += (uint64_t)u->seed;
     out->cosine_failed += (uint64_t)u->cosine_failed;
     out->mass_failed += (uint64_t)u->mass_failed;
@@ -139,7 +140,7 @@ static void add_layer(const prhs_stats_request *r, uint32_t slot, uint32_t layer
 }
 
 static void grade(const prhs_session *s, const totals *t, prhs_stats *out) {
-    uint64_t shared = out->share + out->retrieve, sparse = shared + out->window + out->stream;
+    uint64_t shared = out->share + out->copy + out->retrieve, sparse = shared + out->window + out->stream;
     out->rho = shared ? (double)out->retrieve / (double)shared : NAN;
     out->kept = sparse ? t->kept / (double)sparse : NAN;
     out->attended = out->steps ? t->attended / (double)out->steps : NAN;

@@ -14,6 +14,7 @@
 typedef struct generation {
     common_options common;
     prhs_policy policy;
+    uint32_t *list_layers; /* or NULL */
     const char *policy_text;
     char **prompts;
     uint32_t n_prompts, batch;         /* sequence s continues prompt s % n_prompts */
@@ -215,7 +216,7 @@ static bool set_up(generation *g) {
                                g->common.linear, g->common.half, g->graphs && !g->record.file };
     g->logits = malloc(sizeof(float) * g->l.m.vocab);
     g->end = calloc(g->batch, sizeof *g->end);
-    return g->logits && g->end && forward_open(&g->f, &g->l.m, &p, &log) && forward_session(&g->f, &g->policy);
+    return g->logits && g->end && forward_open(&g->f, &g->l.m, &p, &log) && forward_session(&g->f, &g->policy, g->list_layers);
 }
 
 static int generate(generation *g) {
@@ -290,10 +291,11 @@ int cmd_generate(int argc, char **argv) {
     g.random = ((uint64_t)g.seed << 1 | 1) * UINT64_C(0x9e3779b97f4a7c15);
     status = 1;
     if (load_model(&g.common, &g.l)) {
-        if (parse_policy(g.policy_text, g.l.m.layers, &g.policy))
+        if (parse_policy(g.policy_text, g.l.m.layers, &g.policy, &g.list_layers))
             status = generate(&g);
         else
             status = 2;
+        free(g.list_layers);
         unload_model(&g.l);
     }
     return status;

@@ -2,24 +2,35 @@
 /*
  * prhs-llama perplexity: documents of context + decode tokens from a text; the context is prefilled densely once, then each policy
  * decodes the rest, teacher-forced, from the same cached rows. A policy's state is per layer, so that layers can be run one after
- * the other over all decode rows: linear layers as large products, attention step by step.
+ * the other over all decode rows: linear layers as large products, attention step by step. Only where layers use each other's lists
+ * a step goes through all layers before the next one.
  */
 #include <getopt.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "compute.h"
+#include "comparator_run.h"
+#include "documents.h"
 #include "record.h"
-#include "report.h"
 
 /* prhs_seq arrays on the device: prompts, what is cached, then one a decode step (all known before; PLAN_DECODE is not used). */
 enum { PLAN_PROMPT, PLAN_CACHED, PLAN_STEP };
 
+/* One --policy: the library's, or a comparator. */
+typedef struct contender {
+    prhs_policy policy;
+    uint32_t *list_layers;   /* [layers] or NULL */
+    comparator rival;        /* NONE: it is a policy */
+} contender;
+
 typedef struct job {
     common_options common;
     run_shape shape;
-    const char *text_file, *json_file;
+    char *const *text_files;
+    uint32_t text_count;
+    const char *json_file;
     const char *policy_text[MAX_POLICIES];
     size_t policies;
     bool timing;
@@ -28,8 +39,9 @@ typedef struct job {
     loaded l;
     engine e;
     compute *c;
-    int32_t *ids;
-    size_t n_ids;
+    documents texts;
+    contender *contenders;   /* [policies] */
+    comparator_prompts prompts;
     prhs_buffer *last_q;     /* [layers][docs][H*D]: queries of the contexts' last rows */
     int32_t *token, *position, *target; /* of rows */
     double *nll;
@@ -37,7 +49,7 @@ typedef struct job {
 } job;
 
 static const char help[] =
-    "usage: prhs-llama perplexity --model FILE [options] TEXT-FILE\n"
+    "usage: prhs-llama perplexity --model FILE [options] TEXT-FILE...\n"
     "  --model FILE        GGUF model of the llama family\n"
     "  --device NAME       cpu, opencl, cuda, each also as NAME:INDEX, or any (default)\n"
     "  --linear WHERE      auto (default): on a cuda device cuBLAS, elsewhere and without it this machine's BLAS; host: this machine's\n"
@@ -45,25 +57,18 @@ static const char help[] =
     "  --weights TYPE      f32 (default); with cuBLAS also f16\n"
     "  --policy NAME[,key=value...]  may be repeated; dense is always run first, as the baseline\n"
     "                      keys: k kmin target s gate tau floor eps m rb rf g sinks local dense n join residual psaw psaw_layer phi\n"
-    "                      alpha etf etf_layer psi gamma\n"
+    "                      alpha etf etf_layer psi gamma; map=0.1.1.3...: the layer whose lists each layer uses\n"
+    "                      comparators, as their papers define them: quest (keys: k page dense) and h2o (keys: k recent dense)\n"
     "  --docs N            documents, spread evenly over the text (8)\n"
     "  --context N         tokens prefilled a document (3584)\n"
     "  --decode N          tokens decoded a document (512)\n"
     "  --kv TYPE           f16 (default), f32 or bf16\n"
-    "  --at-end            one document: the last tokens of the text\n"
+    "  --set I/N           the I-th (from 0) of N sets of documents that have no token in common (0/1)\n"
+    "  --at-end            one document a text: its last tokens\n"
     "  --timing            no audits: dropped mass is what the policy itself knows, times are those of normal use\n"
     "  --json FILE         one object a policy, with values by document ('-': standard output)\n"
     RECORD_HELP
     "  --verbose           the library's own messages\n";
-
-static size_t doc_start(const job *j, uint32_t doc) {
-    size_t need = (size_t)j->shape.context + j->shape.decode;
-    if (j->shape.at_end)
-        return j->n_ids - need - 1;
-    return (size_t)doc * ((j->n_ids - need - 2) / j->shape.docs);
-}
-
-static const int32_t *doc_ids(const job *j, uint32_t doc) { return j->ids + doc_start(j, doc); }
 
 /* The three kinds of plans; `seed` marks prompts that seed by themselves. */
 static bool write_plans(job *j, bool seed) {
@@ -105,13 +110,14 @@ static bool prefill_doc(job *j, engine_session *s, uint32_t doc) {
     const compute_ops *ops = j->c->ops;
     for (uint32_t i = 0; i < n; i++)
         j->position[i] = (int32_t)i;
-    bool ok = ops->embed(j->c, doc_ids(j, doc), j->position, n);
+    bool ok = ops->embed(j->c, documents_ids(&j->texts, doc), j->position, n);
     engine_call call = { .plan = PLAN_PROMPT, .seq = doc, .seqs = 1, .row = 0, .count = n, .append = true,
                          .kinds = PRHS_HAS_PREFILL | PRHS_HAS_SEED };
     for (; ok && call.layer < layers; call.layer++) {
         const uint32_t frozen = prhs_etf_frozen(&s->policy, layers, call.layer, n);
         progress("prefill", (size_t)doc * layers + call.layer + 1, (size_t)j->shape.docs * layers);
         ok = !interrupted && ops->qkv(j->c, call.layer, n) && record_prompt(&j->record, &j->e, call.layer, doc, 0, n) &&
+             comparator_prompts_take(&j->prompts, &j->e, call.layer, doc, n) &&
              keep_query(j, call.layer, doc, n - 1) && engine_step(&j->e, s, &call) && ops->rest(j->c, call.layer, frozen, n);
     }
     return ok && prhs_queue_finish(j->e.queue) == PRHS_OK;
@@ -152,36 +158,76 @@ static bool decode_layer(job *j, engine_session *s, uint32_t layer, bool shared,
     return j->c->ops->rest(j->c, layer, 0, rows);
 }
 
-static bool score(job *j, result *res) {
+/* A step through all layers; its rows are the first ones. */
+static bool decode_step(job *j, engine_session *s, uint32_t r, result *res) {
     const uint32_t docs = j->shape.docs;
-    const size_t rows = (size_t)docs * j->shape.decode;
-    if (!j->c->ops->score(j->c, rows, j->target, j->nll, res->best))
+    const size_t at = (size_t)r * docs;
+    if (interrupted || !j->c->ops->embed(j->c, j->token + at, j->position + at, docs))
         return false;
-    for (size_t i = 0; i < rows; i++)
-        res->nll[i % docs] += j->nll[i] / j->shape.decode;
-    return true;
+    for (uint32_t i = 0; i < j->l.m.layers; i++) {
+        engine_call call = { .layer = i, .plan = PLAN_STEP + r, .seqs = docs, .count = docs, .append = true, .kinds = PRHS_HAS_DECODE };
+        if (!j->c->ops->qkv(j->c, i, docs) || !engine_step(&j->e, s, &call) || !j->c->ops->rest(j->c, i, 0, docs))
+            return false;
+    }
+    return j->c->ops->score(j->c, docs, j->target + at, j->nll + at, res->best + at);
 }
 
-static bool decode(job *j, engine_session *s, bool shared, result *res) {
-    const uint32_t docs = j->shape.docs, steps = j->shape.decode, layers = j->l.m.layers;
-    for (uint32_t r = 0; r < steps; r++)
+static bool decode_steps(job *j, engine_session *s, bool shared, result *res) {
+    bool ok = true;
+    for (uint32_t i = 0; ok && shared && i < j->l.m.layers; i++)
+        ok = adopt(j, s, i);
+    for (uint32_t r = 0; ok && r < j->shape.decode; r++) {
+        ok = decode_step(j, s, r, res);
+        progress(res->name, r + 1, j->shape.decode);
+    }
+    res->attention = NAN; /* linear layers run between its steps */
+    return ok;
+}
+
+/* A comparator's layers; `run` has no session. */
+static bool decode_rival(job *j, comparator_run *run, uint32_t layer, double *attention) {
+    const size_t rows = (size_t)j->shape.docs * j->shape.decode;
+    return j->c->ops->qkv(j->c, layer, rows) && comparator_run_layer(run, layer, PLAN_STEP, attention) && j->c->ops->rest(j->c, layer, 0, rows);
+}
+
+static bool decode_layers(job *j, engine_session *s, comparator_run *run, bool shared, result *res) {
+    const uint32_t layers = j->l.m.layers;
+    const size_t rows = (size_t)j->shape.docs * j->shape.decode;
+    bool ok = j->c->ops->embed(j->c, j->token, j->position, rows);
+    for (uint32_t i = 0; ok && i < layers; i++) {
+        ok = run ? decode_rival(j, run, i, &res->attention) : decode_layer(j, s, i, shared, &res->attention);
+        progress(res->name, i + 1, layers);
+    }
+    return ok && j->c->ops->score(j->c, rows, j->target, j->nll, res->best);
+}
+
+static void set_rows(job *j) {
+    const uint32_t docs = j->shape.docs;
+    for (uint32_t r = 0; r < j->shape.decode; r++)
         for (uint32_t d = 0; d < docs; d++) {
-            const int32_t *ids = doc_ids(j, d) + j->shape.context + r;
+            const int32_t *ids = documents_ids(&j->texts, d) + j->shape.context + r;
             const size_t row = (size_t)r * docs + d;
             j->position[row] = (int32_t)(j->shape.context + r);
             j->token[row] = ids[0];
             j->target[row] = ids[1];
         }
-    double start = now();
-    if (!j->c->ops->embed(j->c, j->token, j->position, (size_t)docs * steps))
-        return false;
-    for (uint32_t i = 0; i < layers; i++) {
-        if (!decode_layer(j, s, i, shared, &res->attention))
-            return false;
-        progress(res->name, i + 1, layers);
+}
+
+/* What became of the decode rows. */
+static void take_rows(const job *j, result *res) {
+    const uint32_t docs = j->shape.docs;
+    for (size_t i = 0; i < (size_t)docs * j->shape.decode; i++) {
+        res->nll[i % docs] += j->nll[i] / j->shape.decode;
+        res->right[i % docs] += res->best[i] == j->target[i];
     }
-    if (!score(j, res))
+}
+
+static bool decode(job *j, const contender *c, engine_session *s, bool shared, result *res) {
+    set_rows(j);
+    const double start = now();
+    if (!(c->list_layers ? decode_steps(j, s, shared, res) : decode_layers(j, s, NULL, shared, res)))
         return false;
+    take_rows(j, res);
     res->seconds = now() - start;
     return result_take(res, &j->e, s, &j->shape);
 }
@@ -189,13 +235,33 @@ static bool decode(job *j, engine_session *s, bool shared, result *res) {
 /* ETF changes the prompt's own rows, so such a policy prefills for itself, over the shared pages: it runs last. */
 static bool own_prefill(const prhs_policy *p) { return p->psaw || p->etf; }
 
-static bool run_policy(job *j, const prhs_policy *policy, result *res) {
+static bool run_policy(job *j, const contender *c, result *res) {
     engine_session s;
-    bool own = own_prefill(policy);
-    bool ok = engine_session_open(&j->e, policy, !j->timing, &s) && (!own || prefill(j, &s, true)) && decode(j, &s, !own, res);
-    res->policy = *policy;
+    bool own = own_prefill(&c->policy);
+    bool ok = engine_session_open(&j->e, &c->policy, c->list_layers, !j->timing, &s) && (!own || prefill(j, &s, true)) &&
+              decode(j, c, &s, !own, res);
+    res->policy = c->policy;
     engine_session_close(&s);
     return ok;
+}
+
+static bool run_rival(job *j, const contender *c, result *res) {
+    comparator_run *run = comparator_run_open(&j->e, &c->rival, &j->prompts, &j->shape, !j->timing);
+    set_rows(j);
+    const double start = now();
+    bool ok = run && decode_layers(j, NULL, run, true, res);
+    res->seconds = now() - start;
+    res->comparator = true;
+    res->attention = NAN; /* the host's choices say nothing of what a device would take */
+    if (ok)
+        take_rows(j, res);
+    ok = ok && comparator_run_take(run, res);
+    comparator_run_close(run);
+    return ok;
+}
+
+static bool run_one(job *j, const contender *c, result *res) {
+    return c->rival.kind == COMPARATOR_NONE ? run_policy(j, c, res) : run_rival(j, c, res);
 }
 
 static bool begin_record(job *j) {
@@ -207,19 +273,30 @@ static bool begin_record(job *j) {
     return ok;
 }
 
-static bool run_all(job *j) {
-    prhs_policy policy[MAX_POLICIES], dense;
-    engine_session s;
-    for (size_t i = 0; i < j->policies; i++)
-        if (!parse_policy(j->policy_text[i], j->l.m.layers, &policy[i]))
+static bool parse_contenders(job *j) {
+    bool h2o = false;
+    for (size_t i = 0; i < j->policies; i++) {
+        contender *c = &j->contenders[i];
+        if (!comparator_parse(j->policy_text[i], &c->rival) ||
+            (c->rival.kind == COMPARATOR_NONE && !parse_policy(j->policy_text[i], j->l.m.layers, &c->policy, &c->list_layers)))
             return false;
+        h2o = h2o || c->rival.kind == COMPARATOR_H2O;
+    }
+    return !h2o || comparator_prompts_make(&j->prompts, &j->e);
+}
+
+static bool run_all(job *j) {
+    prhs_policy dense;
+    engine_session s;
+    if (!parse_contenders(j))
+        return false;
     prhs_policy_preset("dense", j->l.m.layers, &dense);
-    bool ok = engine_session_open(&j->e, &dense, false, &s) && begin_record(j) && prefill(j, &s, false);
+    bool ok = engine_session_open(&j->e, &dense, NULL, false, &s) && begin_record(j) && prefill(j, &s, false);
     engine_session_close(&s);
     for (int own = 0; ok && own < 2; own++)
         for (size_t i = 0; ok && i < j->policies; i++)
-            if (own_prefill(&policy[i]) == (own == 1)) {
-                ok = run_policy(j, &policy[i], &j->results[i]);
+            if (own_prefill(&j->contenders[i].policy) == (own == 1)) {
+                ok = run_one(j, &j->contenders[i], &j->results[i]);
                 ok = record_end(&j->record, ok) && ok; /* dense comes first: its rows are recorded */
             }
     return record_end(&j->record, false) && ok;
@@ -232,7 +309,8 @@ static bool allocate(job *j) {
     j->target = malloc(sizeof(int32_t) * rows);
     j->nll = malloc(sizeof(double) * rows);
     j->results = calloc(j->policies, sizeof *j->results);
-    bool ok = j->token && j->position && j->target && j->nll && j->results &&
+    j->contenders = calloc(j->policies, sizeof *j->contenders);
+    bool ok = j->contenders && j->token && j->position && j->target && j->nll && j->results &&
               prhs_buffer_create(j->e.dev, queries * 4, &j->last_q) == PRHS_OK;
     for (size_t i = 0; ok && i < j->policies; i++)
         ok = result_make(&j->results[i], j->policy_text[i], &j->shape);
@@ -240,12 +318,16 @@ static bool allocate(job *j) {
 }
 
 static void release(job *j) {
-    void *blocks[] = { j->token, j->position, j->target, j->nll, j->ids };
+    void *blocks[] = { j->token, j->position, j->target, j->nll, j->prompts.given };
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++)
         free(blocks[i]);
     for (size_t i = 0; j->results && i < j->policies; i++)
         result_free(&j->results[i]);
+    for (size_t i = 0; j->contenders && i < j->policies; i++)
+        free(j->contenders[i].list_layers);
+    free(j->contenders);
     free(j->results);
+    documents_free(&j->texts);
     if (j->e.queue)
         prhs_queue_finish(j->e.queue);
     compute_close(j->c);
@@ -255,33 +337,16 @@ static void release(job *j) {
     unload_model(&j->l);
 }
 
-static bool read_text(job *j) {
-    size_t size = 0;
-    char *text = read_file(j->text_file, &size);
-    if (!text) {
-        fprintf(stderr, "prhs-llama: %s cannot be read\n", j->text_file);
-        return false;
-    }
-    j->n_ids = bpe_encode(j->l.tokens, text, size, &j->ids);
-    free(text);
-    size_t need = (size_t)j->shape.context + j->shape.decode + 2;
-    if (j->n_ids == SIZE_MAX || j->n_ids < need || j->shape.context + j->shape.decode > j->l.m.context) {
-        fprintf(stderr, "prhs-llama: %s has %zu tokens; a document needs %zu, and the model reads %u at most\n", j->text_file, j->n_ids,
-                need, j->l.m.context);
-        return false;
-    }
-    return true;
-}
-
 static int perplexity(job *j) {
     if (!load_model(&j->common, &j->l))
         return 1;
     int status = 1;
     prhs_log log = stderr_log(&j->common);
+    bool ok = documents_read(&j->texts, &j->l, j->text_files, j->text_count, &j->shape);
     const size_t steps = (size_t)j->shape.docs * j->shape.decode;
     engine_params p = { j->common.backend, j->common.index, j->shape.docs, j->shape.context + j->shape.decode,
                         PLAN_STEP + j->shape.decode, steps > j->shape.context ? steps : j->shape.context, j->common.kv_dtype };
-    if (read_text(j) && engine_open(&j->e, &j->l.m, &p, &log) && (j->c = compute_open(&j->e, j->common.linear, j->common.half)) && allocate(j) &&
+    if (ok && engine_open(&j->e, &j->l.m, &p, &log) && (j->c = compute_open(&j->e, j->common.linear, j->common.half)) && allocate(j) &&
         run_all(j)) {
         prhs_device_info info = { .size = sizeof info };
         prhs_device_get_info(j->e.dev, &info);
@@ -292,12 +357,25 @@ static int perplexity(job *j) {
     return interrupted ? 130 : status;
 }
 
+/* I/N with I below N. */
+static bool parse_set(const char *text, run_shape *s) {
+    char first[16];
+    const char *slash = strchr(text, '/');
+    const size_t n = slash ? (size_t)(slash - text) : sizeof first;
+    if (n >= sizeof first)
+        return false;
+    memcpy(first, text, n);
+    first[n] = 0;
+    return parse_u32(first, &s->set) && parse_u32(slash + 1, &s->sets) && s->sets > 0 && s->sets <= 1024 && s->set < s->sets;
+}
+
 static int parse(job *j, int argc, char **argv) {
-    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, DOCS, CONTEXT, DECODE, KV, AT_END, TIMING, JSON, VERBOSE };
+    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, DOCS, CONTEXT, DECODE, KV, SET, AT_END, TIMING, JSON, VERBOSE };
     static const struct option options[] = {
         { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR },
         { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "docs", 1, 0, DOCS },
         { "context", 1, 0, CONTEXT }, { "decode", 1, 0, DECODE }, { "kv", 1, 0, KV }, { "at-end", 0, 0, AT_END },
+        { "set", 1, 0, SET },
         RECORD_OPTIONS, { "timing", 0, 0, TIMING }, { "json", 1, 0, JSON }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };
     bool ok = true;
@@ -316,6 +394,7 @@ static int parse(job *j, int argc, char **argv) {
         case CONTEXT: ok = parse_u32(optarg, &j->shape.context) && j->shape.context > 0; break;
         case DECODE: ok = parse_u32(optarg, &j->shape.decode) && j->shape.decode > 0; break;
         case KV: ok = parse_kv(optarg, &j->common); break;
+        case SET: ok = parse_set(optarg, &j->shape); break;
         case AT_END: j->shape.at_end = true; break;
         case TIMING: j->timing = true; break;
         case JSON: j->json_file = optarg; break;
@@ -329,19 +408,18 @@ static int parse(job *j, int argc, char **argv) {
         if (!ok)
             fprintf(stderr, "prhs-llama: '%s' is no value for this option (see --help)\n", optarg);
     }
-    if (!ok || optind + 1 != argc) {
+    if (!ok || optind >= argc || (optind + 1 != argc && !j->shape.at_end)) {
         if (ok)
-            fputs("prhs-llama: one text file is needed\n", stderr);
+            fputs("prhs-llama: one text file is needed (with --at-end one or more)\n", stderr);
         return 2;
     }
-    if (j->shape.at_end)
-        j->shape.docs = 1;
-    j->text_file = argv[optind];
+    j->text_files = argv + optind;
+    j->text_count = (uint32_t)(argc - optind);
     return -1;
 }
 
 int cmd_perplexity(int argc, char **argv) {
-    job j = { .shape = { .docs = 8, .context = 3584, .decode = 512 }, .common = { .kv_dtype = PRHS_F16, .level = PRHS_LOG_WARN },
+    job j = { .shape = { .docs = 8, .context = 3584, .decode = 512, .sets = 1 }, .common = { .kv_dtype = PRHS_F16, .level = PRHS_LOG_WARN },
               .policy_text = { "dense" }, .policies = 1, .record_options = RECORD_DEFAULTS };
     int status = parse(&j, argc, argv);
     return status >= 0 ? status : perplexity(&j);

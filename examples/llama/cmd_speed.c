@@ -95,8 +95,10 @@ static bool run_policy(race *r, uint32_t context, uint32_t batch, const char *te
     prhs_policy policy;
     prhs_stats stats;
     double seconds = 0.0;
-    if (!parse_policy(text, r->l.m.layers, &policy) || !forward_session(&r->f, &policy) ||
-        !fill(r, batch, context - WARM - r->repeat * r->count) || !timed(r, &seconds) ||
+    uint32_t *lists = NULL;
+    bool ok = parse_policy(text, r->l.m.layers, &policy, &lists) && forward_session(&r->f, &policy, lists);
+    free(lists);
+    if (!ok || !fill(r, batch, context - WARM - r->repeat * r->count) || !timed(r, &seconds) ||
         !engine_stats(&r->f.e, &r->f.s, PRHS_ALL_SLOTS, &stats))
         return false;
     const double speed = batch * (double)r->count / seconds;

@@ -63,6 +63,20 @@ prhs_mem engine_row(const prhs_rows *rows, size_t row) {
     return at(rows->mem.buffer, rows->mem.offset + (uint64_t)row * (uint64_t)rows->row * 4);
 }
 
+/* A row may be a part of a longer one: then the rest is read with it. */
+bool engine_read_rows(engine *e, const prhs_rows *from, size_t rows, size_t width, float *to) {
+    const size_t stride = (size_t)from->row;
+    if (stride == width)
+        return prhs_queue_read(e->queue, to, from->mem, rows * width * sizeof *to) == PRHS_OK && prhs_queue_finish(e->queue) == PRHS_OK;
+    const size_t floats = (rows - 1) * stride + width;
+    float *wide = malloc(sizeof *wide * floats);
+    bool ok = wide && prhs_queue_read(e->queue, wide, from->mem, floats * sizeof *wide) == PRHS_OK && prhs_queue_finish(e->queue) == PRHS_OK;
+    for (size_t i = 0; ok && i < rows; i++)
+        memcpy(to + i * width, wide + i * stride, width * sizeof *to);
+    free(wide);
+    return ok;
+}
+
 void engine_close(engine *e) {
     prhs_buffer *buffers[] = { e->cache, e->pages, e->seq, e->heads, e->result };
     prhs_queue_destroy(e->queue);
@@ -73,7 +87,7 @@ void engine_close(engine *e) {
     *e = (engine){ 0 };
 }
 
-bool engine_session_open(engine *e, const prhs_policy *policy, bool audit, engine_session *s) {
+bool engine_session_open(engine *e, const prhs_policy *policy, const uint32_t *list_layers, bool audit, engine_session *s) {
     const model *m = e->m;
     *s = (engine_session){ .policy = *policy };
     prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
@@ -85,6 +99,7 @@ bool engine_session_open(engine *e, const prhs_policy *policy, bool audit, engin
     p.max_kv_len = e->tokens;
     p.kv_dtype = e->kv_dtype;
     p.audit = audit;
+    p.list_layers = list_layers;
     prhs_session_sizes sizes = { .size = sizeof sizes };
     return prhs_session_get_sizes(e->dev, &p, &sizes) == PRHS_OK && prhs_buffer_create(e->dev, sizes.state, &s->state) == PRHS_OK &&
            prhs_buffer_create(e->dev, sizes.workspace, &s->work) == PRHS_OK &&
@@ -103,7 +118,7 @@ bool engine_plan(engine *e, uint32_t first, uint32_t count, const prhs_seq *seqs
     return prhs_queue_write(e->queue, at(e->seq, first * one), seqs, count * one) == PRHS_OK && prhs_queue_finish(e->queue) == PRHS_OK;
 }
 
-static prhs_batch batch_of(const engine *e, uint32_t plan, uint32_t seq, uint32_t seqs, size_t rows, uint32_t kinds) {
+prhs_batch engine_batch(const engine *e, uint32_t plan, uint32_t seq, uint32_t seqs, size_t rows, uint32_t kinds) {
     return (prhs_batch){
         .seqs = at(e->seq, ((uint64_t)plan * e->seqs + seq) * sizeof(prhs_seq)),
         .pages = at(e->pages, (uint64_t)seq * e->pages_per_seq * 4),
@@ -114,7 +129,7 @@ static prhs_batch batch_of(const engine *e, uint32_t plan, uint32_t seq, uint32_
 bool engine_step(engine *e, engine_session *s, const engine_call *c) {
     prhs_step step = PRHS_STEP_INIT;
     step.layer = c->layer;
-    step.batch = batch_of(e, c->plan, c->seq, c->seqs, c->count, c->kinds);
+    step.batch = engine_batch(e, c->plan, c->seq, c->seqs, c->count, c->kinds);
     step.kv = e->kv[c->layer];
     step.q = c->q ? *c->q : e->q;
     step.q.mem = engine_row(&step.q, c->row);
@@ -130,7 +145,7 @@ bool engine_step(engine *e, engine_session *s, const engine_call *c) {
 }
 
 bool engine_attach(engine *e, engine_session *s, uint32_t layer, uint32_t plan) {
-    prhs_batch batch = batch_of(e, plan, 0, e->seqs, 1, 0);
+    prhs_batch batch = engine_batch(e, plan, 0, e->seqs, 1, 0);
     return prhs_session_attach(s->s, e->queue, layer, &batch, &e->kv[layer]) == PRHS_OK;
 }
 

@@ -38,7 +38,8 @@ typedef struct engine_params {
 
 bool engine_open(engine *e, const model *m, const engine_params *params, const prhs_log *log);
 void engine_close(engine *e);
-bool engine_session_open(engine *e, const prhs_policy *policy, bool audit, engine_session *s);
+/* list_layers: as in prhs_session_params, or NULL. */
+bool engine_session_open(engine *e, const prhs_policy *policy, const uint32_t *list_layers, bool audit, engine_session *s);
 void engine_session_close(engine_session *s);
 
 /* Writes `count` prhs_seq arrays of e->seqs entries at plan index `first`. */
@@ -49,6 +50,12 @@ bool engine_make_rows(engine *e, bool joined);
 
 /* Where row `row` begins. */
 prhs_mem engine_row(const prhs_rows *rows, size_t row);
+
+/* Rows [0, rows) of `width` floats to the host, one after the other. Waits for the queue. */
+bool engine_read_rows(engine *e, const prhs_rows *from, size_t rows, size_t width, float *to);
+
+/* Sequences [seq, seq + seqs) of a plan, with `rows` query rows in all. */
+prhs_batch engine_batch(const engine *e, uint32_t plan, uint32_t seq, uint32_t seqs, size_t rows, uint32_t kinds);
 
 /* One layer of one step: rows [row, row + count) of the engine's, sequences [seq, seq + seqs) of plan `plan`. */
 typedef struct engine_call {

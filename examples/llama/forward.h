@@ -29,7 +29,7 @@ typedef struct forward_params {
 /* Device, caches, weights; then a session with one policy at a time. */
 bool forward_open(forward *f, const model *m, const forward_params *params, const prhs_log *log);
 void forward_close(forward *f);
-bool forward_session(forward *f, const prhs_policy *policy);
+bool forward_session(forward *f, const prhs_policy *policy, const uint32_t *list_layers);
 
 /* Before the prompts: every sequence is empty and its prompt will have lengths[sequence] tokens. */
 bool forward_begin(forward *f, const uint32_t *lengths);

@@ -18,23 +18,30 @@ static bool take(prhs_stats_request *r, uint32_t layers, uint32_t heads, layer_s
     return ok;
 }
 
-layer_stats *layer_stats_take(engine *e, engine_session *s, prhs_stats *all) {
-    const uint32_t layers = e->m->layers, heads = e->m->heads;
-    prhs_stats_request *r = NULL;
+layer_stats *layer_stats_make(uint32_t layers, uint32_t heads) {
     layer_stats *out = calloc(layers, sizeof *out);
     prhs_head_stats *rows = calloc((size_t)layers * heads, sizeof *rows);
-    bool ok = out && rows;
-    for (uint32_t l = 0; ok && l < layers; l++)
-        out[l].heads = rows + (size_t)l * heads;
-    ok = ok && prhs_stats_request_create(s->s, &r) == PRHS_OK && prhs_stats_request_enqueue(r, e->queue) == PRHS_OK &&
-         prhs_queue_finish(e->queue) == PRHS_OK && take(r, layers, heads, out, all);
-    prhs_stats_request_destroy(r);
-    if (!ok) {
+    if (!out || !rows) {
         free(rows);
         free(out);
         return NULL;
     }
+    for (uint32_t l = 0; l < layers; l++)
+        out[l].heads = rows + (size_t)l * heads;
     return out;
+}
+
+layer_stats *layer_stats_take(engine *e, engine_session *s, prhs_stats *all) {
+    const uint32_t layers = e->m->layers, heads = e->m->heads;
+    prhs_stats_request *r = NULL;
+    layer_stats *out = layer_stats_make(layers, heads);
+    bool ok = out && prhs_stats_request_create(s->s, &r) == PRHS_OK && prhs_stats_request_enqueue(r, e->queue) == PRHS_OK &&
+         prhs_queue_finish(e->queue) == PRHS_OK && take(r, layers, heads, out, all);
+    prhs_stats_request_destroy(r);
+    if (ok)
+        return out;
+    layer_stats_free(out);
+    return NULL;
 }
 
 void layer_stats_free(layer_stats *layers) {

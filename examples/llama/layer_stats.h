@@ -16,6 +16,8 @@ typedef struct estimate_check {
     double mean, exact_mean;
 } estimate_check;
 
+/* Of `layers` layers, all zeros. NULL: no memory. */
+layer_stats *layer_stats_make(uint32_t layers, uint32_t heads);
 /* All slots' statistics. NULL: no memory, or the device failed. */
 layer_stats *layer_stats_take(engine *e, engine_session *s, prhs_stats *all);
 void layer_stats_free(layer_stats *layers);

@@ -56,7 +56,9 @@ bool parse_weights(const char *text, common_options *o) {
     return o->half || strcmp(text, "f32") == 0;
 }
 
-bool parse_policy(const char *text, uint32_t layers, prhs_policy *policy) { return policy_parse("prhs-llama", text, layers, policy); }
+bool parse_policy(const char *text, uint32_t layers, prhs_policy *policy, uint32_t **list_layers) {
+    return policy_parse("prhs-llama", text, layers, policy, list_layers);
+}
 
 bool load_model(const common_options *o, loaded *l) {
     char error[512];

@@ -30,8 +30,8 @@ extern volatile sig_atomic_t interrupted;
 bool parse_device(const char *text, common_options *o);
 bool parse_kv(const char *text, common_options *o);
 bool parse_weights(const char *text, common_options *o);
-/* NAME[,key=value...], e.g. cis-mass,k=476,eps=0.1; false with a sentence on standard error. */
-bool parse_policy(const char *text, uint32_t layers, prhs_policy *policy);
+/* NAME[,key=value...], e.g. cis-mass,k=476,eps=0.1; list_layers as policy_parse's; false with a sentence on standard error. */
+bool parse_policy(const char *text, uint32_t layers, prhs_policy *policy, uint32_t **list_layers);
 bool parse_u32(const char *text, uint32_t *out);
 
 bool load_model(const common_options *o, loaded *l);

@@ -62,23 +62,10 @@ bool record_end(record *r, bool keep) {
     return ok;
 }
 
-/* Rows [0, rows) to the host, contiguous; enqueued only. A row may be a part of a longer one: then the rest is read with it. */
-static bool fetch(engine *e, const prhs_rows *from, size_t rows, size_t width, float *to, float *wide) {
-    const size_t stride = (size_t)from->row;
-    if (stride == width)
-        return prhs_queue_read(e->queue, to, from->mem, rows * width * sizeof *to) == PRHS_OK;
-    if (prhs_queue_read(e->queue, wide, from->mem, ((rows - 1) * stride + width) * sizeof *wide) != PRHS_OK ||
-        prhs_queue_finish(e->queue) != PRHS_OK)
-        return false;
-    for (size_t i = 0; i < rows; i++)
-        memcpy(to + i * width, wide + i * stride, width * sizeof *to);
-    return true;
-}
-
 /* The engine's rows as `out` wants them: q, k and v one after the other in r->rows. */
 static bool fetch_all(record *r, engine *e, size_t rows, trace_rows *out) {
     const size_t q = (size_t)e->m->heads * e->m->head_dim, kv = (size_t)e->m->kv_heads * e->m->head_dim;
-    const size_t room = 2 * rows * (q + 2 * kv);
+    const size_t room = rows * (q + 2 * kv);
     if (room > r->room) {
         free(r->rows);
         r->rows = malloc(room * sizeof *r->rows);
@@ -86,12 +73,11 @@ static bool fetch_all(record *r, engine *e, size_t rows, trace_rows *out) {
         if (!r->rows)
             return false;
     }
-    float *k = r->rows + rows * q, *v = k + rows * kv, *wide = v + rows * kv;
+    float *k = r->rows + rows * q, *v = k + rows * kv;
     out->q = r->rows;
     out->k = k;
     out->v = v;
-    return fetch(e, &e->q, rows, q, r->rows, wide) && fetch(e, &e->k, rows, kv, k, wide) && fetch(e, &e->v, rows, kv, v, wide) &&
-           prhs_queue_finish(e->queue) == PRHS_OK;
+    return engine_read_rows(e, &e->q, rows, q, r->rows) && engine_read_rows(e, &e->k, rows, kv, k) && engine_read_rows(e, &e->v, rows, kv, v);
 }
 
 bool record_prompt(record *r, engine *e, uint32_t layer, uint32_t seq, uint32_t first, uint32_t rows) {

@@ -10,12 +10,14 @@ bool result_make(result *r, const char *name, const run_shape *shape) {
     r->name = name;
     r->nll = calloc(shape->docs, sizeof *r->nll);
     r->best = calloc((size_t)shape->docs * shape->decode, sizeof *r->best);
-    return r->nll && r->best;
+    r->right = calloc(shape->docs, sizeof *r->right);
+    return r->nll && r->best && r->right;
 }
 
 void result_free(result *r) {
     free(r->nll);
     free(r->best);
+    free(r->right);
     layer_stats_free(r->layers);
 }
 
@@ -184,6 +186,8 @@ static cJSON *object_of(const run_shape *s, const result *r, const result *dense
     number(o, "loss", mean(r->nll, s->docs) - mean(dense->nll, s->docs));
     number(o, "nll", mean(r->nll, s->docs));
     number(o, "top1", top1(r, dense, s));
+    if (r->comparator)
+        cJSON_AddTrueToObject(o, "comparator");
     number(o, "delta", m.mean);
     cJSON_AddStringToObject(o, "grade", grade_name(m.count ? m.grade : PRHS_GRADE_UNKNOWN));
     number(o, "delta_exact_retrieved", r->stats.retrieved.mean);
@@ -205,6 +209,7 @@ static cJSON *object_of(const run_shape *s, const result *r, const result *dense
         number(doc, "nll", r->nll[d]);
         number(doc, "loss", r->nll[d] - dense->nll[d]);
         number(doc, "top1", agreement(r, dense, s, d));
+        number(doc, "right", (double)r->right[d] / s->decode);
         cJSON_AddItemToArray(docs, doc);
     }
     cJSON *layers = cJSON_AddArrayToObject(o, "layers");
@@ -244,6 +249,10 @@ bool report_json(const char *path, const run_shape *s, const prhs_device_info *d
     cJSON *root = report_begin("perplexity", device, c);
     number(root, "context", s->context);
     number(root, "decode", s->decode);
+    if (s->sets > 1) {
+        number(root, "set", s->set);
+        number(root, "sets", s->sets);
+    }
     cJSON *list = cJSON_AddArrayToObject(root, "policies");
     for (size_t i = 0; i < n; i++)
         cJSON_AddItemToArray(list, object_of(s, &results[i], &results[0]));

@@ -13,6 +13,7 @@
 
 typedef struct run_shape {
     uint32_t docs, context, decode;
+    uint32_t set, sets;      /* of documents */
     bool at_end;
 } run_shape;
 
@@ -25,6 +26,8 @@ typedef struct result {
     double bytes, dense_bytes; /* of K and V, a step of a sequence */
     double *nll;             /* [docs], mean over decode rows */
     int32_t *best;           /* [decode * docs] */
+    uint32_t *right;         /* [docs]: decode rows whose likeliest token is the text's */
+    bool comparator;         /* no policy of the library's */
     double seconds, attention;
 } result;
 

@@ -50,6 +50,7 @@ typedef struct prhs_seq {
 #define PRHS_MODE_SHARE 3     /**< the list of an earlier step */
 #define PRHS_MODE_RETRIEVE 4  /**< a list made in this step */
 #define PRHS_MODE_STREAM 5    /**< sinks and local window, no list */
+#define PRHS_MODE_COPY 6      /**< the list that another layer has in force (see prhs_session_params.list_layers) */
 
 /**
  * The critical set of one selection unit:

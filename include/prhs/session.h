@@ -37,9 +37,14 @@ typedef struct prhs_session_params {
     uint64_t audit_seed;        /**< which ones: see prhs_audit_drawn(); sessions at work together want seeds of their own */
     const float *targets;       /**< [layers]: stands for policy.target, layer by layer (0: that layer's lists have k tokens); copied. NULL:
                                      policy.target everywhere */
+    const uint32_t *list_layers; /**< [layers]: the layer whose lists a layer attends with: itself, or an earlier one that is sparse and has
+                                     lists of its own (HShare's sharing over layers); entries of dense layers name themselves. Copied. A
+                                     layer that names another scores and selects nothing, and what it drops is unknown unless audited;
+                                     in every step it comes after the layer it names, and attends densely where that has no list in
+                                     force. Needs gate and residual NONE, no target, no PSAW. NULL: every layer has its own */
 } prhs_session_params;
 #define PRHS_SESSION_PARAMS_INIT \
-    { sizeof(prhs_session_params), { 0 }, { 0 }, 0, 0, 0, 0, 1, 0, PRHS_F16, PRHS_F32, PRHS_F32, 0, 0, 0.0, 0, NULL }
+    { sizeof(prhs_session_params), { 0 }, { 0 }, 0, 0, 0, 0, 1, 0, PRHS_F16, PRHS_F32, PRHS_F32, 0, 0, 0.0, 0, NULL, NULL }
 
 /** Exact bytes of device memory. */
 typedef struct prhs_session_sizes {
@@ -88,7 +93,7 @@ typedef struct prhs_step {
 /**
  * Enqueues append, selection and attention of one layer for a batch of decode rows, verification runs, prompt chunks and seeds.
  * Never allocates, waits or compiles; every decision that depends on data is taken on the device, in the same step. Layers of a
- * step may come in any order, steps of a layer in the order of positions. The state depends on a sequence's first row only, so
+ * step may come in any order (but see list_layers), steps of a layer in the order of positions. The state depends on a sequence's first row only, so
  * that rejected speculative rows leave no trace: the next step simply names the committed length (see prhs_session_commit()).
  * PRHS_ERR_ARGUMENT: NULL, layer >= layers, a capacity above the session's, a dtype, page size or stride the session was not made
  * for, a range that leaves its buffer. PRHS_ERR_DRIVER: the driver refused a launch.
@@ -161,13 +166,14 @@ typedef struct prhs_stats {
     uint64_t stream;         /**< sinks and local tokens, no list */
     uint64_t share;          /**< with an earlier list */
     uint64_t retrieve;       /**< with a new list */
+    uint64_t copy;           /**< with another layer's list */
     uint64_t seed;           /**< retrievals by seeding (in no other count) */
     uint64_t cosine_failed;  /**< retrievals because of the cosine */
     uint64_t mass_failed;    /**< retrievals because of the mass gate */
     uint64_t rows_dense;     /**< further rows that attended densely because their own gate failed */
     uint64_t missed;         /**< of `dense`: units that retrieved, and would not have met their target with k tokens */
     uint64_t within;         /**< of audited.count: exact masses of at most the layer's target (see prhs_policy); 0 without one */
-    double rho;              /**< retrieve / (share + retrieve); NaN where there was neither */
+    double rho;              /**< retrieve / (share + copy + retrieve); NaN where there was none */
     double kept;             /**< mean tokens a sparse unit-step, without the window's growth; NaN where there was none */
     double attended;         /**< mean tokens a unit-step, all included */
     prhs_mass retrieved;     /**< dropped mass on retrieval steps; exact (an estimate under PSAW: unscored keys are left out) */

@@ -109,7 +109,7 @@ static void add_mass(float mass, prhs_i64 *sum, prhs_i64 *count, prhs_i64 *nans)
     ++*count;
 }
 
-/* Per head: the mass of this step, by its grade. DENSE drops nothing, of WINDOW and STREAM nothing is known. */
+/* Per head: the mass of this step, by its grade. DENSE drops nothing, of WINDOW, STREAM and COPY nothing is known. */
 static void count_masses(const task *k, prhs_i32 mode) {
     for (int j = 0; j < k->heads; j++) {
         prhs_head_ref *head = prhs_cpu_head(&k->a->state, k->state, k->e->slot, k->first + j);
@@ -139,7 +139,7 @@ static void count_step(const task *k) {
         kept = k->set->sink_end + k->set->edge_end - k->set->edge_begin + count + st->set.end - st->set.win_begin;
     else if (mode == PRHS_MODE_STREAM)
         kept = k->set->sink_end + p->local_tokens;
-    else if (mode == PRHS_MODE_WINDOW)
+    else if (mode == PRHS_MODE_WINDOW || mode == PRHS_MODE_COPY)
         kept = k->n;
     stat->steps++;
     stat->dense += mode == PRHS_MODE_DENSE;
@@ -147,6 +147,7 @@ static void count_step(const task *k) {
     stat->stream += mode == PRHS_MODE_STREAM;
     stat->share += mode == PRHS_MODE_SHARE;
     stat->retrieve += mode == PRHS_MODE_RETRIEVE;
+    stat->copy += mode == PRHS_MODE_COPY;
     stat->kept += kept;
     stat->attended += k->n;
     st->set.mode = mode;

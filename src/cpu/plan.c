@@ -30,14 +30,25 @@ static void load_refs(const prhs_op *op, const prhs_seq *e, int u, float *ref) {
         memcpy(ref + j * PRHS_CPU_PAD(dim), from + j * dim, (size_t)dim * sizeof *ref);
 }
 
+/* Whether the list is of an earlier step of t's block; another layer's may be of this step. */
+static bool in_force(const prhs_k_policy *p, const prhs_unit_state *st, int t) {
+    return st->ref_pos >= 0 && st->ref_pos < t + p->copies && (st->ref_pos + p->layer) / p->block == (t + p->layer) / p->block;
+}
+
+/* Without a gate the window of a list is fresh in every step. */
+static void renew_window(const prhs_k_policy *p, int t, prhs_set *set) {
+    set->mid_end = prhs_cpu_bounds_at(p, t).win;
+    if (set->win_begin > set->mid_begin) /* the middle had a whole run: else all of it stays attended */
+        set->win_begin = set->mid_end / p->run * p->run;
+}
+
 /* The list of an earlier step, where block and gate allow it. */
 static bool try_share(const prhs_op *op, const prhs_seq *e, int u, int t, scratch *x, prhs_set *set) {
     const prhs_k_plan *a = &op->args.plan;
     const prhs_k_policy *p = &a->policy;
     char *state = prhs_cpu_mem(op, STATE);
     const prhs_unit_state *st = prhs_cpu_unit(&a->state, state, e->slot, u);
-    if (e->flags & PRHS_SEQ_SEED || st->ref_pos < 0 || st->ref_pos >= t ||
-        (st->ref_pos + p->layer) / p->block != (t + p->layer) / p->block)
+    if (e->flags & PRHS_SEQ_SEED || !in_force(p, st, t))
         return false;
     if (p->gate != PRHS_K_GATE_NONE) {
         load_refs(op, e, u, x->ref);
@@ -49,12 +60,24 @@ static bool try_share(const prhs_op *op, const prhs_seq *e, int u, int t, scratc
     *set = st->set;
     set->mode = PRHS_MODE_SHARE;
     set->end = e->kv_len;
-    if (p->gate == PRHS_K_GATE_NONE) {
-        set->mid_end = prhs_cpu_bounds_at(p, t).win;
-        if (st->set.win_begin > st->set.mid_begin) /* the middle had a whole run: else all of it stays attended */
-            set->win_begin = set->mid_end / p->run * p->run;
-    }
+    if (p->gate == PRHS_K_GATE_NONE)
+        renew_window(p, t, set);
     return true;
+}
+
+/* The list that another layer has in force in this step; where there is none all tokens. */
+static prhs_set copied_set(const prhs_op *op, const prhs_seq *e, int u, int t) {
+    const prhs_k_plan *a = &op->args.plan;
+    const prhs_k_policy *p = &a->policy;
+    const prhs_unit_state *st = prhs_cpu_unit(&a->state, prhs_cpu_mem(op, STATE), e->slot, u);
+    prhs_set set = { .mode = PRHS_MODE_DENSE, .run = 1, .end = e->kv_len };
+    if (!in_force(p, st, t))
+        return set;
+    set = st->set;
+    set.mode = PRHS_MODE_COPY;
+    set.end = e->kv_len;
+    renew_window(p, t, &set);
+    return set;
 }
 
 static prhs_set choose_set(const prhs_op *op, const prhs_seq *e, int u, int t, scratch *x) {
@@ -73,6 +96,8 @@ static prhs_set choose_set(const prhs_op *op, const prhs_seq *e, int u, int t, s
         set.win_begin = prhs_cpu_max(at.win, at.low);
         set.mid_begin = at.low;
         set.mid_end = at.win;
+    } else if (p->copies) {
+        set = copied_set(op, e, u, t);
     } else if (!try_share(op, e, u, t, x, &set)) {
         set = prhs_cpu_fresh(p, t, e->kv_len);
     }

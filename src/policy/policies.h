@@ -14,6 +14,7 @@ typedef struct prhs_policy_entry {
 extern const prhs_policy_entry prhs_policy_dense;
 extern const prhs_policy_entry prhs_policy_streaming;
 extern const prhs_policy_entry prhs_policy_topk;
+extern const prhs_policy_entry prhs_policy_hshare;
 extern const prhs_policy_entry prhs_policy_cis;
 extern const prhs_policy_entry prhs_policy_cpe;
 extern const prhs_policy_entry prhs_policy_cis_mass;

@@ -39,7 +39,7 @@ double oracle_distance(const double *a, const double *b, int D);
 /* ---- sets ---- */
 
 /* Modes; the values are this file's own. */
-enum { ORACLE_IDLE, ORACLE_DENSE, ORACLE_WINDOW, ORACLE_SHARE, ORACLE_RETRIEVE, ORACLE_STREAM };
+enum { ORACLE_IDLE, ORACLE_DENSE, ORACLE_WINDOW, ORACLE_SHARE, ORACLE_RETRIEVE, ORACLE_STREAM, ORACLE_COPY };
 
 /*
  * [0, sink_end) + [edge_begin, edge_end) + runs of `run` tokens + [win_begin, row's own position]. [mid_begin, mid_end) is the
@@ -183,6 +183,7 @@ typedef struct oracle_params {
     double target;         /* > 0: lists have the fewest tokens, k_min to k, with which each head drops at most this; half, block > 1 */
     const double *targets; /* [L]: instead of `target`, or NULL */
     int k_min;
+    const int *list_layers; /* [L]: whose lists a layer attends with, or NULL: its own */
     int psaw, psaw_layer;
     double phi, alpha;
     int etf, etf_layer;

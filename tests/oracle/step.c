@@ -10,7 +10,7 @@
 typedef struct work {
     oracle_session *s;
     oracle_cache *c;
-    int layer, unit, t, R;
+    int layer, slot, unit, t, R;
     const double *q;             /* [R][H][D] */
     const oracle_follow *follow; /* this unit's, or NULL */
     oracle_result *r;
@@ -398,6 +398,32 @@ static void settle(const work *w, const oracle_set *fresh) {
                      (ref->n_list == 0 || !memcmp(ref->list, w->follow->list, (size_t)ref->n_list * sizeof *ref->list));
 }
 
+/*
+ * Another layer's list, as that has it in force in this step: made in it, or in an earlier step of its block; the window is fresh. Rule
+ * taken: without such a list everything is attended.
+ */
+static void copy_list(const work *w, int from, const oracle_set *fresh) {
+    oracle_unit *u = result(w);
+    const oracle_ref *ref = &oracle_cache_of(w->s, from, w->slot)->ref[w->unit];
+    const int block = w->s->p.block;
+    u->mode = u->own_mode = ORACLE_DENSE;
+    u->set = (oracle_set){ .mode = ORACLE_DENSE, .N = w->t + 1, .run = 1 };
+    if (ref->pos < 0 || ref->pos > w->t || (ref->pos + from) / block != (w->t + from) / block)
+        return;
+    u->mode = u->own_mode = ORACLE_COPY;
+    u->set = ref->set;
+    u->set.mode = ORACLE_COPY;
+    u->set.N = w->t + 1;
+    u->set.w = u->set.mid_end = fresh->mid_end;
+    if (u->set.win_begin > u->set.mid_begin)
+        u->set.win_begin = fresh->mid_end / u->set.run * u->set.run;
+    u->list = ref->list;
+    u->n_list = ref->n_list;
+}
+
+/* The layer whose lists a layer attends with. */
+static int source(const oracle_params *p, int layer) { return p->list_layers ? p->list_layers[layer] : layer; }
+
 static void serve(const work *w) {
     const oracle_params *p = &w->s->p;
     oracle_unit *u = result(w);
@@ -406,7 +432,9 @@ static void serve(const work *w) {
     clear_rows(w);
     u->mode = u->own_mode = fresh.mode;
     u->set = fresh;
-    if (fresh.mode == ORACLE_RETRIEVE)
+    if (fresh.mode == ORACLE_RETRIEVE && source(p, w->layer) != w->layer)
+        copy_list(w, source(p, w->layer), &fresh);
+    else if (fresh.mode == ORACLE_RETRIEVE)
         settle(w, &fresh);
     u->ref_pos = reference(w)->pos;
     double *mean = oracle_alloc((size_t)p->D, sizeof *mean);
@@ -422,7 +450,7 @@ int oracle_step(oracle_session *s, int layer, int slot, int R, const double *q, 
     if (!c || R < 1 || R > r->max_rows || c->n < R)
         return -1;
     for (int u = 0; u < s->units; u++) {
-        work w = { s, c, layer, u, c->n - R, R, q, follow ? &follow[u] : NULL, r };
+        work w = { s, c, layer, slot, u, c->n - R, R, q, follow ? &follow[u] : NULL, r };
         serve(&w);
     }
     c->row0 = c->n - R;
@@ -437,12 +465,14 @@ int oracle_seed(oracle_session *s, int layer, int slot, const double *q, const o
     if (!c || c->n < 1)
         return -1;
     for (int i = 0; i < s->units; i++) {
-        work w = { s, c, layer, i, c->n - 1, 1, q, follow ? &follow[i] : NULL, r };
+        work w = { s, c, layer, slot, i, c->n - 1, 1, q, follow ? &follow[i] : NULL, r };
         oracle_unit *u = result(&w);
         oracle_set fresh = fresh_set(&s->p, layer, w.t);
         clear_unit(u);
         clear_rows(&w);
         u->set = fresh;
+        if (source(&s->p, layer) != layer)
+            continue; /* nothing of its own to seed */
         int k = fresh.mode == ORACLE_RETRIEVE ? aim(&w, &fresh) : 0;
         int misses = u->missed && !(u->near_miss && w.follow && w.follow->mode == ORACLE_RETRIEVE);
         if (fresh.mode == ORACLE_RETRIEVE && !misses) {

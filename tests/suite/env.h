@@ -47,6 +47,7 @@ typedef struct t_env {
     uint32_t layers, layer, slot, slot2, unit, head;
     prhs_session_params session_params;
     float targets[ENV_LAYERS];
+    uint32_t list_layers[ENV_LAYERS]; /* both layers the first one's */
     prhs_session_sizes sizes;
     prhs_session *session;
     prhs_mem own_state; /* of the session */

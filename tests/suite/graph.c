@@ -33,6 +33,8 @@ static void aimed(prhs_policy *p) {
     p->k_min = 16;
 }
 
+static const uint32_t copied[] = { 0, 1, 1 };
+
 static const struct g_row {
     const char *name, *preset;
     int shape;
@@ -40,20 +42,22 @@ static const struct g_row {
     int prompts;    /* 1: prompts are replayed too, in chunks beside decoding rows */
     uint32_t audit; /* as in t_setup */
     void (*change)(prhs_policy *p);
+    const uint32_t *list_layers;
 } rows[] = {
-    { "cis-mass", "cis-mass", S_G3_D64, 2, 0, 0, list_long },
-    { "dense", "dense", S_G4_D128, 1, 0, 0, NULL },
-    { "cis with prompts", "cis", S_G1_D32, 1, 1, 0, list_long },
-    { "streaming", "streaming", S_G1_D32, 1, 0, 0, local_long },
-    { "topk", "topk", S_G2_D64, 1, 0, 0, NULL },
-    { "cis", "cis", S_G4_D128, 2, 0, 0, list_long },
-    { "cpe", "cpe", S_G3_D96, 1, 0, 0, list_long },
-    { "cis-mass without residual", "cis-mass", S_G1_D128, 1, 0, 0, no_residual },
-    { "cis-mass audited, with prompts", "cis-mass", S_MQA_D80, 2, 1, 1, list_long },
-    { "cis-mass, a quarter audited", "cis-mass", S_G3_D64, 2, 1, 25, list_long },
-    { "cis-mass runs of 4", "cis-mass", S_G4_D256, 1, 0, 0, runs },
-    { "cis-mass with a target", "cis-mass", S_G3_D64, 2, 0, 1, aimed },
-    { "cis-mass per head", "cis-mass", S_G16_D40, 1, 0, 0, head_lists },
+    { "cis-mass", "cis-mass", S_G3_D64, 2, 0, 0, list_long, NULL },
+    { "dense", "dense", S_G4_D128, 1, 0, 0, NULL, NULL },
+    { "cis with prompts", "cis", S_G1_D32, 1, 1, 0, list_long, NULL },
+    { "streaming", "streaming", S_G1_D32, 1, 0, 0, local_long, NULL },
+    { "topk", "topk", S_G2_D64, 1, 0, 0, NULL, NULL },
+    { "cis", "cis", S_G4_D128, 2, 0, 0, list_long, NULL },
+    { "cpe", "cpe", S_G3_D96, 1, 0, 0, list_long, NULL },
+    { "cis-mass without residual", "cis-mass", S_G1_D128, 1, 0, 0, no_residual, NULL },
+    { "cis-mass audited, with prompts", "cis-mass", S_MQA_D80, 2, 1, 1, list_long, NULL },
+    { "cis-mass, a quarter audited", "cis-mass", S_G3_D64, 2, 1, 25, list_long, NULL },
+    { "cis-mass runs of 4", "cis-mass", S_G4_D256, 1, 0, 0, runs, NULL },
+    { "cis-mass with a target", "cis-mass", S_G3_D64, 2, 0, 1, aimed, NULL },
+    { "cis-mass per head", "cis-mass", S_G16_D40, 1, 0, 0, head_lists, NULL },
+    { "hshare, copied lists, half audited", "hshare", S_G3_D64, 2, 1, 50, list_long, copied },
 };
 
 /* When a sequence decodes for the first time and for the last, and how long its prompt is. */
@@ -246,6 +250,7 @@ static t_setup setup_of(t_ctx *t, const struct g_row *row) {
     s.max_kv_len = 320;
     s.pages = SEQS * 21;
     s.audit = row->audit;
+    s.list_layers = row->list_layers;
     s.validate = 1;
     if (row->change)
         row->change(&s.policy);

@@ -14,6 +14,7 @@ static const struct p_row {
     { "dense", { .k = UINT32_MAX, .sinks = 4, .local = 32, .block = 1 } },
     { "streaming", { .k = 0, .sinks = 4, .local = 508, .block = 1 } },
     { "topk", { .k = 476, .sinks = 4, .local = 32, .block = 1 } },
+    { "hshare", { .k = 476, .sinks = 4, .local = 32, .block = 2 } },
     { "cis",
       { .k = 476,
         .sinks = 4,

@@ -65,7 +65,7 @@ typedef struct r_sample {
 
 /* What the reference did in a slot, to be held against the library's statistics; unit-steps. */
 typedef struct r_counts {
-    uint64_t steps, dense, window, stream, share, retrieve, seed, rows_dense, causes, cosine, close;
+    uint64_t steps, dense, window, stream, share, retrieve, copy, seed, rows_dense, causes, cosine, close;
     uint64_t missed, within, near_within; /* of `dense`; of the audited masses, and so many that may as well be on the other side */
     double attended, kept;
     r_masses masses, head[R_HEADS]; /* of all heads, of each one */
@@ -81,6 +81,7 @@ typedef struct r_pair {
     t_world w;
     oracle_session *o;
     double targets[W_LAYERS];
+    int list_layers[W_LAYERS];
     oracle_result *res;
     uint32_t units, unit_heads;
     oracle_follow *follow; /* [units] */
@@ -112,6 +113,8 @@ void r_run(t_ctx *t, const r_row *row, int live, uint32_t most);
 void r_run_shape(t_ctx *t, const r_row *row, const t_shape *shape, int live, uint32_t most);
 /* The same with a target a layer; NULL: the policy's. */
 void r_run_targets(t_ctx *t, const r_row *row, const float *targets, int live, uint32_t most);
+/* The same with lists of other layers; backwards: as in t_setup. */
+void r_run_lists(t_ctx *t, const r_row *row, const uint32_t *list_layers, int backwards, int live, uint32_t most);
 /* The slot's statistics against the reference's counts. */
 void r_check_stats(r_pair *p, const r_seq *s);
 

@@ -14,7 +14,7 @@ static int narrows(const t_setup *s, uint32_t layer) {
 }
 
 static int is_unknown(const t_setup *s, uint32_t layer, int mode) {
-    return mode == ORACLE_WINDOW || mode == ORACLE_STREAM || mode == ORACLE_SHARE ||
+    return mode == ORACLE_WINDOW || mode == ORACLE_STREAM || mode == ORACLE_SHARE || mode == ORACLE_COPY ||
            (mode == ORACLE_RETRIEVE && narrows(s, layer));
 }
 

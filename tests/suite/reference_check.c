@@ -76,6 +76,10 @@ void r_make(t_ctx *t, r_pair *p, const t_setup *setup) {
         p->targets[i] = (double)setup->targets[i];
     if (setup->targets)
         params.targets = p->targets;
+    for (uint32_t i = 0; setup->list_layers && i < setup->layers; i++)
+        p->list_layers[i] = (int)setup->list_layers[i];
+    if (setup->list_layers)
+        params.list_layers = p->list_layers;
     p->o = oracle_session_new(&params);
     T_CHECK(t, p->o, "the reference refuses the policy");
     p->res = oracle_result_new(p->o, R_ROWS);
@@ -149,8 +153,9 @@ static void prompt(const where *at) {
 }
 
 static int mode_of(int mode) {
-    static const int modes[] = { ORACLE_IDLE, ORACLE_DENSE, ORACLE_WINDOW, ORACLE_SHARE, ORACLE_RETRIEVE, ORACLE_STREAM };
-    return mode >= PRHS_MODE_IDLE && mode <= PRHS_MODE_STREAM ? modes[mode] : -1;
+    static const int modes[] = { ORACLE_IDLE, ORACLE_DENSE, ORACLE_WINDOW, ORACLE_SHARE, ORACLE_RETRIEVE, ORACLE_STREAM,
+                                 ORACLE_COPY };
+    return mode >= PRHS_MODE_IDLE && mode <= PRHS_MODE_COPY ? modes[mode] : -1;
 }
 
 static int listed(int mode) { return mode == ORACLE_SHARE || mode == ORACLE_RETRIEVE; }
@@ -327,14 +332,15 @@ static void count(const where *at, uint32_t u) {
     c->stream += unit->mode == ORACLE_STREAM;
     c->share += unit->mode == ORACLE_SHARE;
     c->retrieve += unit->mode == ORACLE_RETRIEVE;
+    c->copy += unit->mode == ORACLE_COPY;
     if (listed(unit->mode)) { /* as retrieved; check_reference has seen that set */
         const prhs_set *ref = &p->view[u].set;
         c->kept +=
             ref->sink_end + (ref->edge_end - ref->edge_begin) + (double)ref->count * ref->run + (ref->end - ref->win_begin);
     } else if (unit->mode == ORACLE_STREAM) {
         c->kept += unit->set.sink_end + (double)p->w.s.policy.local;
-    } else if (unit->mode == ORACLE_WINDOW) {
-        c->kept += oracle_set_positions(&unit->set, NULL, 0, t, NULL);
+    } else if (unit->mode == ORACLE_WINDOW || unit->mode == ORACLE_COPY) {
+        c->kept += oracle_set_positions(&unit->set, unit->list, unit->n_list, t, NULL);
     }
     for (int32_t r = 1; r < at->part->e.rows; r++)
         c->rows_dense += p->res->dense[(size_t)r * p->units + u];
@@ -415,7 +421,7 @@ void r_step(r_pair *p, r_part *parts, int n) {
         parts[i].e = entries[i];
         void *blob = t_world_export(&p->w, parts[i].s->seq->slot);
         for (uint32_t l = 0; l < p->w.s.layers; l++)
-            compare(p, &parts[i], l, blob);
+            compare(p, &parts[i], p->w.s.backwards ? p->w.s.layers - 1 - l : l, blob);
         t_release_to(p->w.t, mark);
     }
 }
@@ -457,6 +463,7 @@ void r_check_stats(r_pair *p, const r_seq *s) {
     SAME(stream);
     SAME(share);
     SAME(retrieve);
+    SAME(copy);
     SAME(seed);
     SAME(rows_dense);
     SAME(missed);
@@ -467,7 +474,7 @@ void r_check_stats(r_pair *p, const r_seq *s) {
             "statistics: %" PRIu64 " cosines failed instead of %" PRIu64, g.cosine_failed, c->cosine);
     T_CHECK(t, g.within <= c->within + c->near_within && g.within + c->near_within >= c->within,
             "statistics: %" PRIu64 " masses are within the target instead of %" PRIu64, g.within, c->within);
-    uint64_t shared = c->share + c->retrieve, sparse = shared + c->window + c->stream;
+    uint64_t shared = c->share + c->copy + c->retrieve, sparse = shared + c->window + c->stream;
     check_ratio(t, "rho", g.rho, (double)c->retrieve, shared);
     check_ratio(t, "kept", g.kept, c->kept, sparse);
     check_ratio(t, "attended", g.attended, c->attended, c->steps);

@@ -199,10 +199,9 @@ static t_setup setup_of(t_ctx *t, const r_row *row, const t_shape *shape, int li
     return s;
 }
 
-static void run(t_ctx *t, const r_row *row, const t_shape *shape, const float *targets, int live, uint32_t most) {
+/* s: setup_of() of the row, and what the case adds. */
+static void run(t_ctx *t, const r_row *row, t_setup s, int live) {
     crowd *c = t_alloc(t, sizeof *c);
-    t_setup s = setup_of(t, row, shape, live, most);
-    s.targets = targets;
     c->live = live;
     c->times = row->times ? row->times : 1;
     r_make(t, &c->p, &s);
@@ -231,12 +230,23 @@ static void run(t_ctx *t, const r_row *row, const t_shape *shape, const float *t
     r_free(&c->p);
 }
 
-void r_run(t_ctx *t, const r_row *row, int live, uint32_t most) { run(t, row, &t_shapes[row->shape], NULL, live, most); }
+void r_run(t_ctx *t, const r_row *row, int live, uint32_t most) {
+    run(t, row, setup_of(t, row, &t_shapes[row->shape], live, most), live);
+}
 
 void r_run_shape(t_ctx *t, const r_row *row, const t_shape *shape, int live, uint32_t most) {
-    run(t, row, shape, NULL, live, most);
+    run(t, row, setup_of(t, row, shape, live, most), live);
 }
 
 void r_run_targets(t_ctx *t, const r_row *row, const float *targets, int live, uint32_t most) {
-    run(t, row, &t_shapes[row->shape], targets, live, most);
+    t_setup s = setup_of(t, row, &t_shapes[row->shape], live, most);
+    s.targets = targets;
+    run(t, row, s, live);
+}
+
+void r_run_lists(t_ctx *t, const r_row *row, const uint32_t *list_layers, int backwards, int live, uint32_t most) {
+    t_setup s = setup_of(t, row, &t_shapes[row->shape], live, most);
+    s.list_layers = list_layers;
+    s.backwards = backwards;
+    run(t, row, s, live);
 }

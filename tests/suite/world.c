@@ -48,6 +48,7 @@ prhs_session_params t_world_params(const t_setup *s) {
     p.audit_seed = s->seed;
     p.validate = s->validate;
     p.targets = s->targets;
+    p.list_layers = s->list_layers;
     return p;
 }
 
@@ -165,7 +166,8 @@ int t_world_place(t_world *w, t_entry *entries, int n) {
 
 void t_world_step(t_world *w, t_entry *entries, int n) {
     int append = t_world_place(w, entries, n);
-    for (uint32_t layer = 0; layer < w->s.layers; layer++) {
+    for (uint32_t l = 0; l < w->s.layers; l++) {
+        const uint32_t layer = w->s.backwards ? w->s.layers - 1 - l : l;
         t_world_fill(w, layer, entries, n);
         run_layer(w, layer, append);
     }

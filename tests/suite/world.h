@@ -18,6 +18,8 @@ typedef struct t_setup {
     uint32_t audit;       /* 0, 1: params.audit; else the percentage of steps that are drawn, with `seed` */
     uint32_t validate;
     const float *targets; /* as in prhs_session_params */
+    const uint32_t *list_layers;
+    int backwards;        /* a step takes the last layer first */
     float sharp;      /* scale of the queries: larger is more peaked */
     float drift;      /* noise of a query around its stretch's direction */
     uint32_t stretch; /* positions that share a direction */

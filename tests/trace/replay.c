@@ -322,7 +322,7 @@ static void check_bytes(const char *policy, const cJSON *object, const synth *s,
 static void check_policy(const cJSON *object, const synth *s, const char *text, bool seed) {
     static expected e;
     prhs_policy policy;
-    if (!check(policy_parse("trace-replay", text, s->shape.layers, &policy), "%s is no policy", text))
+    if (!check(policy_parse("trace-replay", text, s->shape.layers, &policy, NULL), "%s is no policy", text))
         return;
     expect(s, &policy, seed, &e);
     const cJSON *layers = cJSON_GetObjectItem(object, "layers"), *name = cJSON_GetObjectItem(object, "policy");

@@ -81,8 +81,36 @@ static bool parse_number(const char *key, const char *value, prhs_policy *p) {
     return false;
 }
 
-bool policy_parse(const char *program, const char *text, uint32_t layers, prhs_policy *policy) {
-    char copy[256], *save = NULL;
+/* `layers` numbers between dots. NULL: it is not that. */
+static uint32_t *parse_map(char *value, uint32_t layers) {
+    uint32_t *map = malloc(sizeof *map * layers), n = 0;
+    char *save = NULL;
+    bool ok = map != NULL;
+    for (char *item = strtok_r(value, ".", &save); ok && item; item = strtok_r(NULL, ".", &save))
+        ok = n < layers && whole_number(item, &map[n++]);
+    if (ok && n == layers)
+        return map;
+    free(map);
+    return NULL;
+}
+
+/* One key=value; *map: as policy_parse's. */
+static bool parse_item(char *item, uint32_t layers, prhs_policy *policy, uint32_t **map) {
+    char *equals = strchr(item, '=');
+    if (!equals)
+        return false;
+    *equals++ = 0;
+    if (strcmp(item, "map") != 0)
+        return parse_word(item, equals, policy) || parse_number(item, equals, policy);
+    return map && !*map && (*map = parse_map(equals, layers)) != NULL;
+}
+
+bool policy_parse(const char *program, const char *text, uint32_t layers, prhs_policy *policy, uint32_t **list_layers) {
+    char copy[2048], *save = NULL;
+    const char *why;
+    uint32_t *map = NULL;
+    if (list_layers)
+        *list_layers = NULL;
     snprintf(copy, sizeof copy, "%s", text);
     char *name = strtok_r(copy, ",", &save);
     if (!name || prhs_policy_preset(name, layers, policy) != PRHS_OK) {
@@ -92,19 +120,18 @@ bool policy_parse(const char *program, const char *text, uint32_t layers, prhs_p
         fputc('\n', stderr);
         return false;
     }
-    for (char *item; (item = strtok_r(NULL, ",", &save));) {
-        char *equals = strchr(item, '=');
-        if (equals)
-            *equals++ = 0;
-        if (!equals || (!parse_word(item, equals, policy) && !parse_number(item, equals, policy))) {
+    for (char *item; (item = strtok_r(NULL, ",", &save));)
+        if (!parse_item(item, layers, policy, list_layers ? &map : NULL)) {
             fprintf(stderr, "%s: '%s' in --policy %s is not understood (see --help)\n", program, item, text);
+            free(map);
             return false;
         }
-    }
-    const char *why;
     if (prhs_policy_check(policy, layers, &why) != PRHS_OK) {
         fprintf(stderr, "%s: --policy %s: %s\n", program, text, why);
+        free(map);
         return false;
     }
+    if (list_layers)
+        *list_layers = map;
     return true;
 }

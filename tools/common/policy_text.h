@@ -7,7 +7,10 @@
 
 #include <prhs/policy.h>
 
-/* false, with a sentence on standard error that begins with the program's name. */
-bool policy_parse(const char *program, const char *text, uint32_t layers, prhs_policy *policy);
+/*
+ * false, with a sentence on standard error that begins with the program's name. *list_layers: what prhs_session_params.list_layers takes, from
+ * map=0.1.1.3..., a number for each layer; the caller frees it; NULL: every layer has lists of its own. list_layers NULL: maps are refused.
+ */
+bool policy_parse(const char *program, const char *text, uint32_t layers, prhs_policy *policy, uint32_t **list_layers);
 
 #endif

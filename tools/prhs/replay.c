@@ -69,7 +69,7 @@ static bool add_policy(const char *text, replay_options *o) {
         return false;
     }
     o->policies[o->policy_count++] = text;
-    return policy_parse("prhs replay", text, TRACE_MAX_LAYERS, &policy); /* checked again with the model's layers */
+    return policy_parse("prhs replay", text, TRACE_MAX_LAYERS, &policy, NULL); /* checked again with the model's layers */
 }
 
 /* One option; -1: go on, else the exit status. */

@@ -276,7 +276,7 @@ static bool time_steps(replay *r, replay_result *result) {
 bool replay_policy(replay *r, const char *text, uint32_t parts, replay_result *result) {
     *result = (replay_result){ .parts = parts };
     snprintf(result->name, sizeof result->name, "%s", text);
-    if (!policy_parse("prhs replay", text, r->shape.layers, &result->policy))
+    if (!policy_parse("prhs replay", text, r->shape.layers, &result->policy, NULL))
         return false;
     result->layers = replay_alloc(r->shape.layer_count, sizeof *result->layers);
     bool ok = result->layers != NULL;

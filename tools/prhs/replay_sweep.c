@@ -85,7 +85,7 @@ static bool run_grid(replay *r, grid *g) {
                 fprintf(stderr, "prhs replay: the policy's name is too long\n");
                 return false;
             }
-            if (!policy_parse("prhs replay", name, r->shape.layers, &policy))
+            if (!policy_parse("prhs replay", name, r->shape.layers, &policy, NULL))
                 skipped++;
             else if (!add_point(r, name, g))
                 return false;

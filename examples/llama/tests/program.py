@@ -56,6 +56,32 @@ def document(root, kv_heads, head_dim):
           f"{shared['policy']}: estimates {e['mean']} where {e['exact_mean']} was dropped")
 
 
+def comparisons(policy, prompt, small):
+    """Lists of other layers, comparators, and which documents are taken."""
+    size = ("--context", "60", "--decode", "12", "--json", "-")
+
+    def rows(*args):
+        r = policy("perplexity", *args)
+        return json.loads(r.stdout[r.stdout.index("{"):])["policies"]
+
+    texts = (f"hshare,{small}", f"hshare,{small},map=0.1.2", f"hshare,{small},map=0.0.2", "quest,k=500", "h2o,k=500,recent=4,dense=1",
+             "quest,k=48,dense=0", "h2o,k=8,recent=12")
+    names = [x for t in texts for x in ("--policy", t)]
+    dense, own, same, copies, *whole, quest, h2o = rows(*names, "--docs", "2", *size, prompt)
+    check(own["rho"] == same["rho"] and abs(own["delta"] - same["delta"]) < 1e-5 and abs(own["loss"] - same["loss"]) < 1e-4 < abs(own["loss"] - copies["loss"]),
+          f"step by step is layer by layer: loss {own['loss']} and {same['loss']}, of a copied list {copies['loss']}")
+    check(own["rho"] == 0.5 and abs(copies["rho"] - 1 / 3) < 1e-3, f"one layer of three copies: rho {own['rho']} and {copies['rho']}")
+    for row in whole:
+        check(row["comparator"] and row["delta"] < 1e-6 and abs(row["loss"]) < 1e-5 and row["bytes_of_dense"] >= 1,
+              f"{row['policy']} has room for all: loss {row['loss']}, {row['delta']} dropped")
+    check(32 < quest["kept"] < 48.01 and quest["rho"] == 0.125 and h2o["kept"] == 20 and h2o["rho"] == 0 and 0 < quest["delta"] < h2o["delta"] < 1,
+          f"budgets: {quest['kept']}, {h2o['kept']}; {quest['delta']}, {h2o['delta']}")
+    check(all(0 <= d["right"] <= 1 for d in dense["documents"]), "shares of right tokens")
+    sets = [rows("--docs", "1", "--set", f"{i}/2", *size, prompt)[0]["documents"] for i in (0, 1)]
+    ends = rows("--at-end", *size, prompt, prompt)[0]["documents"]
+    check(sets[0] != sets[1] and len(ends) == 2 and ends[0] == ends[1], "documents of two sets, and of two texts")
+
+
 def records(run, work, model, words, letters):
     """A batch of two prompts; then the first one's text again, teacher-forced."""
     path, text = os.path.join(work, "run.trace"), os.path.join(work, "text.txt")
@@ -147,6 +173,7 @@ def main():
     for args, status in ((("tokenize",), 2), (("tokenize", "--model", model), 2), (("tokenize", "--model", prompt, prompt), 1),
                          (("tokenize", "--model", model, work + "/none"), 1), (("tokenize", "--help"), 0), (("none",), 2),
                          (("generate", "--model", model), 2), (("generate", "--model", model, "--temperature", "hot", "a"), 2), (("perplexity", "--model", model), 2),
+                         (("perplexity", "--model", model, prompt, prompt), 2), (("perplexity", "--model", model, "--set", "2/2", prompt), 2),
                          (("speed", "--model", model), 2), (("generate", "--model", model, "--batch", "1", "a", "b"), 2),
                          (("generate", "--model", model, "--device", "cpu", "--linear", work + "/libcublas.so", "a"), 1)):
         r = run(*args)
@@ -178,6 +205,7 @@ def main():
     r = policy("perplexity", "--policy", f"topk,{small},dense=1", "--policy", f"cis-mass,{small},dense=1,eps=0.3,floor=-1", "--docs", "2",
                "--context", "60", "--decode", "12", "--json", "-", prompt)
     document(json.loads(r.stdout[r.stdout.index("{"):]), 2, 32)
+    comparisons(policy, prompt, small)
     records(run, work, model, words, letters)
     for path in (model, prompt):
         os.remove(path)
