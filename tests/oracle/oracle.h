@@ -233,7 +233,8 @@ typedef struct oracle_head {
 typedef struct oracle_unit {
     int mode, own_mode; /* as adopted; the oracle's own */
     int cause;          /* of the own verdict */
-    double margin;      /* least distance of row 0's gate from failing; > 0 shares; -inf: nothing to share, or NaN */
+    double margin;      /* least distance of row 0's gate from failing; > 0 shares; -inf: nothing to share, or NaN; an estimate that float32
+                           may have on either side counts as 0 */
     int list_ok, swaps; /* RETRIEVE with a followed list: F9's verdict on it */
     int holds;          /* the own gate's verdict */
     int aimed, missed;  /* there is a target; a retrieval misses it, and attends densely */

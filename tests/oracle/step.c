@@ -110,11 +110,12 @@ static double estimate(const work *w, int row, int g, double L_C) {
     return oracle_estimate(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, L_C, NULL);
 }
 
-static double estimate_bar(const work *w, int row, int g, const oracle_head *h) {
+/* What float32 may be off in the estimate `hat`; bar: of the log-sum-exp. */
+static double estimate_bar(const work *w, int row, int g, double hat, double bar) {
     const oracle_ref *ref = reference(w);
     int D = w->s->p.D;
     oracle_moments m = oracle_ref_moments(ref, g, D);
-    return oracle_estimate_bar(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, h->delta_hat, h->bar);
+    return oracle_estimate_bar(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, hat, bar);
 }
 
 static double cosine(const work *w, int row, int g) {
@@ -126,8 +127,11 @@ typedef struct verdict {
     double margin;
 } verdict;
 
-/* One head's share in a verdict. A NaN retrieves, and nothing about it is borderline. */
-static void judge(const work *w, int g, double cos, double hat, verdict *v) {
+/* Estimates that float32 may have this far off, or farther, and on the other side of what is allowed, leave a verdict open. */
+#define FAR_OFF 1e-3
+
+/* One head's share in a row's verdict. A NaN retrieves, and nothing about it is borderline. */
+static void judge(const work *w, int row, int g, double cos, double hat, verdict *v) {
     const oracle_params *p = &w->s->p;
     double target = target_of(p, w->layer), by_mass = target > 0 ? target - hat : p->eps - (hat - reference(w)->delta[g]);
     double by_cos = cos - p->tau;
@@ -144,7 +148,9 @@ static void judge(const work *w, int g, double cos, double hat, verdict *v) {
         v->holds = 0;
         v->cause = v->cause == ORACLE_CAUSE_COSINE ? v->cause : ORACLE_CAUSE_MASS;
     }
-    v->margin = isnan(by_mass) ? -(double)INFINITY : fmin(v->margin, by_mass);
+    /* Where next to nothing is dropped its moments are differences of sums that are nearly equal. */
+    const double off = estimate_bar(w, row, g, hat, 1e-6);
+    v->margin = isnan(by_mass) ? -(double)INFINITY : fmin(v->margin, off > FAR_OFF && fabs(by_mass) < off ? 0 : by_mass);
 }
 
 /* Row 0's gate, against the reference before the verdict. */
@@ -161,7 +167,7 @@ static verdict decide(const work *w, const oracle_set *shared) {
         h->gate_cos = cosine(w, 0, g);
         h->gate_hat = estimate(w, 0, g, attend(w, 0, g, shared, ref->list, ref->n_list, NULL, NULL));
         h->gate_ref = ref->delta[g];
-        judge(w, g, h->gate_cos, h->gate_hat, &v);
+        judge(w, 0, g, h->gate_cos, h->gate_hat, &v);
     }
     return v;
 }
@@ -286,7 +292,7 @@ static void row_head(const work *w, int row, int g) {
     if (!has_list(u->mode))
         return;
     h->delta_hat = estimate(w, row, g, h->lse);
-    h->hat_bar = estimate_bar(w, row, g, h);
+    h->hat_bar = estimate_bar(w, row, g, h->delta_hat, h->bar);
     h->cos = cosine(w, row, g);
     h->delta_ref = ref->delta[g];
     h->L_D = ref->L_D[g];
@@ -341,7 +347,7 @@ static void serve_row(const work *w, int row, const double *mean) {
     for (int g = 0; g < w->s->unit_heads; g++) {
         row_head(w, row, g);
         if (row > 0 && has_list(u->mode))
-            judge(w, g, head(w, row, g)->cos, head(w, row, g)->delta_hat, &v);
+            judge(w, row, g, head(w, row, g)->cos, head(w, row, g)->delta_hat, &v);
     }
     w->r->margin[at] = row > 0 ? v.margin : u->margin;
     w->r->own_dense[at] = (unsigned char)!v.holds;
