@@ -30,6 +30,7 @@ typedef enum prhs_caps {
     PRHS_CAP_TENSOR = 1 << 3,   /**< tensor cores for prompts (cuda backend) */
     PRHS_CAP_SM90 = 1 << 4,     /**< machine code for compute capability 9.0; without it such a device compiles the PTX for 8.0 */
     PRHS_CAP_OVERLAP = 1 << 5,  /**< a kernel starts while the one before it ends (programmatic dependent launch) */
+    PRHS_CAP_GPU = 1 << 6,      /**< the OpenCL kernels for GPUs (work-groups with local memory); where WIDE is not taken */
     PRHS_CAP_AVX2 = 1 << 8,     /**< cpu backend: inner loops for AVX2, FMA and F16C */
     PRHS_CAP_AVX512 = 1 << 9    /**< cpu backend: inner loops for AVX-512 (F, BW, DQ, VL) */
 } prhs_caps;

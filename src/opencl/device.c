@@ -19,7 +19,8 @@ static void text_of(cl_device_id id, cl_device_info what, char *out, size_t cap)
 static void describe(cl_platform_id platform, cl_device_id id, uint32_t index, prhs_device_info *info) {
     cl_device_type type = 0;
     cl_uint units = 0;
-    cl_ulong memory = 0, largest = 0;
+    cl_ulong memory = 0, largest = 0, local = 0;
+    size_t group = 0;
     char name[1024] = "";
     memset(info, 0, sizeof *info);
     prhs_cl.GetDeviceInfo(id, CL_DEVICE_TYPE, sizeof type, &type, NULL);
@@ -29,7 +30,10 @@ static void describe(cl_platform_id platform, cl_device_id id, uint32_t index, p
     prhs_cl.GetPlatformInfo(platform, CL_PLATFORM_NAME, sizeof name - 1, name, NULL);
     info->backend = PRHS_BACKEND_OPENCL;
     info->index = index;
+    prhs_cl.GetDeviceInfo(id, CL_DEVICE_LOCAL_MEM_SIZE, sizeof local, &local, NULL);
+    prhs_cl.GetDeviceInfo(id, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof group, &group, NULL);
     info->caps = type & CL_DEVICE_TYPE_CPU ? PRHS_CAP_WIDE : 0;
+    info->caps |= local >= PRHS_CL_LOCAL_BYTES && group >= PRHS_CL_GROUP ? PRHS_CAP_GPU : 0;
     info->compute_units = units;
     info->memory = memory;
     info->max_buffer = largest;

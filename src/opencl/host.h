@@ -22,8 +22,10 @@ extern const struct prhs_cl_source prhs_cl_sources[];
 
 #define PRHS_CL_OPTIONS_MAX 320
 #define PRHS_CL_LOCAL 64  /* work-items a group of the generic kernels, where the device runs them in as many */
+#define PRHS_CL_GROUP 128 /* least work-items a group of the kernels for GPUs, */
+#define PRHS_CL_LOCAL_BYTES 32768 /* and the local memory that a group may take */
 
-typedef enum prhs_cl_flavour { PRHS_CL_GENERIC, PRHS_CL_WIDE } prhs_cl_flavour;
+typedef enum prhs_cl_flavour { PRHS_CL_GENERIC, PRHS_CL_WIDE, PRHS_CL_GPU } prhs_cl_flavour;
 
 /* A variant that is not used on this device; see verdict.c. */
 typedef struct prhs_cl_failure prhs_cl_failure;
@@ -116,10 +118,11 @@ prhs_status prhs_cl_event_elapsed(prhs_event *begin, prhs_event *end, double *se
 const char *prhs_cl_flavour_name(prhs_cl_flavour flavour);
 /* The best flavour that the device can run and that did not fail on it. */
 bool prhs_cl_choose(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_flavour *flavour, const char **why);
-const struct prhs_cl_source *prhs_cl_source_of(prhs_op_kind kind);
+/* NULL: this build has none. */
+const struct prhs_cl_source *prhs_cl_source_of(prhs_op_kind kind, prhs_cl_flavour flavour);
 void prhs_cl_options(const prhs_op_key *key, prhs_cl_flavour flavour, char options[PRHS_CL_OPTIONS_MAX]);
-/* Work-items a group, of the `most` that the device can run of a kernel. */
-size_t prhs_cl_local(prhs_cl_flavour flavour, size_t most);
+/* Work-items a group, of the `most` that the device can run of a kernel; 0: these are too few. */
+size_t prhs_cl_local(prhs_op_kind kind, prhs_cl_flavour flavour, size_t most);
 size_t prhs_cl_groups(uint64_t grid, const prhs_op *op);
 
 /* cache.c: files of bytes under a 128-bit key. */

@@ -73,8 +73,11 @@ static prhs_status create_kernel(prhs_cl_device *dev, prhs_cl_variant *v) {
     error = prhs_cl.GetKernelWorkGroupInfo(v->kernel, dev->id, CL_KERNEL_WORK_GROUP_SIZE, sizeof most, &most, NULL);
     if (error != CL_SUCCESS)
         return prhs_cl_fail(&dev->head.log, "clGetKernelWorkGroupInfo", error);
-    v->local = prhs_cl_local(v->flavour, most);
-    return PRHS_OK;
+    v->local = prhs_cl_local(v->key.kind, v->flavour, most);
+    if (v->local)
+        return PRHS_OK;
+    return prhs_fail(&dev->unfit_log, PRHS_ERR_UNSUPPORTED, "opencl: the %s %s kernel needs more than the %u work-items of a group",
+                     prhs_cl_flavour_name(v->flavour), prhs_op_name(v->key.kind), (unsigned)most);
 }
 
 /* Keys that differ only in what the kernel does not use share a program. */
@@ -103,7 +106,7 @@ static prhs_status test(prhs_cl_device *dev, prhs_cl_variant *v) {
 }
 
 static prhs_status make(prhs_cl_device *dev, prhs_cl_variant *v) {
-    const struct prhs_cl_source *source = prhs_cl_source_of(v->key.kind);
+    const struct prhs_cl_source *source = prhs_cl_source_of(v->key.kind, v->flavour);
     const double begin = now();
     double tested = 0.0;
     bool cached = true;
@@ -170,7 +173,7 @@ prhs_status prhs_cl_op_prepare(prhs_device *device, const prhs_op_key *key) {
             status = prhs_fail(&device->log, PRHS_ERR_UNSUPPORTED, "opencl: %s: %s", prhs_op_name(key->kind), why);
             break;
         }
-        if (flavour == PRHS_CL_GENERIC && (device->info.caps & PRHS_CAP_WIDE) && prhs_cl_failed(dev, key, PRHS_CL_WIDE))
+        if (flavour == PRHS_CL_GENERIC && (prhs_cl_failed(dev, key, PRHS_CL_WIDE) || prhs_cl_failed(dev, key, PRHS_CL_GPU)))
             prhs_logf(&device->log, PRHS_LOG_WARN, "opencl: %s: %s, the generic one takes its place", prhs_op_name(key->kind),
                       why);
         status = add(dev, key, flavour, &again);

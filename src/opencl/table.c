@@ -13,32 +13,40 @@
 #define OUT 32
 #define MOM 64
 
-/* cl/<file>.cl has the kernel prhs_<op>; `uses` are the constants it is compiled with. */
+/* cl/<file>.cl has the kernel prhs_<op>; `uses` are the constants it is compiled with. gpu: the same for GPUs, where there is one, and
+   the work-items that a group of it has. */
 static const struct {
     const char *file;
     unsigned uses;
+    const char *gpu;
+    int group;
 } ops[PRHS_OP_COUNT] = {
-    [PRHS_OP_APPEND] = { "append", D | KV | Q },
-    [PRHS_OP_RANGE_SUM] = { "append", D | KV },
-    [PRHS_OP_TRUNCATE] = { "append", 0 },
-    [PRHS_OP_PLAN] = { "plan", D | UH | Q },
-    [PRHS_OP_SCORE] = { "score", D | G | UH | KV | Q | MOM },
-    [PRHS_OP_AIM] = { "select", D | UH | Q },
-    [PRHS_OP_SELECT] = { "select", D | UH | Q },
-    [PRHS_OP_MOMENTS] = { "moments", D | G | UH | KV },
-    [PRHS_OP_ATTEND] = { "attend", D | G | UH | KV | Q },
-    [PRHS_OP_FINISH] = { "finish", D | G | UH | Q | OUT },
-    [PRHS_OP_AUDIT] = { "audit", UH },
-    [PRHS_OP_PREFILL] = { "prefill", D | G | KV | Q | OUT },
-    [PRHS_OP_COMBINE] = { "merge", D | UH | OUT },
-    [PRHS_OP_MERGE] = { "merge", D | OUT },
-    [PRHS_OP_GATE] = { "gate", D | Q },
+    [PRHS_OP_APPEND] = { "append", D | KV | Q, "gpu_append", 128 },
+    [PRHS_OP_RANGE_SUM] = { "append", D | KV, "gpu_append", 128 },
+    [PRHS_OP_TRUNCATE] = { "append", 0, NULL, 0 },
+    [PRHS_OP_PLAN] = { "plan", D | UH | Q, "gpu_plan", 64 },
+    [PRHS_OP_SCORE] = { "score", D | G | UH | KV | Q | MOM, "gpu_score", 128 },
+    [PRHS_OP_AIM] = { "select", D | UH | Q, NULL, 0 },
+    [PRHS_OP_SELECT] = { "select", D | UH | Q, "gpu_select", 256 },
+    [PRHS_OP_MOMENTS] = { "moments", D | G | UH | KV, "gpu_moments", 128 },
+    [PRHS_OP_ATTEND] = { "attend", D | G | UH | KV | Q, "gpu_attend", 128 },
+    [PRHS_OP_FINISH] = { "finish", D | G | UH | Q | OUT, "gpu_finish", 128 },
+    [PRHS_OP_AUDIT] = { "audit", UH, NULL, 0 },
+    [PRHS_OP_PREFILL] = { "prefill", D | G | KV | Q | OUT, NULL, 0 },
+    [PRHS_OP_COMBINE] = { "merge", D | UH | OUT, "gpu_merge", 128 },
+    [PRHS_OP_MERGE] = { "merge", D | OUT, "gpu_merge", 128 },
+    [PRHS_OP_GATE] = { "gate", D | Q, NULL, 0 },
 };
 
-const char *prhs_cl_flavour_name(prhs_cl_flavour flavour) { return flavour == PRHS_CL_WIDE ? "wide" : "generic"; }
+const char *prhs_cl_flavour_name(prhs_cl_flavour flavour) {
+    return flavour == PRHS_CL_WIDE ? "wide" : flavour == PRHS_CL_GPU ? "gpu" : "generic";
+}
 
-size_t prhs_cl_local(prhs_cl_flavour flavour, size_t most) {
+size_t prhs_cl_local(prhs_op_kind kind, prhs_cl_flavour flavour, size_t most) {
+    const size_t group = (size_t)ops[kind].group;
     size_t local = flavour == PRHS_CL_WIDE ? 1 : PRHS_CL_LOCAL;
+    if (flavour == PRHS_CL_GPU)
+        return group <= most ? group : 0;
     while (local > 1 && local > most)
         local /= 2;
     return local;
@@ -52,26 +60,36 @@ static bool usable(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_fl
 }
 
 bool prhs_cl_choose(const prhs_cl_device *dev, const prhs_op_key *key, prhs_cl_flavour *flavour, const char **why) {
+    const uint32_t caps = dev->head.info.caps;
     *flavour = PRHS_CL_GENERIC;
-    if (!prhs_cl_source_of(key->kind)) {
+    if (!prhs_cl_source_of(key->kind, PRHS_CL_GENERIC)) {
         *why = "this build has no OpenCL kernel for it";
         return false;
     }
-    if (!(dev->head.info.caps & PRHS_CAP_WIDE)) {
-        *why = "no CPU-type device, or its wide kernels are masked";
-    } else if (key->dim % 16 != 0) { /* the wide kernels hold a head in whole float16 vectors */
+    if (caps & PRHS_CAP_WIDE) {
+        /* The wide kernels hold a head in whole float16 vectors. */
         *why = "the head dimension is no multiple of 16, as the wide kernels need it";
-    } else if (usable(dev, key, PRHS_CL_WIDE, why)) {
-        *flavour = PRHS_CL_WIDE;
-        *why = "a CPU-type device: work-groups of one, vectors of 16";
+        if (key->dim % 16 == 0 && usable(dev, key, PRHS_CL_WIDE, why)) {
+            *flavour = PRHS_CL_WIDE;
+            *why = "a CPU-type device: work-groups of one, vectors of 16";
+            return true;
+        }
+    } else if (!(caps & PRHS_CAP_GPU)) {
+        *why = "the wide and the gpu kernels are masked, or the device's work-groups are too small for these";
+    } else if (!prhs_cl_source_of(key->kind, PRHS_CL_GPU)) {
+        *why = "it has no kernel for GPUs";
+    } else if (usable(dev, key, PRHS_CL_GPU, why)) {
+        *flavour = PRHS_CL_GPU;
+        *why = "work-groups with local memory, a team of lanes a row";
         return true;
     }
     return usable(dev, key, PRHS_CL_GENERIC, why);
 }
 
-const struct prhs_cl_source *prhs_cl_source_of(prhs_op_kind kind) {
-    for (const struct prhs_cl_source *s = prhs_cl_sources; s->name; s++)
-        if (strcmp(s->name, ops[kind].file) == 0)
+const struct prhs_cl_source *prhs_cl_source_of(prhs_op_kind kind, prhs_cl_flavour flavour) {
+    const char *file = flavour == PRHS_CL_GPU ? ops[kind].gpu : ops[kind].file;
+    for (const struct prhs_cl_source *s = prhs_cl_sources; file && s->name; s++)
+        if (strcmp(s->name, file) == 0)
             return s;
     return NULL;
 }
@@ -94,6 +112,8 @@ void prhs_cl_options(const prhs_op_key *key, prhs_cl_flavour flavour, char optio
     };
     size_t at = (size_t)snprintf(options, PRHS_CL_OPTIONS_MAX, "-cl-std=CL1.2");
     at = add(options, at, "PRHS_WIDE", flavour == PRHS_CL_WIDE);
+    if (flavour == PRHS_CL_GPU)
+        at = add(options, at, "PRHS_GROUP", ops[key->kind].group);
     /* Files with several kernels compile only this one. */
     snprintf(only, sizeof only, "PRHS_ONLY_%s", prhs_op_name(key->kind));
     at = add(options, at, only, 1);

@@ -44,6 +44,7 @@ static const struct {
 } capabilities[] = {
     { PRHS_CAP_WIDE, "wide" },     { PRHS_CAP_THREADS, "threads" }, { PRHS_CAP_HOST_MEM, "host-memory" },
     { PRHS_CAP_TENSOR, "tensor" }, { PRHS_CAP_SM90, "sm_90" },      { PRHS_CAP_OVERLAP, "overlap" },
+    { PRHS_CAP_GPU, "gpu" },
     { PRHS_CAP_AVX2, "avx2" },     { PRHS_CAP_AVX512, "avx512" },
 };
 
