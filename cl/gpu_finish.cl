@@ -148,8 +148,11 @@ void count_modes(const unit *x, int tokens)
     st->attended += tokens;
     if (s->mode == PRHS_MODE_DENSE) {
         st->dense++;
-    } else if (s->mode == PRHS_MODE_WINDOW) {
-        st->window++;
+    } else if (s->mode == PRHS_MODE_WINDOW || s->mode == PRHS_MODE_COPY) {
+        if (s->mode == PRHS_MODE_WINDOW)
+            st->window++;
+        else
+            st->copy++;
         st->kept += tokens;
     } else if (s->mode == PRHS_MODE_STREAM) {
         st->stream++;

@@ -36,11 +36,11 @@ bool cosines_hold(const prhs_k_plan *a, const entry *e, int r, int u, const __gl
     return holds;
 }
 
-/* Whether a unit that would retrieve may share its list, as far as positions tell. */
+/* Whether a unit that would retrieve may share its list, as far as positions tell; another layer's may be of this step. */
 bool may_share(const prhs_k_policy *p, const entry *e, const __global prhs_unit_state *unit)
 {
     const int t = e->pos0;
-    return e->kind != SEED && unit->ref_pos >= 0 && unit->ref_pos < t &&
+    return e->kind != SEED && unit->ref_pos >= 0 && unit->ref_pos < t + p->copies &&
            (unit->ref_pos + p->layer) / p->block == (t + p->layer) / p->block;
 }
 
@@ -48,7 +48,7 @@ bool may_share(const prhs_k_policy *p, const entry *e, const __global prhs_unit_
 prhs_set shared_set(const prhs_k_policy *p, const entry *e, const __global prhs_unit_state *unit, int mid)
 {
     prhs_set set = unit->set;
-    set.mode = PRHS_MODE_SHARE;
+    set.mode = p->copies ? PRHS_MODE_COPY : PRHS_MODE_SHARE;
     set.end = e->kv_len;
     if (p->gate == PRHS_K_GATE_NONE) {
         set.mid_end = mid;
@@ -79,14 +79,17 @@ void plan_item(const prhs_k_plan *a, long item, mem seqs, mem q, mem state, mem 
     const int u = (int)(item % a->shape.units);
     const entry e = entry_of(&a->batch, seqs, b);
     const prhs_set idle = { PRHS_MODE_IDLE, 0, 0, 0, 0, 1, 0, 0, 0, 0, { 0, 0 } };
+    const prhs_set all = { PRHS_MODE_DENSE, 0, 0, 0, 0, 1, 0, e.kv_len, 0, 0, { 0, 0 } };
     const long slot = e.kind == IDLE ? 0 : e.slot;
     const __global prhs_unit_state *unit = SLOT_AT(state, &a->state, unit_off, slot, prhs_unit_state) + u;
     const __global float *ref = SLOT_AT(state, &a->state, qref_off, slot, float);
     __global prhs_unit_stat *stat = STAT_AT(state, &a->state, unit_stat_off, slot, prhs_unit_stat) + u;
     prhs_set set = e.kind == IDLE ? idle : fresh_set(p, e.pos0, e.kv_len);
-    if (e.kind == SEED && set.mode != PRHS_MODE_RETRIEVE)
+    if (e.kind == SEED && (set.mode != PRHS_MODE_RETRIEVE || p->copies))
         set = idle;
     const bool shares = set.mode == PRHS_MODE_RETRIEVE && may_share(p, &e, unit);
+    if (set.mode == PRHS_MODE_RETRIEVE && p->copies && !shares)
+        set = all;
     for (int r = 0; r < a->batch.rows; r++) {
         const bool sparse = r < e.rows && (set.mode == PRHS_MODE_SHARE || set.mode == PRHS_MODE_RETRIEVE);
         const int looks = r == 0 ? shares && p->gate != PRHS_K_GATE_NONE : sparse && p->gate == PRHS_K_GATE_COSINE;
