@@ -2,20 +2,7 @@
 /* finish: merges a unit's rows, judges shared lists (mass gate), applies the residual, writes outputs and counts. */
 #include "common.clh"
 
-typedef struct unit {
-    const prhs_k_finish *a;
-    entry e;
-    long b;
-    int u;
-    __global prhs_set *out_set;
-    prhs_set set;
-    __global int *work;               /* of row 0; rows are units apart */
-    __global prhs_unit_state *state;  /* not in a dense layer, like the next three */
-    __global prhs_head_ref *heads;    /* of the unit's first head */
-    __global prhs_unit_stat *stat;
-    __global prhs_head_stat *head_stats;
-    mem q, st, ws, out, lse;
-} unit;
+#include "finish.clh"
 
 /* Merges head i of row r into o; returns its log-sum-exp, which is also kept for judging. */
 float merge_head(const unit *x, int r, int i, int work, vf *o)
@@ -100,64 +87,6 @@ void output(const unit *x, int r, int work, const float *mass)
             FLOATS(x->lse, a->lse_off)[(long)(x->e.row0 + r) * a->shape.heads + h] = l;
     }
     x->work[(long)r * a->shape.units] = PRHS_WORK_NONE;
-}
-
-void add_mass(__global long *sum, __global long *count, __global long *nan, float mass)
-{
-    if (isnan(mass)) {
-        ++*nan;
-        return;
-    }
-    *sum += convert_long_rte(mass * PRHS_MASS_ONE);
-    ++*count;
-}
-
-void count_modes(const unit *x, int tokens)
-{
-    const prhs_set *s = &x->set;
-    __global prhs_unit_stat *st = x->stat;
-    int fixed = s->sink_end + (s->edge_end - s->edge_begin) + s->count * s->run;
-    st->steps++;
-    st->attended += tokens;
-    if (s->mode == PRHS_MODE_DENSE) {
-        st->dense++;
-    } else if (s->mode == PRHS_MODE_WINDOW || s->mode == PRHS_MODE_COPY) {
-        if (s->mode == PRHS_MODE_WINDOW)
-            st->window++;
-        else
-            st->copy++;
-        st->kept += tokens;
-    } else if (s->mode == PRHS_MODE_STREAM) {
-        st->stream++;
-        st->kept += fixed + (x->e.pos0 + 1 - s->win_begin);
-    } else {
-        if (s->mode == PRHS_MODE_SHARE)
-            st->share++;
-        else
-            st->retrieve++;
-        st->kept += fixed + x->state->set.end - x->state->set.win_begin;
-    }
-}
-
-/* Books row 0 of a sparse layer. */
-void book(const unit *x, int tokens, const float *mass)
-{
-    const int mode = x->set.mode;
-    if (x->e.kind == SEED)
-        x->stat->seed++;
-    else
-        count_modes(x, tokens);
-    x->state->set.mode = mode;
-    for (int i = 0; i < PRHS_UH; i++) {
-        __global prhs_head_stat *s = &x->head_stats[i];
-        x->heads[i].delta_last = mode == PRHS_MODE_DENSE ? 0.0f : mass[i];
-        if (x->e.kind == SEED)
-            continue;
-        if (mode == PRHS_MODE_RETRIEVE)
-            add_mass(&s->exact_sum, &s->exact_count, &s->nan_count, mass[i]);
-        else if (mode == PRHS_MODE_SHARE)
-            add_mass(&s->estimate_sum, &s->estimate_count, &s->nan_count, mass[i]);
-    }
 }
 
 void hand_on(const unit *x, int first, int work)
