@@ -41,45 +41,6 @@ float merge_head(const unit *x, int r, int i, int work, float *o)
     return l;
 }
 
-/* The dropped mass predicted from the reference; *cos is the cosine with it. */
-float estimate(const unit *x, int r, int i, float lse, float *cos)
-{
-    const prhs_k_finish *a = x->a;
-    int h = x->u * PRHS_UH + i;
-    const __global uchar *row = row_at(&a->q, x->q, x->e.row0 + r, h);
-    const __global float *ref = SLOT_AT(x->st, &a->state, qref_off, x->e.slot, float) + (long)h * PRHS_D;
-    const __global float *m = SLOT_AT(x->st, &a->state, moment_off, x->e.slot, float) + (long)h * 2 * PRHS_D;
-    vf ab = 0.0f, aa = 0.0f, bb = 0.0f, linear = 0.0f, square = 0.0f;
-    for (int v = 0; v < NV; v++) {
-        vf p = load_vec(PRHS_Q, row, v), c = load_vec(PRHS_K_F32, (const __global uchar *)ref, v), d = p - c;
-        ab += p * c;
-        aa += p * p;
-        bb += c * c;
-        linear += d * load_vec(PRHS_K_F32, (const __global uchar *)m, v);
-        square += d * d * load_vec(PRHS_K_F32, (const __global uchar *)(m + PRHS_D), v);
-    }
-    *cos = cosine_of(sum_lanes(ab), sum_lanes(aa), sum_lanes(bb));
-    if (x->heads[i].l_dropped == -INFINITY)
-        return 0.0f;
-    float scale = a->shape.scale;
-    return mass_of(x->heads[i].l_dropped + (scale * sum_lanes(linear) + 0.5f * scale * scale * sum_lanes(square)) - lse);
-}
-
-/* Judges row r; false where one of the unit's heads fails the mass gate. Leaves the row's log-sum-exps in the workspace. */
-bool gate_holds(const unit *x, int r, float *mass)
-{
-    bool holds = true;
-    for (int i = 0; i < PRHS_UH; i++) {
-        const prhs_k_work *w = &x->a->work;
-        int n = work_tokens(&x->set, PRHS_WORK_SET, x->e.pos0 + r), parts = n > 0 ? chunk_count(n, w->chunk_min, w->chunks) : 0;
-        long at = ((x->b * x->a->batch.rows + r) * x->a->shape.heads + x->u * PRHS_UH + i) * w->chunks;
-        float top, cos, l = merged_lse(FLOATS(x->ws, w->part_lse_off) + at, 1, parts, &top);
-        mass[i] = estimate(x, r, i, l, &cos);
-        holds = holds && mass[i] - (x->a->policy.least > 0 ? 0.0f : x->heads[i].delta) <= x->a->policy.eps && cos > x->a->policy.tau;
-    }
-    return holds;
-}
-
 /* Writes row r with the masses given. */
 void output(const unit *x, int r, int work, const float *mass)
 {

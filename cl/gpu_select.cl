@@ -248,12 +248,7 @@ void merge_norms(const job *j, bool wanted, mem ws, __local memory *m)
     const int chunks = chunk_count(j->e.pos0 + 1, w->score_chunk_min, w->score_chunks);
     for (int h = PRHS_UH == 1 && j->a->policy.run == 1 ? 1 : LID; wanted && h < PRHS_UH; h += GROUP) { /* a score by itself is the key */
         const __global float *norm = FLOATS(ws, w->norm_off) + (j->b * j->a->shape.heads + j->u * PRHS_UH + h) * (long)w->score_chunks * 4;
-        float top = LOWEST, sum = 0.0f;
-        for (int i = 0; i < chunks; i++)
-            top = fmax(top, norm[i * 4]);
-        for (int i = 0; i < chunks; i++)
-            sum += norm[i * 4 + 1] * exp(norm[i * 4] - top);
-        m->lse[h] = sum > 0.0f ? top + log(sum) : 0.0f; /* nothing but -inf: every weight is 0, not exp(-inf + inf) */
+        m->lse[h] = norms_lse(norm, chunks);
     }
     SYNC();
 }

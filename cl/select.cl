@@ -182,12 +182,7 @@ void merge_norms(job *j, mem ws)
     int chunks = chunk_count(j->e.pos0 + 1, w->score_chunk_min, w->score_chunks);
     for (int h = 0; h < PRHS_UH; h++) {
         const __global float *norm = FLOATS(ws, w->norm_off) + (j->b * j->a->shape.heads + j->u * PRHS_UH + h) * (long)w->score_chunks * 4;
-        float top = LOWEST, sum = 0.0f;
-        for (int i = 0; i < chunks; i++)
-            top = fmax(top, norm[i * 4]);
-        for (int i = 0; i < chunks; i++)
-            sum += norm[i * 4 + 1] * exp(norm[i * 4] - top);
-        j->lse[h] = sum > 0.0f ? top + log(sum) : 0.0f; /* nothing but -inf: every weight is 0, not exp(-inf + inf) */
+        j->lse[h] = norms_lse(norm, chunks);
     }
 }
 
