@@ -90,19 +90,16 @@ static float *given_at(const comparator_prompts *p, const engine *e, uint32_t la
 typedef struct prompt_job {
     const engine *e;
     const float *q, *k;
-    float *given;
+    float *given; /* [heads][rows] */
     uint32_t rows;
 } prompt_job;
 
-static bool give_group(void *user, uint32_t hk) {
+static bool give_head(void *user, uint32_t h) {
     const prompt_job *p = user;
     const model *m = p->e->m;
-    const uint32_t group = m->heads / m->kv_heads, dim = m->head_dim;
-    bool ok = true;
-    for (uint32_t g = 0; ok && g < group; g++)
-        ok = comparator_give(p->q + (size_t)(hk * group + g) * dim, (size_t)m->heads * dim, p->k + (size_t)hk * dim, (size_t)m->kv_heads * dim, p->rows,
-                             dim, 1.0f / sqrtf((float)dim), p->given + (size_t)hk * p->e->tokens);
-    return ok;
+    const uint32_t hk = h / (m->heads / m->kv_heads), dim = m->head_dim;
+    return comparator_give(p->q + (size_t)h * dim, (size_t)m->heads * dim, p->k + (size_t)hk * dim, (size_t)m->kv_heads * dim, p->rows, dim,
+                           1.0f / sqrtf((float)dim), p->given + (size_t)h * p->rows);
 }
 
 bool comparator_prompts_take(comparator_prompts *p, engine *e, uint32_t layer, uint32_t seq, uint32_t rows) {
@@ -110,11 +107,17 @@ bool comparator_prompts_take(comparator_prompts *p, engine *e, uint32_t layer, u
         return true;
     const model *m = e->m;
     const size_t q = (size_t)m->heads * m->head_dim, kv = (size_t)m->kv_heads * m->head_dim;
-    float *block = malloc(sizeof *block * rows * (q + kv));
-    prompt_job job = { e, block, block + rows * q, given_at(p, e, layer, seq), rows };
-    bool ok = block && engine_read_rows(e, &e->q, rows, q, block) && engine_read_rows(e, &e->k, rows, kv, block + rows * q) &&
-              in_parallel(give_group, &job, m->kv_heads);
+    float *block = malloc(sizeof *block * rows * (q + kv)), *given = calloc((size_t)m->heads * rows, sizeof *given);
+    prompt_job job = { e, block, block + rows * q, given, rows };
+    bool ok = block && given && engine_read_rows(e, &e->q, rows, q, block) && engine_read_rows(e, &e->k, rows, kv, block + rows * q) &&
+              in_parallel(give_head, &job, m->heads);
+    for (uint32_t h = 0; ok && h < m->heads; h++) { /* in the order of heads: the same sums with any number of threads */
+        float *to = given_at(p, e, layer, seq) + (size_t)(h / (m->heads / m->kv_heads)) * e->tokens;
+        for (uint32_t j = 0; j < rows; j++)
+            to[j] += given[(size_t)h * rows + j];
+    }
     free(block);
+    free(given);
     return ok;
 }
 
