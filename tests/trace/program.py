@@ -140,6 +140,9 @@ def sweep(replay):
     done = replay.run(*lists, "--target-error", "0", "--json", "-")
     check(done.returncode == 1 and json.loads(done.stdout)["sweep"]["recommended"] is None and "no combination" in done.stderr,
           "a target that nothing meets")
+    points = {p["policy"]: p for p in replay.document("--sweep", "--policy", f"cis-mass,{BASE},k=40,kmin=1", "--target", "0.05,0.2,0.6")["sweep"]["points"]}
+    tight, middle, loose = (points[f"cis-mass,{BASE},k=40,kmin=1,target={t}"] for t in ("0.05", "0.2", "0.6"))
+    check(tight["delta"] < middle["delta"] < loose["delta"] and tight["missed"] > loose["missed"], "a sweep over targets")
     done = replay.run("--sweep", "--policy", f"cis,m=8,{BASE}", "--k", "8,24,48")
     check(done.returncode == 0 and "2 combinations;" in done.stdout and "1 combinations left out" in done.stderr,
           "a combination that contradicts itself is left out")

@@ -28,10 +28,10 @@ static const char help[] =
     "  --confidence X    of the bounds (0.95)\n"
     "  --audit-rate X    timed runs audit this share of the steps whose mass is not known (0)\n"
     "  --json FILE       all figures as a document ('-': standard output)\n"
-    "  --sweep           every combination of --k, --s, --eps and --tau on top of each --policy (cis-mass); prints those that no "
+    "  --sweep           every combination of --k, --s, --eps, --tau and --target on top of each --policy (cis-mass); prints those that no "
     "other one\n"
     "                    beats in both bytes and error\n"
-    "  --k, --s, --eps, --tau LIST   e.g. 128,256,476; a list that is not given is not walked\n"
+    "  --k, --s, --eps, --tau, --target LIST   e.g. 128,256,476; a list that is not given is not walked\n"
     "  --target-error X  the least bytes whose mean output error is at most X\n"
     "  --target-delta X  the same for the mean dropped mass; with both, both hold. Exit status 1: nothing meets them\n";
 
@@ -99,6 +99,7 @@ static int take(int c, const char *value, replay_options *o) {
     case 'B': good = replay_list_parse("--s", "s", value, &o->lists[REPLAY_S]); break;
     case 'E': good = replay_list_parse("--eps", "eps", value, &o->lists[REPLAY_EPS]); break;
     case 'T': good = replay_list_parse("--tau", "tau", value, &o->lists[REPLAY_TAU]); break;
+    case 'D': good = replay_list_parse("--target", "target", value, &o->lists[REPLAY_TARGET]); break;
     case 'x': good = parse_target("--target-error", value, &o->target_error); break;
     case 'y': good = parse_target("--target-delta", value, &o->target_delta); break;
     case 'V':
@@ -139,6 +140,7 @@ static const struct option options[] = {
     { "s", 1, 0, 'B' },
     { "eps", 1, 0, 'E' },
     { "tau", 1, 0, 'T' },
+    { "target", 1, 0, 'D' },
     { "target-error", 1, 0, 'x' },
     { "target-delta", 1, 0, 'y' },
     { "coverage", 1, 0, 'V' },

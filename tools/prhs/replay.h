@@ -26,7 +26,7 @@ typedef struct replay_list {
     uint32_t count;
 } replay_list;
 
-enum { REPLAY_K, REPLAY_S, REPLAY_EPS, REPLAY_TAU, REPLAY_LISTS };
+enum { REPLAY_K, REPLAY_S, REPLAY_EPS, REPLAY_TAU, REPLAY_TARGET, REPLAY_LISTS };
 
 typedef struct replay_options {
     prhs_device_params device;

@@ -33,7 +33,7 @@ bool replay_list_parse(const char *option, const char *key, const char *text, re
 /* A point of the grid: what is left of a result when the next one is run. */
 typedef struct point {
     char name[256];
-    double bytes, of_dense, error, error_p99, delta, rho, kept;
+    double bytes, of_dense, error, error_p99, delta, rho, kept, missed;
     bool front;
 } point;
 
@@ -66,7 +66,8 @@ static bool add_point(replay *r, const char *name, grid *g) {
                       .error_p99 = x.error.p99,
                       .delta = x.delta.mean,
                       .rho = x.stats.rho,
-                      .kept = x.stats.kept };
+                      .kept = x.stats.kept,
+                      .missed = (double)x.stats.missed };
         snprintf(p->name, sizeof p->name, "%s", name);
     }
     replay_result_free(r, &x);
@@ -147,7 +148,8 @@ static cJSON *document(const grid *g, const point *best) {
                         { "error_p99", p->error_p99 },
                         { "delta", p->delta },
                         { "rho", p->rho },
-                        { "kept", p->kept } };
+                        { "kept", p->kept },
+                        { "missed", p->missed } };
         cJSON *at = cJSON_CreateObject();
         cJSON_AddStringToObject(at, "policy", p->name);
         for (size_t j = 0; j < sizeof numbers / sizeof numbers[0]; j++)
