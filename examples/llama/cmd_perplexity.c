@@ -33,7 +33,7 @@ typedef struct job {
     const char *json_file;
     const char *policy_text[MAX_POLICIES];
     size_t policies;
-    bool timing;
+    engine_audits audits;
     record_options record_options;
     record record;           /* of the dense run, while it lasts */
     loaded l;
@@ -66,6 +66,9 @@ static const char help[] =
     "  --set I/N           the I-th (from 0) of N sets of documents that have no token in common (0/1)\n"
     "  --at-end            one document a text: its last tokens\n"
     "  --timing            no audits: dropped mass is what the policy itself knows, times are those of normal use\n"
+    "  --audit-rate X      audits of this share of the steps whose mass is not known, drawn at random, and the bounds that follow,\n"
+    "                      instead of audits of every step\n"
+    "  --audit-seed N      which ones (0)\n"
     "  --json FILE         one object a policy, with values by document ('-': standard output)\n"
     RECORD_HELP
     "  --verbose           the library's own messages\n";
@@ -237,8 +240,9 @@ static bool own_prefill(const prhs_policy *p) { return p->psaw || p->etf; }
 
 static bool run_policy(job *j, const contender *c, result *res) {
     engine_session s;
+    res->drawn = j->audits.rate > 0.0;
     bool own = own_prefill(&c->policy);
-    bool ok = engine_session_open(&j->e, &c->policy, c->list_layers, !j->timing, &s) && (!own || prefill(j, &s, true)) &&
+    bool ok = engine_session_open(&j->e, &c->policy, c->list_layers, &j->audits, &s) && (!own || prefill(j, &s, true)) &&
               decode(j, c, &s, !own, res);
     res->policy = c->policy;
     engine_session_close(&s);
@@ -246,7 +250,7 @@ static bool run_policy(job *j, const contender *c, result *res) {
 }
 
 static bool run_rival(job *j, const contender *c, result *res) {
-    comparator_run *run = comparator_run_open(&j->e, &c->rival, &j->prompts, &j->shape, !j->timing);
+    comparator_run *run = comparator_run_open(&j->e, &c->rival, &j->prompts, &j->shape, j->audits.every);
     set_rows(j);
     const double start = now();
     bool ok = run && decode_layers(j, NULL, run, true, res);
@@ -291,7 +295,7 @@ static bool run_all(job *j) {
     if (!parse_contenders(j))
         return false;
     prhs_policy_preset("dense", j->l.m.layers, &dense);
-    bool ok = engine_session_open(&j->e, &dense, NULL, false, &s) && begin_record(j) && prefill(j, &s, false);
+    bool ok = engine_session_open(&j->e, &dense, NULL, &(engine_audits){ 0 }, &s) && begin_record(j) && prefill(j, &s, false);
     engine_session_close(&s);
     for (int own = 0; ok && own < 2; own++)
         for (size_t i = 0; ok && i < j->policies; i++)
@@ -369,14 +373,22 @@ static bool parse_set(const char *text, run_shape *s) {
     return parse_u32(first, &s->set) && parse_u32(slash + 1, &s->sets) && s->sets > 0 && s->sets <= 1024 && s->set < s->sets;
 }
 
+/* A share of steps in place of all of them. */
+static bool parse_rate(const char *text, engine_audits *a) {
+    char *end;
+    a->every = false;
+    a->rate = strtod(text, &end);
+    return end != text && !*end && a->rate > 0.0 && a->rate <= 1.0;
+}
+
 static int parse(job *j, int argc, char **argv) {
-    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, DOCS, CONTEXT, DECODE, KV, SET, AT_END, TIMING, JSON, VERBOSE };
+    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, DOCS, CONTEXT, DECODE, KV, SET, AT_END, TIMING, RATE, SEED, JSON, VERBOSE };
     static const struct option options[] = {
         { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR },
         { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "docs", 1, 0, DOCS },
         { "context", 1, 0, CONTEXT }, { "decode", 1, 0, DECODE }, { "kv", 1, 0, KV }, { "at-end", 0, 0, AT_END },
         { "set", 1, 0, SET },
-        RECORD_OPTIONS, { "timing", 0, 0, TIMING }, { "json", 1, 0, JSON }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
+        RECORD_OPTIONS, { "timing", 0, 0, TIMING }, { "audit-rate", 1, 0, RATE }, { "audit-seed", 1, 0, SEED }, { "json", 1, 0, JSON }, { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
     };
     bool ok = true;
     for (int c; ok && (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
@@ -396,7 +408,9 @@ static int parse(job *j, int argc, char **argv) {
         case KV: ok = parse_kv(optarg, &j->common); break;
         case SET: ok = parse_set(optarg, &j->shape); break;
         case AT_END: j->shape.at_end = true; break;
-        case TIMING: j->timing = true; break;
+        case TIMING: j->audits.every = false; break;
+        case RATE: ok = parse_rate(optarg, &j->audits); break;
+        case SEED: ok = parse_u32(optarg, &j->audits.seed); break;
         case JSON: j->json_file = optarg; break;
         case 'R':
         case 'L':
@@ -420,7 +434,7 @@ static int parse(job *j, int argc, char **argv) {
 
 int cmd_perplexity(int argc, char **argv) {
     job j = { .shape = { .docs = 8, .context = 3584, .decode = 512, .sets = 1 }, .common = { .kv_dtype = PRHS_F16, .level = PRHS_LOG_WARN },
-              .policy_text = { "dense" }, .policies = 1, .record_options = RECORD_DEFAULTS };
+              .policy_text = { "dense" }, .policies = 1, .record_options = RECORD_DEFAULTS, .audits = { .every = true } };
     int status = parse(&j, argc, argv);
     return status >= 0 ? status : perplexity(&j);
 }

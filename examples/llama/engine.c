@@ -87,7 +87,7 @@ void engine_close(engine *e) {
     *e = (engine){ 0 };
 }
 
-bool engine_session_open(engine *e, const prhs_policy *policy, const uint32_t *list_layers, bool audit, engine_session *s) {
+bool engine_session_open(engine *e, const prhs_policy *policy, const uint32_t *list_layers, const engine_audits *audits, engine_session *s) {
     const model *m = e->m;
     *s = (engine_session){ .policy = *policy };
     prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
@@ -98,7 +98,9 @@ bool engine_session_open(engine *e, const prhs_policy *policy, const uint32_t *l
     p.max_rows = (uint32_t)e->rows;
     p.max_kv_len = e->tokens;
     p.kv_dtype = e->kv_dtype;
-    p.audit = audit;
+    p.audit = audits->every;
+    p.audit_rate = audits->rate;
+    p.audit_seed = audits->seed;
     p.list_layers = list_layers;
     prhs_session_sizes sizes = { .size = sizeof sizes };
     return prhs_session_get_sizes(e->dev, &p, &sizes) == PRHS_OK && prhs_buffer_create(e->dev, sizes.state, &s->state) == PRHS_OK &&

@@ -29,6 +29,13 @@ typedef struct engine_session {
     prhs_policy policy;
 } engine_session;
 
+/* What a session audits; all zeros: nothing. */
+typedef struct engine_audits {
+    bool every;    /* every sparse step */
+    double rate;   /* else this share of those whose dropped mass is not known */
+    uint32_t seed;
+} engine_audits;
+
 typedef struct engine_params {
     prhs_backend_kind backend;
     uint32_t index, seqs, tokens, plans;
@@ -39,7 +46,7 @@ typedef struct engine_params {
 bool engine_open(engine *e, const model *m, const engine_params *params, const prhs_log *log);
 void engine_close(engine *e);
 /* list_layers: as in prhs_session_params, or NULL. */
-bool engine_session_open(engine *e, const prhs_policy *policy, const uint32_t *list_layers, bool audit, engine_session *s);
+bool engine_session_open(engine *e, const prhs_policy *policy, const uint32_t *list_layers, const engine_audits *audits, engine_session *s);
 void engine_session_close(engine_session *s);
 
 /* Writes `count` prhs_seq arrays of e->seqs entries at plan index `first`. */

@@ -32,7 +32,7 @@ void forward_close(forward *f) {
 bool forward_session(forward *f, const prhs_policy *policy, const uint32_t *list_layers) {
     f->recorded = false; /* a graph holds the session it was recorded with */
     engine_session_close(&f->s);
-    return engine_session_open(&f->e, policy, list_layers, false, &f->s);
+    return engine_session_open(&f->e, policy, list_layers, &(engine_audits){ 0 }, &f->s);
 }
 
 bool forward_begin(forward *f, const uint32_t *lengths) {

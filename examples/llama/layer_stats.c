@@ -31,12 +31,14 @@ layer_stats *layer_stats_make(uint32_t layers, uint32_t heads) {
     return out;
 }
 
-layer_stats *layer_stats_take(engine *e, engine_session *s, prhs_stats *all) {
+layer_stats *layer_stats_take(engine *e, engine_session *s, prhs_stats *all, prhs_audit_report *audit) {
     const uint32_t layers = e->m->layers, heads = e->m->heads;
     prhs_stats_request *r = NULL;
+    *audit = (prhs_audit_report){ .size = sizeof *audit, .confidence = 0.95 };
     layer_stats *out = layer_stats_make(layers, heads);
     bool ok = out && prhs_stats_request_create(s->s, &r) == PRHS_OK && prhs_stats_request_enqueue(r, e->queue) == PRHS_OK &&
-         prhs_queue_finish(e->queue) == PRHS_OK && take(r, layers, heads, out, all);
+         prhs_queue_finish(e->queue) == PRHS_OK && take(r, layers, heads, out, all) &&
+         prhs_stats_request_get_audit(r, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, PRHS_ALL_HEADS, audit) == PRHS_OK;
     prhs_stats_request_destroy(r);
     if (ok)
         return out;

@@ -18,8 +18,8 @@ typedef struct estimate_check {
 
 /* Of `layers` layers, all zeros. NULL: no memory. */
 layer_stats *layer_stats_make(uint32_t layers, uint32_t heads);
-/* All slots' statistics. NULL: no memory, or the device failed. */
-layer_stats *layer_stats_take(engine *e, engine_session *s, prhs_stats *all);
+/* All slots' statistics, and what audits say of all steps. NULL: no memory, or the device failed. */
+layer_stats *layer_stats_take(engine *e, engine_session *s, prhs_stats *all, prhs_audit_report *audit);
 void layer_stats_free(layer_stats *layers);
 
 /* From masses of the same steps and heads, if every step was audited and either shared or retrieved. */

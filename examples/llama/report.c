@@ -22,7 +22,7 @@ void result_free(result *r) {
 }
 
 bool result_take(result *r, engine *e, engine_session *s, const run_shape *shape) {
-    r->layers = layer_stats_take(e, s, &r->stats);
+    r->layers = layer_stats_take(e, s, &r->stats, &r->audit);
     if (!r->layers)
         return false;
     r->layer_count = e->m->layers;
@@ -52,18 +52,24 @@ static double top1(const result *a, const result *b, const run_shape *s) {
     return sum / s->docs;
 }
 
-/* The best-graded mass there is: audits; else retrievals and shared steps together, as the policy knows them. */
-static prhs_mass mass_of(const prhs_stats *s) {
-    if (s->audited.count || s->retrieved.count + s->shared.count == 0)
+/* The best-graded mass there is: audits of all steps; else retrievals and shared steps together, as the policy knows them. */
+static prhs_mass mass_of(const prhs_stats *s, bool drawn) {
+    if (!drawn && (s->audited.count || s->retrieved.count + s->shared.count == 0))
         return s->audited;
     uint64_t n = s->retrieved.count + s->shared.count;
+    if (n == 0)
+        return (prhs_mass){ PRHS_GRADE_UNKNOWN, NAN, 0 };
     double sum = (s->retrieved.count ? s->retrieved.mean * (double)s->retrieved.count : 0.0) +
                  (s->shared.count ? s->shared.mean * (double)s->shared.count : 0.0);
     return (prhs_mass){ s->shared.count ? s->shared.grade : s->retrieved.grade, sum / (double)n, n };
 }
 
+/* Of all steps. */
+static prhs_mass mass_of_all(const result *r) { return r->drawn ? r->audit.mean : mass_of(&r->stats, false); }
+
 static const char *grade_name(prhs_grade g) {
-    static const char *const names[] = { "unknown", "exact", "estimate", "stale" };
+    static const char *const names[] = { [PRHS_GRADE_UNKNOWN] = "unknown", [PRHS_GRADE_EXACT] = "exact", [PRHS_GRADE_ESTIMATE] = "estimate",
+                                         [PRHS_GRADE_STALE] = "stale", [PRHS_GRADE_SAMPLED] = "sampled", [PRHS_GRADE_BOUND] = "bound" };
     return names[g];
 }
 
@@ -99,6 +105,27 @@ static void target_table(FILE *to, const result *results, size_t n) {
     }
 }
 
+/* What audits that were drawn say of all steps. */
+static void audit_table(FILE *to, const result *results, size_t n) {
+    bool any = false;
+    for (size_t i = 0; i < n; i++)
+        any = any || results[i].drawn;
+    if (!any)
+        return;
+    fprintf(to, "\n%-44s %9s %9s %9s %9s %11s\n", "policy, drawn audits", "not known", "audits", "least", "most", "information");
+    for (size_t i = 0; i < n; i++) {
+        const prhs_audit_report *a = &results[i].audit;
+        if (!results[i].drawn || a->steps == 0)
+            continue;
+        fprintf(to, "%-44s %9llu %9llu", results[i].name, (unsigned long long)a->unknown, (unsigned long long)a->audits);
+        cell(to, 9, "%.4f", a->bound.low);
+        cell(to, 9, "%.4f", a->bound.high);
+        cell(to, 11, "%.4f", a->information.high);
+        fputc('\n', to);
+    }
+    fputs("of the mean dropped mass, each with 95 % confidence; information: nats\n", to);
+}
+
 void report_table(FILE *to, const run_shape *s, const prhs_device_info *device, const result *results, size_t n) {
     fprintf(to, "%s: %s; %u documents of %u + %u tokens\n\n", prhs_backend_name(device->backend), device->name, s->docs, s->context,
             s->decode);
@@ -106,7 +133,7 @@ void report_table(FILE *to, const run_shape *s, const prhs_device_info *device, 
             "attend s", "tokens/s");
     for (size_t i = 0; i < n; i++) {
         const result *r = &results[i];
-        prhs_mass m = mass_of(&r->stats);
+        prhs_mass m = mass_of_all(r);
         fprintf(to, "%-44s", r->name);
         cell(to, 6, "%.0f", r->stats.kept);
         cell(to, 6, "%.3f", r->stats.rho);
@@ -120,6 +147,7 @@ void report_table(FILE *to, const run_shape *s, const prhs_device_info *device, 
         fputc('\n', to);
     }
     target_table(to, results, n);
+    audit_table(to, results, n);
 }
 
 /* JSON has no NaN: such a value is null. */
@@ -149,13 +177,13 @@ static void add_estimator(cJSON *to, const prhs_stats *s) {
 }
 
 /* Arrays by query head: the exact mass where steps are audited; the estimate of shared steps, the exact mass of the same. */
-static void add_heads(cJSON *to, const layer_stats *layer, uint32_t heads) {
+static void add_heads(cJSON *to, const layer_stats *layer, uint32_t heads, bool drawn) {
     cJSON *delta = cJSON_AddArrayToObject(to, "head_delta"), *estimate = cJSON_AddArrayToObject(to, "head_estimate"),
           *exact = cJSON_AddArrayToObject(to, "head_exact");
     for (uint32_t h = 0; h < heads; h++) {
         const prhs_head_stats *s = &layer->heads[h];
         estimate_check e = check_estimate(&s->retrieved, &s->shared, &s->audited);
-        prhs_mass m = mass_of(&(prhs_stats){ .retrieved = s->retrieved, .shared = s->shared, .audited = s->audited });
+        prhs_mass m = mass_of(&(prhs_stats){ .retrieved = s->retrieved, .shared = s->shared, .audited = s->audited }, drawn);
         cJSON_AddItemToArray(delta, short_number(m.mean));
         cJSON_AddItemToArray(estimate, short_number(e.mean));
         cJSON_AddItemToArray(exact, short_number(e.exact_mean));
@@ -166,20 +194,32 @@ static void add_heads(cJSON *to, const layer_stats *layer, uint32_t heads) {
 static cJSON *layer_object(const result *r, uint32_t layer) {
     const layer_stats *s = &r->layers[layer];
     cJSON *o = cJSON_CreateObject();
-    prhs_mass m = mass_of(&s->all);
+    prhs_mass m = mass_of(&s->all, r->drawn);
     cJSON_AddNumberToObject(o, "layer", layer);
     cJSON_AddItemToObject(o, "rho", short_number(s->all.rho));
     cJSON_AddItemToObject(o, "kept", short_number(s->all.kept));
     cJSON_AddItemToObject(o, "attended", short_number(s->all.attended));
     cJSON_AddItemToObject(o, "delta", short_number(m.mean));
     add_estimator(o, &s->all);
-    add_heads(o, s, r->heads);
+    add_heads(o, s, r->heads, r->drawn);
     return o;
+}
+
+static void add_audit(cJSON *to, const prhs_audit_report *a) {
+    cJSON *o = cJSON_AddObjectToObject(to, "audit");
+    number(o, "steps", (double)a->steps);
+    number(o, "unknown", (double)a->unknown);
+    number(o, "audits", (double)a->audits);
+    number(o, "confidence", a->confidence);
+    number(o, "low", a->bound.low);
+    number(o, "high", a->bound.high);
+    number(o, "information", a->information.high);
+    number(o, "estimator_mean_off", a->estimator.mean_off);
 }
 
 static cJSON *object_of(const run_shape *s, const result *r, const result *dense) {
     cJSON *o = cJSON_CreateObject(), *docs = cJSON_AddArrayToObject(o, "documents");
-    prhs_mass m = mass_of(&r->stats);
+    prhs_mass m = mass_of_all(r);
     cJSON_AddStringToObject(o, "policy", r->name);
     number(o, "kept", r->stats.kept);
     number(o, "rho", r->stats.rho);
@@ -199,6 +239,8 @@ static cJSON *object_of(const run_shape *s, const result *r, const result *dense
         number(o, "missed", share(r->stats.missed, r->stats.steps));
     }
     add_estimator(o, &r->stats);
+    if (r->drawn)
+        add_audit(o, &r->audit);
     number(o, "bytes_per_step", r->bytes);
     number(o, "bytes_of_dense", r->bytes / r->dense_bytes);
     number(o, "tokens", (double)s->docs * s->decode);

@@ -21,6 +21,8 @@ typedef struct result {
     const char *name;
     prhs_policy policy;
     prhs_stats stats;
+    bool drawn;              /* audits are a sample */
+    prhs_audit_report audit;
     layer_stats *layers;     /* [layer_count], of `heads` query heads each */
     uint32_t layer_count, heads;
     double bytes, dense_bytes; /* of K and V, a step of a sequence */

@@ -56,6 +56,27 @@ def document(root, kv_heads, head_dim):
           f"{shared['policy']}: estimates {e['mean']} where {e['exact_mean']} was dropped")
 
 
+def audits(policy, prompt, small):
+    """Audits that are drawn: the bounds hold the exact mean, and all of the unknown steps give it."""
+    def rows(*args):
+        r = policy("perplexity", "--policy", f"topk,{small},dense=1", "--policy", f"cis,{small},dense=1,tau=-1", "--policy", "streaming,sinks=2,local=8,n=0",
+                   "--docs", "2", "--context", "60", "--decode", "40", "--json", "-", *args, prompt)
+        return json.loads(r.stdout[r.stdout.index("{"):])["policies"][1:], r.stdout
+    exact, _ = rows()
+    drawn, text = rows("--audit-rate", "0.3", "--audit-seed", "7")
+    again, _ = rows("--audit-rate", "0.3", "--audit-seed", "7")
+    other, _ = rows("--audit-rate", "0.3", "--audit-seed", "8")
+    whole, _ = rows("--audit-rate", "1")
+    check("audit" not in exact[1] and drawn[0]["grade"] == "exact" and drawn[0]["audit"]["unknown"] == 0, "topk knows all masses")
+    for e, d, w in list(zip(exact, drawn, whole))[1:]:
+        a = d["audit"]
+        check(0 < a["audits"] < a["unknown"] <= a["steps"] and d["grade"] == "sampled" and a["low"] <= e["delta"] <= a["high"] and d["loss"] == e["loss"],
+              f"{d['policy']}: {a['audits']} of {a['unknown']} audited, {e['delta']} within {a['low']} to {a['high']}")
+        check(w["audit"]["audits"] == w["audit"]["unknown"] and abs(w["delta"] - e["delta"]) < 1e-6, f"{w['policy']}: all audited, {w['delta']}")
+    check([p["delta"] for p in drawn] == [p["delta"] for p in again] != [p["delta"] for p in other], "a seed names its audits")
+    check("policy, drawn audits" in text, "the table has them")
+
+
 def comparisons(policy, prompt, small):
     """Lists of other layers, comparators, and which documents are taken."""
     size = ("--context", "60", "--decode", "12", "--json", "-")
@@ -174,6 +195,7 @@ def main():
                          (("tokenize", "--model", model, work + "/none"), 1), (("tokenize", "--help"), 0), (("none",), 2),
                          (("generate", "--model", model), 2), (("generate", "--model", model, "--temperature", "hot", "a"), 2), (("perplexity", "--model", model), 2),
                          (("perplexity", "--model", model, prompt, prompt), 2), (("perplexity", "--model", model, "--set", "2/2", prompt), 2),
+                         (("perplexity", "--model", model, "--audit-rate", "0", prompt), 2), (("perplexity", "--model", model, "--audit-rate", "1.5", prompt), 2),
                          (("speed", "--model", model), 2), (("generate", "--model", model, "--batch", "1", "a", "b"), 2),
                          (("generate", "--model", model, "--device", "cpu", "--linear", work + "/libcublas.so", "a"), 1)):
         r = run(*args)
@@ -205,6 +227,7 @@ def main():
     r = policy("perplexity", "--policy", f"topk,{small},dense=1", "--policy", f"cis-mass,{small},dense=1,eps=0.3,floor=-1", "--docs", "2",
                "--context", "60", "--decode", "12", "--json", "-", prompt)
     document(json.loads(r.stdout[r.stdout.index("{"):]), 2, 32)
+    audits(policy, prompt, small)
     comparisons(policy, prompt, small)
     records(run, work, model, words, letters)
     for path in (model, prompt):
