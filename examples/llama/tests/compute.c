@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Linear algebra on a CUDA device beside the host's, part by part, on the same rows: no attention in between. usage: compute LIBCUBLAS. 77, a
- * skip, where there is no CUDA device.
+ * Linear algebra on a device beside the host's, part by part, on the same rows: no attention in between. usage: compute cuda LIBCUBLAS, or
+ * compute opencl clblast. 77, a skip, where there is no such device or no CLBlast.
  */
+#include <dlfcn.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -214,14 +215,15 @@ static void decode_loop(void) {
 }
 
 /* 0, or a skip or a failure that ends the test. */
-static int compare(const model *m, const char *cublas, bool half) {
+static int compare(const model *m, prhs_backend_kind backend, const char *library, bool half) {
+    const char *name = backend == PRHS_BACKEND_CUDA ? "cublas" : "clblast";
     bar = half ? 2e-3 : 2e-6;
     int status = 0;
-    if (!open_side(&device, m, PRHS_BACKEND_CUDA, cublas, half)) {
+    if (!open_side(&device, m, backend, library, half)) {
         status = device.e.dev ? 1 : 77;
-        puts(device.e.dev ? "FAIL cuBLAS cannot be opened" : "skipped: no CUDA device");
+        printf(device.e.dev ? "FAIL %s cannot be opened\n" : "skipped: no device for %s\n", name);
     } else if (check(open_side(&host, m, PRHS_BACKEND_CPU, NULL, false), "the cpu backend cannot be opened") &&
-               check(strcmp(DEVICE->name, "cublas") == 0 && strcmp(HOST->name, "host") == 0 && device.c->half == half, "%s and %s",
+               check(strcmp(DEVICE->name, name) == 0 && strcmp(HOST->name, "host") == 0 && device.c->half == half, "%s and %s",
                      DEVICE->name, HOST->name)) {
         layer_parts();
         scores();
@@ -237,13 +239,17 @@ int main(int argc, char **argv) {
     bytes file = { 0 };
     char error[512] = "";
     model m;
+    const prhs_backend_kind backend = argc == 3 && strcmp(argv[1], "cuda") == 0 ? PRHS_BACKEND_CUDA : PRHS_BACKEND_OPENCL;
     put_model(&file);
     gguf *g = open_bytes(&file, error, sizeof error);
-    if (argc != 2 || !check(g && model_load(g, &m, error, sizeof error), "%s", error))
+    if (argc != 3 || !check(g && model_load(g, &m, error, sizeof error), "%s", error))
         return 1;
-    int status = compare(&m, argv[1], false);
-    if (status == 0)
-        status = compare(&m, argv[1], true);
+    const bool missing = backend == PRHS_BACKEND_OPENCL && !dlopen("libclblast.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (missing)
+        printf("skipped: %s\n", dlerror());
+    int status = missing ? 77 : compare(&m, backend, argv[2], false);
+    if (status == 0 && backend == PRHS_BACKEND_CUDA)
+        status = compare(&m, backend, argv[2], true);
     model_free(&m);
     gguf_close(g);
     bytes_free(&file);
