@@ -156,7 +156,7 @@ def fallbacks(model, work, single):
         r = run("generate", model, DEVICE, *tail, env={"PRHS_FAKE_CUBLAS_FAIL": "1"}, linear=None)
         check(r.stdout.splitlines() == single[:1] and "cublasCreate returns" in r.stderr and r.stderr.count("\n") == 1,
               f"no handle of cuBLAS: {r.stderr.strip()}")
-        refused(model, "no OpenCL device", linear="clblast")
+        refused(model, "OpenCL", linear="clblast")
     else:
         r = run("generate", model, DEVICE, *tail, "--stats", linear=None)  # a CPU device, whose host has a BLAS that is faster
         check(r.stdout.splitlines() == single[:1] and "layers: host" in r.stderr and "warning" not in r.stderr, "nothing named on a CPU device")
