@@ -57,15 +57,20 @@ struct compute {
 };
 
 /*
- * `where`: NULL or "auto": on a cuda device cuBLAS where it is found, else this machine's BLAS, with a warning; "host": this machine's BLAS; the
- * name of a file with a '/' in it: that cuBLAS and no other. half: float16 weights, which only cuBLAS has. Also makes the engine's rows.
+ * `where`: NULL or "auto": on a cuda device cuBLAS and on an OpenCL GPU CLBlast where they are found, else this machine's BLAS, with a warning; on
+ * other devices this machine's BLAS. "host": this machine's BLAS. "clblast": libclblast.so.1 on any OpenCL device. The name of a file with a '/' in
+ * it: that cuBLAS or CLBlast and no other. half: float16 weights, which only cuBLAS has. Also makes the engine's rows.
  */
 compute *compute_open(engine *e, const char *where, bool half);
 void compute_close(compute *c);
 
 /* compute_host.c */
 compute *compute_host_open(engine *e);
-/* compute_cuda.c; compute_none.c where the library is built without CUDA. NULL after a sentence in `why`. */
+/* compute_cuda.c and compute_opencl.c; compute_none.c where the library is built without. A library of NULL: the one that is found. NULL after a
+   sentence in `why`. */
 compute *compute_cuda_open(engine *e, const char *cublas, bool half, char *why, size_t cap);
+compute *compute_opencl_open(engine *e, const char *clblast, char *why, size_t cap);
+/* The engine's device is an OpenCL GPU. */
+bool compute_opencl_gpu(const engine *e);
 
 #endif

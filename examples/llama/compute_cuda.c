@@ -3,7 +3,6 @@
  * Linear algebra on a CUDA device: weights and all rows in its memory, products by cuBLAS, the rest by the kernels of layers.cu, all on the
  * engine's queue. A step waits for nothing and asks the host for nothing, so that a graph can hold it.
  */
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +13,7 @@
 #include "cublas.h"
 #include "driver.h"
 #include "layers.h"
+#include "tables.h"
 
 #define BUFFERS 20
 #define WORKSPACE ((size_t)32 << 20) /* for cuBLAS, which would allocate its own, also while a graph is recorded */
@@ -33,7 +33,7 @@ typedef struct cuda_compute {
     uint32_t count;
     /* What follows is device memory. */
     void *weights;                                     /* as model.block */
-    float *norms, *turns;                              /* [2 * layers + 1][dim]; (cosine, sine) [tokens][head_dim / 2] */
+    float *norms, *turns;                              /* tables.h */
     float *x, *both, *logits;                          /* [rows][dim], [rows][2 * ffn], [LOGIT_ROWS][vocab] */
     /* What products read, of the weights' type: [rows][dim], [rows][ffn], [rows][H * D] (not used where that is float32). */
     void *normed, *gated, *attended;
@@ -44,9 +44,6 @@ typedef struct cuda_compute {
 } cuda_compute;
 
 static cuda_compute *of(compute *c) { return (cuda_compute *)c; }
-
-static size_t q_floats(const model *m) { return (size_t)m->heads * m->head_dim; }
-static size_t row_floats(const model *m) { return q_floats(m) + 2 * (size_t)m->kv_heads * m->head_dim; }
 
 static float *pointer(prhs_mem mem) { return (float *)(uintptr_t)(prhs_cuda_pointer(mem.buffer) + mem.offset); }
 
@@ -86,7 +83,6 @@ static bool linear(cuda_compute *g, const void *x, const float *w, size_t rows, 
                                              &beta, y, (int)y_row));
 }
 
-/* The norm before attention of layer which / 2, before its MLP where `which` is odd; the last one before the logits. */
 static bool norm(cuda_compute *g, const float *x, size_t which, size_t rows) {
     const model *m = g->head.m;
     norm_args a = { x, g->norms + which * m->dim, g->normed, (int32_t)rows, (int32_t)m->dim, g->head.half, m->eps };
@@ -273,8 +269,8 @@ static bool place_all(cuda_compute *g) {
         void *to;
         size_t count, size;
     } arrays[] = {
-        { &g->weights, m->floats, element(g) }, { &g->norms, (2 * (size_t)m->layers + 1) * m->dim, 4 },
-        { &g->turns, (size_t)e->tokens * m->head_dim, 4 }, { &g->x, e->rows * m->dim, 4 }, { &g->both, e->rows * 2 * m->ffn, 4 },
+        { &g->weights, m->floats, element(g) }, { &g->norms, norm_floats(m), 4 },
+        { &g->turns, turn_floats(e), 4 }, { &g->x, e->rows * m->dim, 4 }, { &g->both, e->rows * 2 * m->ffn, 4 },
         { &g->logits, (size_t)LOGIT_ROWS * m->vocab, 4 }, { &g->normed, e->rows * m->dim, element(g) },
         { &g->gated, e->rows * m->ffn, element(g) }, { &g->attended, g->head.half ? e->rows * q_floats(m) : 1, 2 },
         { &g->ids, e->rows, 4 }, { &g->positions, e->rows, 4 }, { &g->target, e->rows, 4 }, { &g->best, e->rows, 4 },
@@ -285,33 +281,6 @@ static bool place_all(cuda_compute *g) {
         if (!place(g, arrays[i].to, arrays[i].count, arrays[i].size))
             return false;
     return true;
-}
-
-/* The host's own cosines and sines, so that rotations are the same on both. */
-static bool write_turns(cuda_compute *g) {
-    const uint32_t half = g->head.m->head_dim / 2, tokens = g->head.e->tokens;
-    float *turns = malloc((size_t)tokens * half * 2 * sizeof *turns);
-    if (!turns)
-        return false;
-    for (uint32_t p = 0; p < half; p++) {
-        const double freq = pow((double)g->head.m->rope_base, -2.0 * (double)p / (double)g->head.m->head_dim);
-        for (size_t i = 0; i < tokens; i++) {
-            turns[2 * (i * half + p)] = (float)cos(freq * (double)i);
-            turns[2 * (i * half + p) + 1] = (float)sin(freq * (double)i);
-        }
-    }
-    const bool ok = put(g, g->turns, turns, (size_t)tokens * half * 2 * sizeof *turns) && wait(g);
-    free(turns);
-    return ok;
-}
-
-static bool write_norms(cuda_compute *g) {
-    const model *m = g->head.m;
-    bool ok = put(g, g->norms + 2 * (size_t)m->layers * m->dim, m->norm, m->dim * sizeof(float));
-    for (size_t i = 0; ok && i < m->layers; i++)
-        ok = put(g, g->norms + 2 * i * m->dim, m->layer[i].attn_norm, m->dim * sizeof(float)) &&
-             put(g, g->norms + (2 * i + 1) * m->dim, m->layer[i].ffn_norm, m->dim * sizeof(float));
-    return ok && wait(g);
 }
 
 /* Float16 ones are rounded on the device, by way of the logits. */
@@ -353,7 +322,7 @@ static bool set_up(cuda_compute *g, const char *file, char *why, size_t cap) {
     return good("cublasSetStream", g->blas.set_stream(g->blas.handle, g->stream)) &&
            good("cublasSetWorkspace", g->blas.set_workspace(g->blas.handle, workspace, WORKSPACE)) &&
            good("cublasSetMathMode", g->blas.set_math_mode(g->blas.handle, CUBLAS_DEFAULT_MATH)) &&
-           write_weights(g) && write_norms(g) && write_turns(g) && engine_make_rows(g->head.e, true);
+           write_weights(g) && tables_write(g->head.e, mem_of(g, g->norms), mem_of(g, g->turns)) && engine_make_rows(g->head.e, true);
 }
 
 static const compute_ops cuda_ops = {

@@ -39,6 +39,9 @@ def main():
                     shape = (0, *shape[1:]) if name.startswith("gpu_") else shape
                     jobs.append([clang, *FLAGS, f"-cl-std={std}", f"-DPRHS_ONLY_{kernel}=1",
                                  *[f"-DPRHS_{n}={v}" for n, v in zip(NAMES, shape)], path])
+        for std in STANDARDS:  # the example's
+            jobs.append([clang, *FLAGS, f"-cl-std={std}", "-DGROUP=256", "-DSEQ_INTS=8", "-DKV_LEN=3",
+                         os.path.join(root, "examples", "llama", "layers.cl")])
         with ThreadPoolExecutor(2) as pool:
             for job, done in zip(jobs, pool.map(lambda j: subprocess.run(j, capture_output=True, text=True), jobs)):
                 if done.returncode != 0:

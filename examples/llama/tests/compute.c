@@ -1,12 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Linear algebra on a CUDA device beside the host's, part by part, on the same rows: no attention in between. usage: compute LIBCUBLAS. 77, a
- * skip, where there is no CUDA device.
+ * Linear algebra on a device beside the host's, part by part, on the same rows: no attention in between. usage: compute cuda LIBCUBLAS, or
+ * compute opencl clblast. 77, a skip, where there is no such device or no CLBlast.
  */
+#include <dlfcn.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#ifdef PRHS_HAVE_OPENCL
+#include <prhs/opencl.h>
+#endif
 
 #include "../compute.h"
 #include "tiny.h"
@@ -79,10 +84,30 @@ typedef struct side {
 static side host, device;
 static double bar; /* of differences, over the largest value */
 
+#define CLBLAST_FILE "libclblast.so.1"
+
+/* Makes CLBlast compute small products as it does large ones: by way of copies in the scratch memory that it is given. */
+static bool as_if_large(const engine *e) {
+#ifdef PRHS_HAVE_OPENCL
+    void *lib = dlopen(CLBLAST_FILE, RTLD_NOW | RTLD_LOCAL), *symbol = lib ? dlsym(lib, "CLBlastOverrideParameters") : NULL;
+    int (*override)(cl_device_id, const char *kernel, int precision, size_t count, const char **names, const size_t *values);
+    memcpy(&override, &symbol, sizeof symbol);
+    const char *name = "XGEMM_MIN_INDIRECT_SIZE";
+    const size_t one = 1;
+    return symbol && override(prhs_opencl_device(e->dev), "GemmRoutine", 32, 1, &name, &one) == 0;
+#else
+    (void)e;
+    return false;
+#endif
+}
+
+static bool large; /* of the OpenCL device */
+
 static bool open_side(side *s, const model *m, prhs_backend_kind backend, const char *linear, bool half) {
     const engine_params p = { .backend = backend, .seqs = SEQS, .tokens = TOKENS, .plans = 1, .rows = ROWS, .kv_dtype = PRHS_F16 };
     *s = (side){ .c = NULL };
-    return engine_open(&s->e, m, &p, NULL) && (s->c = compute_open(&s->e, linear, half)) != NULL;
+    return engine_open(&s->e, m, &p, NULL) && (!large || backend != PRHS_BACKEND_OPENCL || as_if_large(&s->e)) &&
+           (s->c = compute_open(&s->e, linear, half)) != NULL;
 }
 
 static void close_side(side *s) {
@@ -214,14 +239,15 @@ static void decode_loop(void) {
 }
 
 /* 0, or a skip or a failure that ends the test. */
-static int compare(const model *m, const char *cublas, bool half) {
+static int compare(const model *m, prhs_backend_kind backend, const char *library, bool half) {
+    const char *name = backend == PRHS_BACKEND_CUDA ? "cublas" : "clblast";
     bar = half ? 2e-3 : 2e-6;
     int status = 0;
-    if (!open_side(&device, m, PRHS_BACKEND_CUDA, cublas, half)) {
+    if (!open_side(&device, m, backend, library, half)) {
         status = device.e.dev ? 1 : 77;
-        puts(device.e.dev ? "FAIL cuBLAS cannot be opened" : "skipped: no CUDA device");
+        printf(device.e.dev ? "FAIL %s cannot be opened\n" : "skipped: no device for %s\n", name);
     } else if (check(open_side(&host, m, PRHS_BACKEND_CPU, NULL, false), "the cpu backend cannot be opened") &&
-               check(strcmp(DEVICE->name, "cublas") == 0 && strcmp(HOST->name, "host") == 0 && device.c->half == half, "%s and %s",
+               check(strcmp(DEVICE->name, name) == 0 && strcmp(HOST->name, "host") == 0 && device.c->half == half, "%s and %s",
                      DEVICE->name, HOST->name)) {
         layer_parts();
         scores();
@@ -233,17 +259,22 @@ static int compare(const model *m, const char *cublas, bool half) {
 }
 
 int main(int argc, char **argv) {
-    begin(120);
+    begin(300); /* PoCL compiles CLBlast's kernels */
     bytes file = { 0 };
     char error[512] = "";
     model m;
+    const prhs_backend_kind backend = argc == 3 && strcmp(argv[1], "cuda") == 0 ? PRHS_BACKEND_CUDA : PRHS_BACKEND_OPENCL;
     put_model(&file);
     gguf *g = open_bytes(&file, error, sizeof error);
-    if (argc != 2 || !check(g && model_load(g, &m, error, sizeof error), "%s", error))
+    if (argc != 3 || !check(g && model_load(g, &m, error, sizeof error), "%s", error))
         return 1;
-    int status = compare(&m, argv[1], false);
+    const bool missing = backend == PRHS_BACKEND_OPENCL && !dlopen(CLBLAST_FILE, RTLD_NOW | RTLD_LOCAL);
+    if (missing)
+        printf("skipped: %s\n", dlerror());
+    int status = missing ? 77 : compare(&m, backend, argv[2], false);
+    large = backend == PRHS_BACKEND_OPENCL;
     if (status == 0)
-        status = compare(&m, argv[1], true);
+        status = compare(&m, backend, argv[2], !large);
     model_free(&m);
     gguf_close(g);
     bytes_free(&file);
