@@ -32,7 +32,7 @@ static const struct {
     [PRHS_OP_ATTEND] = { "attend", D | G | UH | KV | Q, "gpu_attend", 128 },
     [PRHS_OP_FINISH] = { "finish", D | G | UH | Q | OUT, "gpu_finish", 128 },
     [PRHS_OP_AUDIT] = { "audit", UH, NULL, 0 },
-    [PRHS_OP_PREFILL] = { "prefill", D | G | KV | Q | OUT, NULL, 0 },
+    [PRHS_OP_PREFILL] = { "prefill", D | G | KV | Q | OUT, "gpu_prefill", 128 },
     [PRHS_OP_COMBINE] = { "merge", D | UH | OUT, "gpu_merge", 128 },
     [PRHS_OP_MERGE] = { "merge", D | OUT, "gpu_merge", 128 },
     [PRHS_OP_GATE] = { "gate", D | Q, NULL, 0 },
