@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * select on GPUs: a group takes a unit. Keys lie in local memory, a slice of the candidates at a time: one slice stays there, more are computed
- * anew in every pass. Histograms of 11, 11 and 10 bits of the keys, as many as it takes, find the last one that is in; then every work-item writes
- * what its own neighbouring runs give. Only whole numbers are added up in an order that is not fixed. What a unit is lies in local memory too:
- * registers decide how many groups run side by side.
+ * anew in every pass. A histogram between the largest and the smallest key finds the bin of the last one that is in, and its few keys are ranked
+ * against each other; where they are many, or slices are, histograms of 11, 11 and 10 bits of the keys find it, as many as it takes. Then every
+ * work-item writes what its own neighbouring runs give. Only whole numbers are added up in an order that is not fixed. What a unit is lies in
+ * local memory too: registers decide how many groups run side by side.
  */
 #include "gpu.clh"
 
@@ -12,6 +13,8 @@
 #define BITS 11
 #define EACH_BIN (BINS / GROUP)
 #define SPOT(bin) ((bin) + (bin) / EACH_BIN) /* a work-item looks at EACH_BIN neighbours: it meets no other in its bank */
+#define AHEAD 8              /* keys of a work-item that are looked at together: those past the last one are 0 */
+#define FEW GROUP            /* keys that are ranked against each other, at most */
 #define FORCED UINT_MAX      /* the key of a run that dilation brings in: no score has it */
 #define BAD (UINT_MAX - 1)   /* NaN and +inf */
 
@@ -21,6 +24,8 @@ typedef struct job {
     int u, first, count;          /* runs: positions first, first + run, ... */
     int keep, m;                  /* m: of the best runs that dilation forces; they are the last ones of the list's room */
     int digit, left, inside;      /* what a histogram has found: a bin, how many of its keys are in, and how many it has */
+    int few;                      /* keys that were gathered from it */
+    uint limit;                   /* the last key that is in */
     const __global float *scores; /* of the unit's first head; heads are score_stride apart */
     __global int *list;
 } job;
@@ -59,19 +64,27 @@ float token_weight(const prhs_k_select *a, const __global float *s, const __loca
     return bad ? NAN : joint;
 }
 
+int padded(int n) { return (n + AHEAD * GROUP - 1) / (AHEAD * GROUP) * (AHEAD * GROUP); }
+
 /* Brings the slice from run `from` on in, if it is not; those that dilation forces get the key FORCED. best[0, past) lie before the slice, and of
-   these only `last` can still reach into it. *staged: the slice that is in, < 0: none. */
-void stage(const prhs_k_select *a, int from, int past, int last, int *staged, __local memory *m)
+   these only `last` can still reach into it. *staged: the slice that is in, < 0: none. wanted: false where there is nothing to do. */
+void stage(const prhs_k_select *a, int from, int past, int last, bool wanted, int *staged, __local memory *m)
 {
-    const int run = a->policy.run, n = *staged == from ? 0 : min(SLICE, m->j.count - from);
+    const int run = a->policy.run, n = *staged == from || !wanted ? 0 : min(SLICE, m->j.count - from);
     const int back = a->policy.dilate_back, ahead = a->policy.dilate_ahead, reach = back + 1 + ahead, marks = n > 0 ? (m->j.m - past) * reach : 0;
     const __global int *best = m->j.list + a->state.list_cap - m->j.m;
     const __global float *s = m->j.scores + m->j.first + (long)from * run;
     SYNC();
     if (is_raw(a)) {
-#pragma unroll 8
-        for (int i = LID; i < n; i += GROUP)
-            m->keys[i] = order_key(s[i]);
+        for (int first = LID; first < padded(n); first += AHEAD * GROUP) {
+            float x[AHEAD];
+#pragma unroll
+            for (int t = 0; t < AHEAD; t++)
+                x[t] = first + t * GROUP < n ? s[first + t * GROUP] : 0.0f;
+#pragma unroll
+            for (int t = 0; t < AHEAD; t++)
+                m->keys[first + t * GROUP] = first + t * GROUP < n ? order_key(x[t]) : 0;
+        }
     } else {
         for (int i = LID; i < n; i += GROUP) {
             float sum = 0.0f;
@@ -79,6 +92,8 @@ void stage(const prhs_k_select *a, int from, int past, int last, int *staged, __
                 sum += token_weight(a, s + i * run + t, m);
             m->keys[i] = order_key(sum);
         }
+        for (int i = n + LID; i < padded(n); i += GROUP)
+            m->keys[i] = 0;
     }
     SYNC();
     for (int i = LID; i < marks; i += GROUP) {
@@ -88,26 +103,112 @@ void stage(const prhs_k_select *a, int from, int past, int last, int *staged, __
     }
     for (int i = LID; past > 0 && i < min(last + ahead + 1 - from, n); i += GROUP)
         m->keys[i] = FORCED;
-    *staged = from;
+    *staged = wanted ? from : *staged;
     SYNC();
+}
+
+/* Bins of even width, by value for scores, by key (the exponent, mostly) for weights. Bad keys have the last one, of which others keep off. */
+typedef struct ruler {
+    float zero, scale; /* the smallest score's bin is 0 */
+    uint low;
+    int shift;
+} ruler;
+
+int bin_of(const ruler *r, bool raw, uint key)
+{
+    if (key >= BAD)
+        return BINS - 1;
+    if (raw)
+        return (int)fmin(fmax((value_of(key) - r->zero) * r->scale, 0.0f), BINS - 2.0f);
+    return (int)min((max(key, r->low) - r->low) >> r->shift, BINS - 2u);
+}
+
+/* From the smallest number among the keys to the largest; -inf has its bin with the smallest. */
+ruler rule(int n, __local memory *m)
+{
+    __local float *shared = (__local float *)m->sums;
+    float top = LOWEST, low = LOWEST;
+    for (int i = LID; i < padded(n); i += AHEAD * GROUP)
+#pragma unroll
+        for (int t = 0; t < AHEAD; t++) {
+            const float x = value_of(m->keys[i + t * GROUP]);
+            top = isfinite(x) ? fmax(top, x) : top;
+            low = isfinite(x) ? fmax(low, -x) : low;
+        }
+    max_two(&top, &low, shared, (__local float *)m->histogram);
+    low = -low;
+    ruler r = { low, fmin((BINS - 2) / (top - low), 1e37f), order_key(low), 0 };
+    if (!(top > low)) /* equal ones, or none */
+        r.scale = 0.0f;
+    r.shift = top > low ? max(21 - (int)clz(order_key(top) - r.low), 0) : 0;
+    return r;
 }
 
 /* Which bin, counted from the highest, holds number `left`. */
 void find_bin(int left, __local memory *m)
 {
     const __local int *bins = m->histogram + SPOT(BINS - (LID + 1) * EACH_BIN);
-    int own = 0, all;
+    int n[EACH_BIN], own = 0, all;
 #pragma unroll
     for (int i = 0; i < EACH_BIN; i++)
-        own += bins[i];
+        own += n[i] = bins[i];
     int before = sum_before(own, m->sums, &all);
-    if (before < left && before + own >= left) {
-        int i = EACH_BIN - 1;
-        while (before + bins[i] < left)
-            before += bins[i--];
-        m->j.digit = BINS - (LID + 1) * EACH_BIN + i;
-        m->j.left = left - before;
-        m->j.inside = bins[i];
+#pragma unroll
+    for (int i = EACH_BIN - 1; i >= 0; i--) {
+        if (before < left && before + n[i] >= left) {
+            m->j.digit = BINS - (LID + 1) * EACH_BIN + i;
+            m->j.left = left - before;
+            m->j.inside = n[i];
+        }
+        before += n[i];
+    }
+    SYNC();
+}
+
+void clear_bins(__local memory *m)
+{
+    SYNC();
+    for (int i = LID; i < SPOT(BINS); i += GROUP)
+        m->histogram[i] = 0;
+    if (LID == 0)
+        m->j.few = 0;
+    SYNC();
+}
+
+/* The limit from one histogram of n keys that are staged; in m->j.inside more than FEW where it has not found it, else in m->j.left the ties. */
+void find_limit(const prhs_k_select *a, int k, int n, __local memory *m)
+{
+    const bool raw = is_raw(a);
+    __local uint *few = (__local uint *)m->sums;
+    const ruler r = rule(n, m);
+    clear_bins(m);
+    for (int i = LID; i < padded(n); i += AHEAD * GROUP)
+#pragma unroll
+        for (int t = 0; t < AHEAD; t++)
+            atomic_inc(&m->histogram[SPOT(bin_of(&r, raw, m->keys[i + t * GROUP]))]);
+    SYNC();
+    find_bin(k, m);
+    const int bin = m->j.digit, left = m->j.left, inside = n > 0 ? m->j.inside : 0;
+    for (int i = LID; i < (inside <= FEW ? padded(n) : 0); i += AHEAD * GROUP)
+#pragma unroll
+        for (int t = 0; t < AHEAD; t++) {
+            const uint key = m->keys[i + t * GROUP];
+            if (bin_of(&r, raw, key) == bin)
+                few[atomic_inc(&m->j.few)] = key;
+        }
+    SYNC();
+    if (LID < inside && inside <= FEW) {
+        const uint key = few[LID];
+        int better = 0, equal = 0;
+#pragma unroll 4
+        for (int i = 0; i < inside; i++) {
+            better += few[i] > key;
+            equal += few[i] == key;
+        }
+        if (better < left && left <= better + equal) {
+            m->j.limit = key;
+            m->j.left = left - better;
+        }
     }
     SYNC();
 }
@@ -115,36 +216,37 @@ void find_bin(int left, __local memory *m)
 /* A key that only those of the best k exceed, and how many runs with exactly that key belong to them too; k 0: none. */
 uint threshold(const prhs_k_select *a, int k, int *ties, int *staged, __local memory *m)
 {
-    uint prefix = 0;
-    int above = k > 0 ? 32 : 0, shift = 0;
-    bool whole = false; /* the bin's keys are all in: nobody needs to know which is the last */
+    const int n = k > 0 && m->j.count <= SLICE ? m->j.count : 0;
+    stage(a, 0, 0, 0, n > 0, staged, m);
+    find_limit(a, k, n, m);
+    const bool found = n > 0 && m->j.inside <= FEW;
+    uint limit = found ? m->j.limit : k > 0 ? 0 : UINT_MAX;
+    *ties = found ? m->j.left : 0;
 #pragma unroll 1
-    while (above > 0) {
+    for (int above = found || k == 0 ? 0 : 32, shift = 0; above > 0; above = shift) {
         shift = max(above - BITS, 0);
-        SYNC();
-        for (int i = LID; i < SPOT(BINS); i += GROUP)
-            m->histogram[i] = 0;
-        SYNC();
+        clear_bins(m);
 #pragma unroll 1
         for (int from = 0; from < m->j.count; from += SLICE) {
-            stage(a, from, 0, 0, staged, m);
+            stage(a, from, 0, 0, true, staged, m);
 #pragma unroll 4
             for (int i = LID; i < min(SLICE, m->j.count - from); i += GROUP) {
                 const uint key = m->keys[i];
                 const int bin = (int)(key >> shift & ((1u << (above - shift)) - 1));
-                if (above == 32 || key >> above == prefix)
+                if (above == 32 || key >> above == limit)
                     atomic_inc(&m->histogram[SPOT(bin)]);
             }
         }
         SYNC();
         find_bin(k, m);
-        prefix = (above == 32 ? 0 : prefix << (above - shift)) | (uint)m->j.digit;
-        k = m->j.left;
-        whole = m->j.inside == k;
-        above = whole ? 0 : shift;
+        limit = (above == 32 ? 0 : limit << (above - shift)) | (uint)m->j.digit;
+        *ties = k = m->j.left;
+        if (m->j.inside == k) { /* all keys that begin so are in: nobody needs to know which is the last */
+            limit = (limit << shift) - 1;
+            *ties = shift = 0;
+        }
     }
-    *ties = whole ? 0 : k;
-    return k == 0 ? UINT_MAX : whole ? (prefix << shift) - 1 : prefix;
+    return limit;
 }
 
 /* What a work-item knows of the dropped tokens of every head. */
@@ -152,25 +254,31 @@ typedef struct dropped {
     float top[PRHS_UH], sum[PRHS_UH]; /* NaN: one was no number */
 } dropped;
 
-/* Tokens of the slice's runs that are not in: their largest score, then the sum relative to it. */
-void add_dropped(const prhs_k_select *a, int from, int n, dropped *x, const __local memory *m)
+/*
+ * Tokens of the slice's runs that are not in: their largest score, then the sum relative to it. Scores that are keys: of runs [begin, end), whose
+ * largest one left is `rest`.
+ */
+void add_dropped(const prhs_k_select *a, int from, int n, int begin, int end, uint rest, dropped *x, const __local memory *m)
 {
     const int run = a->policy.run;
-    const bool raw = is_raw(a);
     for (int h = 0; h < PRHS_UH; h++) {
         const __global float *s = m->j.scores + h * a->work.score_stride + m->j.first + (long)from * run;
         float top = x->top[h], sum = 0.0f;
+        if (is_raw(a)) {
+            top = rest && rest < BAD ? fmax(top, value_of(rest)) : top;
+#pragma unroll 8
+            for (int i = begin; i < end; i++) {
+                const uint key = m->keys[i];
+                sum += key == BAD ? NAN : exp((key ? value_of(key) : -INFINITY) - top);
+            }
+        } else {
 #pragma unroll 4
-        for (int i = LID; i < n * run; i += GROUP) {
-            const uint key = m->keys[run == 1 ? i : i / run];
-            if (key)
-                top = fmax(top, raw ? value_of(key) : s[i]);
-        }
+            for (int i = LID; i < n * run; i += GROUP)
+                top = m->keys[i / run] ? fmax(top, s[i]) : top;
 #pragma unroll 4
-        for (int i = LID; i < n * run; i += GROUP) {
-            const uint key = m->keys[run == 1 ? i : i / run];
-            const float y = key ? raw ? value_of(key) : s[i] : -INFINITY;
-            sum += bad_score(y) ? NAN : exp(y - top);
+            for (int i = LID; i < n * run; i += GROUP)
+                if (m->keys[i / run])
+                    sum += bad_score(s[i]) ? NAN : exp(s[i] - top);
         }
         x->sum[h] = x->sum[h] * exp(x->top[h] - top) + sum;
         x->top[h] = top;
@@ -190,12 +298,13 @@ int take(const prhs_k_select *a, int k, int first, int step, __global int *out, 
 #pragma unroll 1
     for (int from = 0; from < m->j.count; from += SLICE) {
         const int size = min(SLICE, m->j.count - from), each = (size + GROUP - 1) / GROUP | 1; /* odd: no bank conflicts */
-        stage(a, from, past, last, &staged, m);
+        stage(a, from, past, last, true, &staged, m);
         while (past < m->j.m && best[past] < from + size)
             last = best[past++];
         const int begin = min(LID * each, size), end = min(begin + each, size);
         int found = 0; /* better runs in units of 2^16, then those with the same key as the last one */
-#pragma unroll 4
+        uint rest = 0; /* the best of the others */
+#pragma unroll 8
         for (int i = begin; i < end; i++)
             found += m->keys[i] > limit ? 1 << 16 : m->keys[i] == limit;
         const int before = sum_before(found, m->sums, &all);
@@ -204,14 +313,18 @@ int take(const prhs_k_select *a, int k, int first, int step, __global int *out, 
         ties = max(ties - (all & 0xffff), 0);
         SYNC_ALL(); /* the best runs have been looked at */
 #pragma unroll 4
-        for (int i = begin; i < end; i++)
-            if (m->keys[i] > limit || (m->keys[i] == limit && left-- > 0)) {
+        for (int i = begin; i < end; i++) {
+            const uint key = m->keys[i];
+            if (key > limit || (key == limit && left-- > 0)) {
                 out[own++] = first + (from + i) * step;
                 m->keys[i] = 0;
+            } else {
+                rest = max(rest, key);
             }
+        }
         SYNC_ALL();
         if (x)
-            add_dropped(a, from, size, x, m);
+            add_dropped(a, from, size, begin, end, rest, x, m);
     }
     SYNC_ALL();
     return n;
@@ -238,7 +351,9 @@ void put_dropped(const prhs_k_select *a, const dropped *x, mem state, __local me
 {
     __local float *shared = (__local float *)m->sums;
     for (int h = 0; h < PRHS_UH; h++) {
-        const float top = max_over(x->top[h], shared), sum = sum_over(x->sum[h] * exp(x->top[h] - top), shared);
+        float top = x->top[h], same = top;
+        max_two(&top, &same, shared, (__local float *)m->histogram);
+        const float sum = sum_over(x->sum[h] * exp(x->top[h] - top), shared);
         if (LID == 0 && a->state.head_off != PRHS_NONE)
             SLOT_AT(state, &a->state, head_off, m->j.e.slot, prhs_head_ref)[m->j.u * PRHS_UH + h].l_dropped =
                 isnan(sum) ? NAN : sum > 0.0f ? top + log(sum) : -INFINITY;
