@@ -307,7 +307,17 @@ DEV int work_tokens(const prhs_set &s, int work, int pos)
     return work == PRHS_WORK_ALL ? pos + 1 : work == PRHS_WORK_SET ? set_tokens(s, pos + 1) : 0;
 }
 
-DEV int attend_chunks(const prhs_k_work &w, int n) { return n > 0 ? chunk_count(n, w.chunk_min, w.chunks) : 0; }
+/*
+ * Units are a power of 2, mostly. Where their chunks are one too, the last of these leave two thirds of the warps of 132 multiprocessors
+ * idle; three times a power of 2 fill them. Where a chunk is a power of 2, that was measured to be no worse. Every part is written and read
+ * once more, so that chunks of long rows are longer.
+ */
+DEV int attend_chunk_tokens(const prhs_k_work &w, int n)
+{
+    const int size = n < 512 ? w.chunk_min : n < 2048 ? 96 : n < 4096 ? 64 : n < 8192 ? 128 : 176;
+    return n <= size * w.chunks ? size : (n + 16 * w.chunks - 1) / (16 * w.chunks) * 16;
+}
+DEV int attend_chunks(const prhs_k_work &w, int n) { return n > 0 ? small_quotient(n - 1, attend_chunk_tokens(w, n)) + 1 : 0; }
 DEV int score_chunks(const prhs_k_work &w, int n) { return n > 0 ? chunk_count(n, w.score_chunk_min, w.score_chunks) : 0; }
 
 /* The set of a unit at position t before any selection: mode DENSE, WINDOW, STREAM, or RETRIEVE with an empty list. */

@@ -9,208 +9,7 @@
  * A value that is not finite spoils rows that give it no weight, since 0 * NaN is NaN. Such a tile is seen by its output and goes through
  * once more without such values, and then counts, by the same products, which rows and channels they belong to.
  */
-#include "prefill.cuh"
-
-/* What a pass over the keys is for. From COUNT_NANS on, O counts the lane's weighted tokens whose channel is NaN, +inf, -inf. */
-enum { FAST, FINITE, COUNT_NANS, COUNT_PLUS, COUNT_MINUS, LAST = COUNT_MINUS };
-
-/* DP: channels of a row in shared memory; DK: channels that are multiplied. */
-template <bool BF16, int DP, int DK> struct geometry {
-    static constexpr bool bf16 = BF16;
-    static constexpr int dtype = BF16 ? PRHS_K_BF16 : PRHS_K_F16;
-    static constexpr int steps = DK / 16;                /* of 16 channels */
-    static constexpr int stripes = DP > 128 ? 1 : 2;     /* of 16 lanes a warp */
-    static constexpr int keys = DP > 128 ? 32 : 64;      /* a block of keys */
-    static constexpr int warp_lanes = 16 * stripes, lanes = 4 * warp_lanes;
-    static constexpr int row = 2 * DP, pieces = DP / 8;  /* bytes; words of 16 bytes */
-    static constexpr int slot = keys * row;              /* K or V of a block */
-    static constexpr int warp_rows = 32 / pieces;        /* rows that a warp copies at once, one word a thread */
-    static constexpr int turns = keys / (4 * warp_rows); /* until four warps have copied a slot */
-    static constexpr int q_at = 0, ring_at = lanes * row, exponent_at = ring_at + 3 * slot, rest_at = exponent_at + 128;
-};
-
-/* Offset of a word: the eight words that ldmatrix reads at once, one a row, lie in different banks. */
-template <class G> DEV int word_at(int row, int piece) { return row * G::row + ((piece ^ (row & 7)) << 4); }
-
-/*
- * A thread's place. Each phase asks for it anew: what follows from it is a few instructions, and would take registers from the phases
- * that need all there are.
- */
-struct place_in_block {
-    int warp, lane;
-};
-
-DEV place_in_block here()
-{
-    const int thread = opaque(threadIdx.x);
-    place_in_block me = { thread >> 5, thread & 31 };
-    return me;
-}
-
-/* Row of this thread's word in turn i of copying, and its word. */
-template <class G> DEV int copied_row(place_in_block me, int i) { return (i * 4 + me.warp) * G::warp_rows + me.lane / G::pieces; }
-template <class G> DEV int copied_piece(place_in_block me) { return me.lane % G::pieces; }
-
-#define LOG2E 1.44269504f
-
-DEV float power_of_2(int e) { return __int_as_float((127 + e) << 23); }
-template <class G> DEV unsigned pack(float x, float y) { return G::bf16 ? floats_bf162(x, y) : floats_half2(x, y); }
-
-/* --- queries --- */
-
-/* Eight channels as 16-bit words, and what they are off by. */
-struct narrowed {
-    uint4 word, rest;
-};
-
-template <class G> DEV void narrow_pair(float x, float y, unsigned *word, unsigned *rest)
-{
-    *word = pack<G>(x, y);
-    const float2 f = G::bf16 ? bf162_floats(*word) : half2_floats(*word);
-    const float dx = x - f.x, dy = y - f.y;
-    *rest = pack<G>(isnan(dx) ? 0.0f : dx, isnan(dy) ? 0.0f : dy);
-}
-
-/*
- * Rows of another dtype are brought to [1, 2) by a power of two, which `exponent` undoes: so nothing overflows or vanishes; and the rest
- * goes through the products as well.
- */
-template <class G> DEV narrowed narrow(const prhs_k_rows &q, const byte *row, int d, bool real, int *exponent)
-{
-    float x[8], top = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        x[i] = real ? load_one(q.dtype, row, d + i) : 0.0f;
-        const float size = fabsf(x[i]);
-        top = fmaxf(top, size <= 3.4e38f ? size : 0.0f);
-    }
-#pragma unroll
-    for (int w = 1; w < G::pieces; w <<= 1)
-        top = fmaxf(top, __shfl_xor_sync(FULL, top, w));
-    const int e = top > 0.0f ? min(max((int)(__float_as_uint(top) >> 23) - 127, -126), 126) : 0;
-    const float factor = power_of_2(-e);
-    narrowed r;
-    narrow_pair<G>(x[0] * factor, x[1] * factor, &r.word.x, &r.rest.x);
-    narrow_pair<G>(x[2] * factor, x[3] * factor, &r.word.y, &r.rest.y);
-    narrow_pair<G>(x[4] * factor, x[5] * factor, &r.word.z, &r.rest.z);
-    narrow_pair<G>(x[6] * factor, x[7] * factor, &r.word.w, &r.rest.w);
-    *exponent = e;
-    return r;
-}
-
-template <class G> DEV void load_queries(const prhs_cu_prefill &p, const tile &t, unsigned char *shared)
-{
-    const place_in_block me = here();
-    const int piece = copied_piece<G>(me);
-    const prhs_k_rows &q = p.a.q;
-#pragma unroll 1
-    for (int i = 0; i < G::lanes / (4 * G::warp_rows); i++) {
-        const int lane = copied_row<G>(me, i);
-        const bool real = lane < t.lanes && piece * 8 < p.a.shape.dim;
-        const byte *row = row_at(q, p.mem[PRHS_R_Q], lane_row(p.a, t, real ? lane : 0), lane_head(p.a, t, real ? lane : 0));
-        uint4 word = make_uint4(0, 0, 0, 0);
-        int exponent = 0;
-        if (q.dtype != G::dtype) {
-            const narrowed n = narrow<G>(q, row, piece * 8, real, &exponent);
-            word = n.word;
-            *(uint4 *)(shared + G::rest_at + word_at<G>(lane, piece)) = n.rest;
-        } else if (real)
-            word = load_stream(row + piece * 16);
-        *(uint4 *)(shared + G::q_at + word_at<G>(lane, piece)) = word;
-        if (piece == 0)
-            ((signed char *)(shared + G::exponent_at))[lane] = (signed char)exponent;
-    }
-}
-
-/* --- keys and values on their way to shared memory --- */
-
-/* What all threads of the block know; kept in shared memory, where it takes no registers. */
-struct job {
-    tile t;
-    view all, own[4]; /* of the tile; of each warp's lanes */
-    const int *pages;
-    i64 next;   /* the tile's place among all tiles */
-    int shift;  /* log2 of the page size, or -1 */
-    int spoilt; /* an output is NaN although no score was */
-    int pass;
-};
-
-/* By all threads, between two barriers. */
-template <class G> DEV void set_job(const prhs_cu_prefill &p, const tile &t, i64 next, job *j)
-{
-    const int ps = p.a.kv.page_size;
-    if (threadIdx.x == 0) {
-        j->t = t;
-        j->all = view_of(p.a, t, 0, G::lanes);
-        j->pages = pages_of(p.a.batch, p.mem[PRHS_R_PAGES], t.b);
-        j->shift = (ps & (ps - 1)) == 0 ? __ffs(ps) - 1 : -1;
-        j->next = next;
-        j->spoilt = 0;
-        j->pass = FAST;
-    }
-    if (lane_id() == 0)
-        j->own[warp_id()] = view_of(p.a, t, warp_id() * G::warp_lanes, G::warp_lanes);
-}
-
-DEV int page_of(const prhs_k_kv &kv, const job &j, int key) { return j.shift >= 0 ? key >> j.shift : key / kv.page_size; }
-
-/*
- * Each thread finds one row of the next block: lanes 0-15 of a warp K rows, lanes 16-31 V rows, of those that the warp copies; the warp
- * hands the addresses round when it copies. Keys past the tile's last row are not read: their row is the last row.
- */
-template <class G> DEV int found_key(const job &j, int key)
-{
-    const place_in_block me = here();
-    const int i = me.lane & 15 & (G::turns * G::warp_rows - 1);
-    return min(key + (i / G::warp_rows * 4 + me.warp) * G::warp_rows + i % G::warp_rows, j.all.last);
-}
-
-template <class G> DEV int page_id(const prhs_k_kv &kv, const job &j, int key)
-{
-    return __ldg(j.pages + page_of(kv, j, found_key<G>(j, key)));
-}
-
-/* Address of the thread's row of the block at `key`, whose page is `id`. */
-template <class G> DEV const byte *address(const prhs_cu_prefill &p, const job &j, int key, int id)
-{
-    const prhs_k_kv &kv = p.a.kv;
-    const int at = found_key<G>(j, key), in = at - page_of(kv, j, at) * kv.page_size;
-    const i64 page = page_id(kv, id);
-    if (lane_id() < 16)
-        return p.mem[PRHS_R_K] + kv.k_off + 2 * (page * kv.k_page + in * kv.k_token + j.t.hk * kv.k_head);
-    return p.mem[PRHS_R_V] + kv.v_off + 2 * (page * kv.v_page + in * kv.v_token + j.t.hk * kv.v_head);
-}
-
-/* One group of copies: K (from 0) or V (from 16) of the block at `key`, or nothing. */
-template <class G> DEV void copy_block(const prhs_k_shape &s, int last, unsigned char *slot, const byte *at, int from, int key, bool any)
-{
-    if (any) {
-        constexpr int rows = 4 * G::warp_rows; /* a turn */
-        const place_in_block me = here();
-        const int piece = copied_piece<G>(me), row = copied_row<G>(me, 0), left = last - key - row;
-        const int to = word_at<G>(row, piece);
-#pragma unroll
-        for (int i = 0; i < G::turns; i++) {
-            const byte *word = (const byte *)__shfl_sync(FULL, (unsigned long long)at, from + i * G::warp_rows + me.lane / G::pieces);
-            /* word_at of the turn's row: its last three bits stay, but for every other turn of four rows. */
-            const int flip = rows == 4 ? (i & 1) << 6 : 0;
-            if (piece * 8 < s.dim)
-                copy_async_or_zero(slot + (to ^ flip) + i * rows * G::row, word + piece * 16, i * rows <= left);
-        }
-    }
-    copy_commit();
-}
-
-/* Channels past the head's size that are multiplied are zeros; no copy ever touches them. */
-template <class G> DEV void clear_padding(const prhs_k_shape &s, unsigned char *ring)
-{
-    if (s.dim < 16 * G::steps)
-#pragma unroll 1
-        for (int i = opaque(threadIdx.x); i < 3 * G::keys * G::pieces; i += PREFILL_THREADS)
-            if (i % G::pieces * 8 >= s.dim)
-                *(uint4 *)(ring + i / (G::keys * G::pieces) * G::slot + word_at<G>(i / G::pieces % G::keys, i % G::pieces)) =
-                    make_uint4(0, 0, 0, 0);
-}
+#include "prefill_tile.cuh"
 
 /* What becomes of a value in a pass that is not FAST. */
 template <class G> DEV unsigned refine_value(unsigned x, int pass)
@@ -241,8 +40,9 @@ template <class G> struct state {
     float top[G::stripes][2], sum[G::stripes][2]; /* top: of q.k, not scaled */
 };
 
-template <class G> struct scores {
-    float s[G::stripes][G::keys / 8][4];
+/* KEYS: the block's first ones, of which alone something may be seen. */
+template <class G, int KEYS> struct scores {
+    float s[G::stripes][KEYS / 8][4];
 };
 
 template <class G> struct weights {
@@ -264,19 +64,19 @@ template <class G> DEV void clear_state(state<G> &x)
 }
 
 /* A part that is not finite has nothing to add to infinities of the main product, but would make them NaN. */
-template <class G> DEV void drop_specials(scores<G> &x)
+template <class G, int KEYS> DEV void drop_specials(scores<G, KEYS> &x)
 {
 #pragma unroll
     for (int m = 0; m < G::stripes; m++)
 #pragma unroll
-        for (int n = 0; n < G::keys / 8; n++)
+        for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
                 x.s[m][n][e] = fabsf(x.s[m][n][e]) <= 3.4e38f ? x.s[m][n][e] : 0.0f;
 }
 
 /* S, the queries' rests first where they have any. */
-template <class G> DEV void multiply_keys(const unsigned char *shared, const unsigned char *k, bool rests, scores<G> &x)
+template <class G, int KEYS> DEV void multiply_keys(const unsigned char *shared, const unsigned char *k, bool rests, scores<G, KEYS> &x)
 {
     const place_in_block me = here();
     const int l = me.lane;
@@ -285,7 +85,7 @@ template <class G> DEV void multiply_keys(const unsigned char *shared, const uns
 #pragma unroll
     for (int m = 0; m < G::stripes; m++)
 #pragma unroll
-        for (int n = 0; n < G::keys / 8; n++)
+        for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
                 x.s[m][n][e] = 0.0f;
@@ -299,7 +99,7 @@ template <class G> DEV void multiply_keys(const unsigned char *shared, const uns
             for (int m = 0; m < G::stripes; m++)
                 load_matrices(a[m], q + (q_at ^ i * 32) + m * 16 * G::row);
 #pragma unroll
-            for (int n = 0; n < G::keys / 16; n++) {
+            for (int n = 0; n < KEYS / 16; n++) {
                 load_matrices(b, k + (k_at ^ i * 32) + n * 16 * G::row);
 #pragma unroll
                 for (int m = 0; m < G::stripes; m++) {
@@ -309,15 +109,15 @@ template <class G> DEV void multiply_keys(const unsigned char *shared, const uns
             }
         }
         if (rest)
-            drop_specials<G>(x);
+            drop_specials(x);
     }
 }
 
-template <class G> DEV void multiply_values(const weights<G> &w, const unsigned char *v, state<G> &x)
+template <class G, int KEYS> DEV void multiply_values(const weights<G> &w, const unsigned char *v, state<G> &x)
 {
     const int l = here().lane, v_at = word_at<G>(l % 16, l / 16);
 #pragma unroll
-    for (int k = 0; k < G::keys / 16; k++)
+    for (int k = 0; k < KEYS / 16; k++)
 #pragma unroll
         for (int n = 0; n < G::steps; n++) {
             unsigned b[4];
@@ -333,7 +133,7 @@ template <class G> DEV void multiply_values(const weights<G> &w, const unsigned 
 /* Lane of the tile that this thread's half h of stripe m is. */
 template <class G> DEV int lane_of(place_in_block me, int m, int h) { return me.warp * G::warp_lanes + m * 16 + h * 8 + me.lane / 4; }
 
-template <class G> DEV void hide(const prhs_k_prefill &a, const tile &t, int key, scores<G> &x)
+template <class G, int KEYS> DEV void hide(const prhs_k_prefill &a, const tile &t, int key, scores<G, KEYS> &x)
 {
     const place_in_block me = here();
 #pragma unroll
@@ -342,7 +142,7 @@ template <class G> DEV void hide(const prhs_k_prefill &a, const tile &t, int key
         for (int h = 0; h < 2; h++) {
             const int lane = lane_of<G>(me, m, h), pos = lane < t.lanes ? lane_pos(a, t, lane) : -1, start = window_start(a, max(pos, 0));
 #pragma unroll
-            for (int n = 0; n < G::keys / 8; n++)
+            for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     const int j = key + n * 8 + me.lane % 4 * 2 + e;
@@ -358,7 +158,7 @@ DEV float scaled_top(float top, float factor) { return fmaxf(top * factor, LOWES
  * Scores become weights relative to the lane's maximum, 2^(s factor - top); what was gathered so far is brought to a new maximum. Where
  * no lane's maximum moved, the factors are all 1 and the products are left out.
  */
-template <class G> DEV void soften(float scale, const signed char *exponents, scores<G> &x, state<G> &y)
+template <class G, int KEYS> DEV void soften(float scale, const signed char *exponents, scores<G, KEYS> &x, state<G> &y)
 {
     const place_in_block me = here();
     float old[G::stripes][2];
@@ -369,7 +169,7 @@ template <class G> DEV void soften(float scale, const signed char *exponents, sc
         for (int h = 0; h < 2; h++) {
             float top = y.top[m][h];
 #pragma unroll
-            for (int n = 0; n < G::keys / 8; n++)
+            for (int n = 0; n < KEYS / 8; n++)
                 top = fmaxf(top, fmaxf(x.s[m][n][2 * h], x.s[m][n][2 * h + 1]));
             top = fmaxf(top, __shfl_xor_sync(FULL, top, 1));
             top = fmaxf(top, __shfl_xor_sync(FULL, top, 2));
@@ -379,7 +179,7 @@ template <class G> DEV void soften(float scale, const signed char *exponents, sc
             y.top[m][h] = top;
             float sum = 0.0f;
 #pragma unroll
-            for (int n = 0; n < G::keys / 8; n++)
+            for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                 for (int e = 2 * h; e < 2 * h + 2; e++) {
                     x.s[m][n][e] = exp2_weight(fmaf(x.s[m][n][e], factor, -new_top));
@@ -399,40 +199,40 @@ template <class G> DEV void soften(float scale, const signed char *exponents, sc
 }
 
 /* Counting passes: a token whose score is -inf, or that the lane does not see, weighs 0, every other one 1. */
-template <class G> DEV void mark(scores<G> &x)
+template <class G, int KEYS> DEV void mark(scores<G, KEYS> &x)
 {
 #pragma unroll
     for (int m = 0; m < G::stripes; m++)
 #pragma unroll
-        for (int n = 0; n < G::keys / 8; n++)
+        for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
                 x.s[m][n][e] = x.s[m][n][e] == NOTHING ? 0.0f : 1.0f;
 }
 
-template <class G> DEV void pack_weights(const scores<G> &x, weights<G> &w)
+template <class G, int KEYS> DEV void pack_weights(const scores<G, KEYS> &x, weights<G> &w)
 {
 #pragma unroll
     for (int m = 0; m < G::stripes; m++)
 #pragma unroll
-        for (int k = 0; k < G::keys / 16; k++)
+        for (int k = 0; k < KEYS / 16; k++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 w.w[m][k][i] = pack<G>(x.s[m][2 * k + i / 2][i % 2 * 2], x.s[m][2 * k + i / 2][i % 2 * 2 + 1]);
 }
 
-template <class G> DEV void weigh(const prhs_cu_prefill &p, const job &j, int key, const unsigned char *shared, const unsigned char *k,
-                                  state<G> &x, weights<G> &w)
+template <class G, int KEYS>
+DEV void weigh(const prhs_cu_prefill &p, const job &j, int key, const unsigned char *shared, const unsigned char *k, state<G> &x, weights<G> &w)
 {
-    scores<G> s;
-    multiply_keys<G>(shared, k, p.a.q.dtype != G::dtype, s);
-    if (!sees_all(j.own[here().warp], p.a.sinks, key, G::keys))
-        hide<G>(p.a, j.t, key, s);
+    scores<G, KEYS> s;
+    multiply_keys(shared, k, p.a.q.dtype != G::dtype, s);
+    if (!sees_all(j.own[here().warp], p.a.sinks, key, KEYS))
+        hide(p.a, j.t, key, s);
     if (j.pass < COUNT_NANS)
-        soften<G>(p.a.shape.scale, (const signed char *)(shared + G::exponent_at), s, x);
+        soften(p.a.shape.scale, (const signed char *)(shared + G::exponent_at), s, x);
     else
-        mark<G>(s);
-    pack_weights<G>(s, w);
+        mark(s);
+    pack_weights(s, w);
 }
 
 /* --- output --- */
@@ -452,6 +252,16 @@ template <class G> DEV float *staged(unsigned char *shared, int warp, int row)
     return (float *)(shared + G::ring_at) + (warp * 8 + row) * (G::row / 2 + 8);
 }
 
+DEV void store_four(int dtype, byte *row, int d, float4 x)
+{
+    if (dtype == PRHS_K_F32)
+        *(float4 *)(row + 4 * d) = x;
+    else if (dtype == PRHS_K_F16)
+        *(uint2 *)(row + 2 * d) = make_uint2(floats_half2(x.x, x.y), floats_half2(x.z, x.w));
+    else
+        *(uint2 *)(row + 2 * d) = make_uint2(floats_bf162(x.x, x.y), floats_bf162(x.z, x.w));
+}
+
 /* Output and log-sum-exp of a staged lane, by a warp; true where an output is NaN although no score was. */
 template <class G> DEV bool put_lane(const prhs_cu_prefill &p, const tile &t, int lane, int pass, int exponent, const float *o)
 {
@@ -464,10 +274,11 @@ template <class G> DEV bool put_lane(const prhs_cu_prefill &p, const tile &t, in
             put_special(p.a.out.dtype, out, d, o[d], pass);
         return false;
     }
-    for (int d = 2 * lane_id(); d < dim; d += 64) {
-        const float2 x = *(const float2 *)(o + d);
-        nan |= isnan(x.x) || isnan(x.y);
-        store_pair(p.a.out.dtype, out, d, ended(x.x, sum, inverse), ended(x.y, sum, inverse));
+    for (int d = 4 * lane_id(); d < dim; d += 128) {
+        const float4 x = *(const float4 *)(o + d);
+        nan |= isnan(x.x) || isnan(x.y) || isnan(x.z) || isnan(x.w);
+        store_four(p.a.out.dtype, out, d,
+                   make_float4(ended(x.x, sum, inverse), ended(x.y, sum, inverse), ended(x.z, sum, inverse), ended(x.w, sum, inverse)));
     }
     if (p.a.lse_off != PRHS_NONE && lane_id() == 0) {
         const float scale = p.a.shape.scale * power_of_2(exponent), factor = scale * LOG2E;
@@ -513,17 +324,22 @@ template <class G> DEV bool put_lanes(const prhs_cu_prefill &p, const tile &t, i
 
 /* --- a tile --- */
 
+#define THIN 16 /* keys */
+
 /*
  * One pass over the keys that the tile sees. Copies run in the order K0 V0 K1 V1 ... through the ring: at each barrier the next but
- * one is sent to the slot that everybody has just left.
+ * one is sent to the slot that everybody has just left. Of the first block often the sinks alone are seen: it is thin then. What a thin
+ * block leaves out weighs 0, so that no bit depends on it.
  */
 template <class G> DEV bool attend(const prhs_cu_prefill &p, const job &j, unsigned char *shared)
 {
     int k = G::ring_at, v = k + G::slot, spare = v + G::slot;
     int now = block_from(j.all, p.a.sinks, 0, G::keys), next = block_from(j.all, p.a.sinks, now + 1, G::keys);
+    bool thin = now == 0 && j.all.low >= G::keys && p.a.sinks <= THIN;
+    const int last = thin ? THIN - 1 : j.all.last;
     const byte *at = address<G>(p, j, now * G::keys, page_id<G>(p.a.kv, j, now * G::keys));
-    copy_block<G>(p.a.shape, j.all.last, shared + k, at, 0, now * G::keys, true);
-    copy_block<G>(p.a.shape, j.all.last, shared + v, at, 16, now * G::keys, true);
+    copy_block<G>(p.a.shape, last, shared + k, at, 0, now * G::keys, true);
+    copy_block<G>(p.a.shape, last, shared + v, at, 16, now * G::keys, true);
     at = address<G>(p, j, next * G::keys, page_id<G>(p.a.kv, j, next * G::keys));
     state<G> x;
     clear_state<G>(x);
@@ -536,8 +352,10 @@ template <class G> DEV bool attend(const prhs_cu_prefill &p, const job &j, unsig
         copy_block<G>(p.a.shape, j.all.last, shared + spare, at, 0, next * G::keys, next * G::keys <= j.all.last);
         const int id = page_id<G>(p.a.kv, j, then * G::keys);
         const bool some = sees_some(j.own[here().warp], p.a.sinks, now * G::keys, G::keys);
-        if (some)
-            weigh<G>(p, j, now * G::keys, shared, shared + k, x, w);
+        if (some && thin)
+            weigh<G, THIN>(p, j, now * G::keys, shared, shared + k, x, w);
+        else if (some)
+            weigh<G, G::keys>(p, j, now * G::keys, shared, shared + k, x, w);
         copy_wait<1>();
         __syncthreads();
         copy_block<G>(p.a.shape, j.all.last, shared + k, at, 16, next * G::keys, next * G::keys <= j.all.last);
@@ -546,14 +364,17 @@ template <class G> DEV bool attend(const prhs_cu_prefill &p, const job &j, unsig
             refine<G>(shared + v, j.pass);
             __syncthreads();
         }
-        if (some)
-            multiply_values<G>(w, shared + v, x);
+        if (some && thin)
+            multiply_values<G, THIN>(w, shared + v, x);
+        else if (some)
+            multiply_values<G, G::keys>(w, shared + v, x);
         const int left = v;
         v = k;
         k = spare;
         spare = left;
         now = next;
         next = then;
+        thin = false;
     }
     return put_lanes<G>(p, j.t, j.pass, shared, x);
 }

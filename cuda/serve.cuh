@@ -143,7 +143,7 @@ DEV bool make_job(const prhs_cu_serve &p, const job_view &v, job *j)
         }
     }
     j->tokens = tokens;
-    j->size = chunk_tokens(tokens, a.work.chunk_min, a.work.chunks);
+    j->size = attend_chunk_tokens(a.work, tokens);
     j->chunk = (short)item;
     j->first = item * j->size;
     j->last = min(j->first + j->size, tokens);

@@ -11,7 +11,7 @@ prhs_chunking prhs_nv_chunking(const prhs_device *dev, const prhs_op_key *key) {
     /* The same for all devices; it is part of the bits and no tuning knob. */
     (void)dev, (void)key;
     return (prhs_chunking){
-        .attend_min = 32, .attend_chunks = 128, .score_min = 64, .score_chunks = 128, .prefill_tile = 64, .counts = true
+        .attend_min = 48, .attend_chunks = 128, .score_min = 64, .score_chunks = 128, .prefill_tile = 64, .counts = true
     };
 }
 
