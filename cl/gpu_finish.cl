@@ -7,7 +7,7 @@
 
 #include "finish.clh"
 
-/* Merges parts in order: this work-item's channels. */
+/* Merges parts in order: this work-item's channels. No barrier and no exit within the loop: loads are on their way together. */
 float merge_channels(const __global float *o, const __global float *lse, int parts, float *out)
 {
     float top = 0.0f, sum = 0.0f;
@@ -15,14 +15,14 @@ float merge_channels(const __global float *o, const __global float *lse, int par
     const bool some = !isnan(total) && total != -INFINITY;
     for (int c = 0; c < CHANNELS; c++)
         out[c] = isnan(total) ? NAN : 0.0f;
+#pragma unroll 4
     for (int i = 0; i < (some ? parts : 0); i++) {
-        if (lse[i] == -INFINITY)
-            continue;
-        const float w = exp(lse[i] - top);
+        const bool empty = lse[i] == -INFINITY;
+        const float w = empty ? 0.0f : exp(lse[i] - top);
         sum += w;
         for (int c = 0; c < CHANNELS; c++)
             if (LID + c * GROUP < PRHS_D)
-                out[c] += w * o[i * PRHS_D + LID + c * GROUP];
+                out[c] += w * (empty ? 0.0f : o[i * PRHS_D + LID + c * GROUP]);
     }
     for (int c = 0; c < CHANNELS && some; c++)
         out[c] /= sum;
