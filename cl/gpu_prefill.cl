@@ -297,9 +297,9 @@ void find_prompt_rows(const prhs_k_prefill *a, const __global prhs_seq *s, int f
 {
     SYNC();
     for (int i = LID; i < ROWS; i += GROUP) {
-        const int pos = s->kv_len - s->row_count + first + i, start = (int)(((ulong)a->psaw * (ulong)pos) >> 32);
+        const int pos = s->kv_len - s->row_count + first + i;
         m->pos[i] = first + i < s->row_count && pos >= frozen ? pos : -1;
-        m->start[i] = start <= a->sinks ? 0 : start;
+        m->start[i] = prompt_start(a, pos);
     }
     SYNC();
     if (LID == 0) {
@@ -333,16 +333,6 @@ void attend_rows(const job *j, mem out, mem lse, __local memory *m)
         add_values(j, first, &x, m);
     }
     put_rows(j, &x, out, lse, m);
-}
-
-/* Rows of a prompt that are left out, as their hidden state is frozen; says where a prompt's length is missing. */
-int frozen_rows(const prhs_k_prefill *a, const __global prhs_seq *s, mem state)
-{
-    if (a->etf && s->prompt_len > 0)
-        return (int)(((ulong)a->etf * (ulong)(s->prompt_len - 1)) >> 32);
-    if (a->etf && a->fault_off != PRHS_NONE && LID == 0)
-        atomic_or((volatile __global int *)INTS(state, a->fault_off), PRHS_FAULT_PROMPT);
-    return 0;
 }
 
 KERNEL void prhs_prefill(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem state, mem out, mem lse, const prhs_k_prefill args)

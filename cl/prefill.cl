@@ -150,23 +150,19 @@ KERNEL void prhs_prefill(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem s
         const __global prhs_seq *s = seq_at(&a.batch, seqs, b);
         if (!seq_ok(&a.batch, s) || !(s->flags & PRHS_SEQ_PREFILL))
             continue;
-        int tiles = (s->row_count + ROWS - 1) / ROWS, frozen = 0;
-        if (a.etf && s->prompt_len > 0)
-            frozen = (int)(((ulong)a.etf * (ulong)(s->prompt_len - 1)) >> 32);
-        else if (a.etf && a.fault_off != PRHS_NONE)
-            atomic_or((volatile __global int *)INTS(state, a.fault_off), PRHS_FAULT_PROMPT);
+        const int tiles = (s->row_count + ROWS - 1) / ROWS, frozen = frozen_rows(&a, s, state);
         for (; next < count + (long)tiles * a.shape.heads; next += num) {
             /* The longest rows first: a round ends with short ones. */
             int tile = tiles - 1 - (int)((next - count) / a.shape.heads), h = (int)((next - count) % a.shape.heads);
             rows x;
             x.count = 0;
             for (int i = tile * ROWS; i < min((tile + 1) * ROWS, s->row_count); i++) {
-                int pos = s->kv_len - s->row_count + i, start = (int)(((ulong)a.psaw * (ulong)pos) >> 32);
+                const int pos = s->kv_len - s->row_count + i;
                 if (pos < frozen)
                     continue;
                 x.index[x.count] = s->row_begin + i;
                 x.pos[x.count] = pos;
-                x.start[x.count++] = start <= a.sinks ? 0 : start;
+                x.start[x.count++] = prompt_start(&a, pos);
             }
             if (x.count)
                 attend_rows(&a, &x, h, pages_of(&a.batch, pages, b), q, k_mem, v_mem, out, lse);
