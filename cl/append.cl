@@ -139,9 +139,14 @@ KERNEL void prhs_truncate(mem seqs, mem state, const prhs_k_truncate args)
         const __global prhs_seq *s = seq_at(&a.batch, seqs, item / a.shape.units);
         if (!slot_ok(&a.batch, s))
             continue;
-        __global prhs_unit_state *unit = SLOT_AT(state, &a.state, unit_off, s->slot, prhs_unit_state) + item % a.shape.units;
-        if (a.all || unit->ref_pos >= s->kv_len)
-            unit->ref_pos = -1;
+        const int u = (int)(item % a.shape.units);
+        __global prhs_unit_state *unit = SLOT_AT(state, &a.state, unit_off, s->slot, prhs_unit_state) + u;
+        __global prhs_unit_state *kept = kept_at(state, &a.state, &a.pool, s->slot, u);
+        for (int i = -1; i < a.pool.count; i++) {
+            __global prhs_unit_state *one = i < 0 ? unit : kept + i;
+            if (a.all || one->ref_pos >= s->kv_len)
+                one->ref_pos = one->used = -1;
+        }
     }
 }
 #endif

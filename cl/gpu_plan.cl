@@ -1,39 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * plan on GPUs: a group takes a unit, as cl/plan.cl does. Teams share the cosines, a head each; all work-items come to the same conclusions, and
- * the first one writes.
+ * plan on GPUs: a group takes a unit, as cl/plan.cl does. All work-items come to the same conclusions, and the first one writes.
  */
 #include "gpu.clh"
 
-typedef struct memory {
-    float ab[GROUP], aa[GROUP], bb[GROUP];
-} memory;
-
 /* cos(row r, reference) > tau for all heads of the unit; ref NULL: against row 0. */
-bool cosines_hold(const prhs_k_plan *a, const entry *e, int r, int u, const __global float *ref, mem q, __local memory *m)
+bool cosines_hold(const prhs_k_plan *a, const entry *e, int r, int u, const __global float *ref, mem q, __local angles *m)
 {
-    bool holds = true;
-    for (int first = 0; first < PRHS_UH; first += TEAMS) {
-        const int n = min(TEAMS, PRHS_UH - first), h = u * PRHS_UH + min(first + LID / TEAM, PRHS_UH - 1), lane = LID % TEAM;
-        const vf x = load_vec(PRHS_Q, row_at(&a->q, q, e->row0 + r, h), lane);
-        const vf y = ref ? load_vec(PRHS_K_F32, (const __global uchar *)(ref + (long)h * PRHS_D), lane)
-                         : load_vec(PRHS_Q, row_at(&a->q, q, e->row0, h), lane);
-        SYNC();
-        m->ab[LID] = sum_lanes(x * y);
-        m->aa[LID] = sum_lanes(x * x);
-        m->bb[LID] = sum_lanes(y * y);
-        SYNC();
-        for (int t = 0; t < n; t++) {
-            float ab = 0.0f, aa = 0.0f, bb = 0.0f;
-            for (int l = t * TEAM; l < (t + 1) * TEAM; l++) {
-                ab += m->ab[l];
-                aa += m->aa[l];
-                bb += m->bb[l];
-            }
-            holds = holds && cosine_of(ab, aa, bb) > a->policy.tau;
-        }
-    }
-    return holds;
+    return least_cosine(&a->q, e, r, u, ref ? ref + (long)u * PRHS_UH * PRHS_D : ref, q, m) > a->policy.tau;
 }
 
 /* Whether a unit that would retrieve may share its list, as far as positions tell; another layer's may be of this step. */
@@ -72,7 +46,7 @@ int work_of(const prhs_k_plan *a, int r, const prhs_set *set, bool holds)
     return r == 0 || a->policy.gate == PRHS_K_GATE_NONE || holds ? PRHS_WORK_SET : PRHS_WORK_ALL;
 }
 
-void plan_item(const prhs_k_plan *a, long item, mem seqs, mem q, mem state, mem ws, __local memory *m)
+void plan_item(const prhs_k_plan *a, long item, mem seqs, mem q, mem state, mem ws, __local angles *m)
 {
     const prhs_k_policy *p = &a->policy;
     const long b = item / a->shape.units;
@@ -113,7 +87,7 @@ void plan_item(const prhs_k_plan *a, long item, mem seqs, mem q, mem state, mem 
 
 KERNEL void prhs_plan(mem seqs, mem q, mem state, mem ws, const prhs_k_plan args)
 {
-    __local memory m;
+    __local angles m;
     prhs_k_plan a = args;
     const long items = (long)a.batch.max_seqs * a.shape.units;
     for (long item = get_group_id(0); item < items; item += get_num_groups(0))

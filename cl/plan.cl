@@ -5,20 +5,7 @@
 /* cos(row r, reference) > tau for all heads of the unit; ref NULL: against row 0. */
 bool cosines_hold(const prhs_k_plan *a, const entry *e, int r, int u, const __global float *ref, mem q)
 {
-    for (int i = 0; i < PRHS_UH; i++) {
-        int h = u * PRHS_UH + i;
-        const __global uchar *row = row_at(&a->q, q, e->row0 + r, h), *row0 = row_at(&a->q, q, e->row0, h);
-        vf ab = 0.0f, aa = 0.0f, bb = 0.0f;
-        for (int v = 0; v < NV; v++) {
-            vf x = load_vec(PRHS_Q, row, v), y = ref ? VLOAD(v, ref + (long)h * PRHS_D) : load_vec(PRHS_Q, row0, v);
-            ab += x * y;
-            aa += x * x;
-            bb += y * y;
-        }
-        if (!(cosine_of(sum_lanes(ab), sum_lanes(aa), sum_lanes(bb)) > a->policy.tau))
-            return false;
-    }
-    return true;
+    return least_cosine(&a->q, e, r, u, ref ? ref + (long)u * PRHS_UH * PRHS_D : ref, q) > a->policy.tau;
 }
 
 /* Whether the list is of an earlier step of t's block; another layer's may be of this step. */

@@ -189,8 +189,13 @@ KERNEL(prhs_truncate, prhs_cu_truncate, THREADS, 4)
         const prhs_seq *s = seq_at(a.batch, p.mem[PRHS_R_SEQS], i / a.shape.units);
         if (!slot_ok(a.batch, s))
             continue;
-        prhs_unit_state *unit = SLOT_AT(p.mem[PRHS_R_STATE], a.state, unit_off, s->slot, prhs_unit_state) + i % a.shape.units;
-        if (a.all || unit->ref_pos >= s->kv_len)
-            unit->ref_pos = -1;
+        const int u = i % a.shape.units;
+        prhs_unit_state *unit = SLOT_AT(p.mem[PRHS_R_STATE], a.state, unit_off, s->slot, prhs_unit_state) + u;
+        prhs_unit_state *kept = kept_at(p.mem[PRHS_R_STATE], a.state, a.pool, s->slot, u);
+        for (int k = -1; k < a.pool.count; k++) {
+            prhs_unit_state *one = k < 0 ? unit : kept + k;
+            if (a.all || one->ref_pos >= s->kv_len)
+                one->ref_pos = one->used = -1;
+        }
     }
 }

@@ -241,6 +241,12 @@ DEV byte *row_at(const prhs_k_rows &r, byte *base, i64 row, int head)
 #define SLOT_AT(base, st, off, slot, type) ((type *)((base) + (st).off + (st).slot_bytes * (i64)(slot)))
 #define STAT_AT(base, st, off, slot, type) ((type *)((base) + (st).off + (st).stat_slot_bytes * (i64)(slot)))
 
+/* The states of unit u's references in the pool. */
+DEV prhs_unit_state *kept_at(byte *state, const prhs_k_state &st, const prhs_k_pool &pool, int slot, int u)
+{
+    return (prhs_unit_state *)(state + pool.unit_off + st.slot_bytes * (i64)slot) + u * pool.count;
+}
+
 DEV prhs_set *set_at(byte *work, const prhs_k_work &w, const prhs_k_shape &s, i64 b, int u)
 {
     return (prhs_set *)(work + w.set_off) + b * s.units + u;

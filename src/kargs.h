@@ -84,7 +84,8 @@ typedef struct prhs_k_rows {
 typedef struct prhs_unit_state {
     prhs_set set;                         /* of the reference's retrieval (set.end: N then; set.mode: how the last step was served) */
     prhs_i32 ref_pos;                     /* position of the reference query; < 0: none */
-    prhs_i32 reserved[3];
+    prhs_i32 used;                        /* with several references: position of the last step for which recall took it; < 0: none */
+    prhs_i32 reserved[2];
 } prhs_unit_state;
 
 /* What a query head remembers of the reference step. */
@@ -146,6 +147,19 @@ typedef struct prhs_k_state {
     prhs_i32 list_cap;                    /* runs */
     prhs_i32 reserved;
 } prhs_k_state;
+
+/*
+ * The references among which a unit may choose, of one layer: offsets into the state buffer for slot 0, slots prhs_k_state.slot_bytes apart. A
+ * record has what prhs_k_state keeps of the reference in force, for one unit: f32[unit_heads][2], l_dropped and delta; after it, from
+ * PRHS_POOL_ROWS bytes on, the arrays of qref_off, of moment_off and of vhat_off as far as there are any; last the list, i32[list_cap].
+ */
+typedef struct prhs_k_pool {
+    prhs_i64 unit_off;                    /* prhs_unit_state[units][count]; used: the position of the last step that it served */
+    prhs_i64 record_off;                  /* [units][count] */
+    prhs_i64 record_bytes;
+    prhs_i32 count, reserved;             /* 0: units keep one reference, and no pool */
+} prhs_k_pool;
+#define PRHS_POOL_ROWS(heads) (((heads) * 8 + 15) / 16 * 16)
 
 /* Work of a row of a unit, i32[max_seqs*rows][units]; written by plan and finish, read by attend and finish. */
 #define PRHS_WORK_NONE 0
@@ -252,14 +266,28 @@ typedef struct prhs_k_range_sum {
     prhs_i32 sign, reserved;
 } prhs_k_range_sum;
 
-/* Truncation of slots to seq.kv_len rows: a unit whose ref_pos >= kv_len (all 1: every unit) loses its reference. Item:
-   (sequence, unit). */
+/* Truncation of slots to seq.kv_len rows: a unit loses its reference, and those in its pool, where ref_pos >= kv_len (all 1: everywhere).
+   Item: (sequence, unit). */
 typedef struct prhs_k_truncate {
     prhs_k_batch batch;
     prhs_k_shape shape;
     prhs_k_state state;
+    prhs_k_pool pool;
     prhs_i32 all, reserved;
 } prhs_k_truncate;
+
+/*
+ * Before plan, where units keep several references: saves the one that the last step has made, then takes the one closest to row 0, so that
+ * `state` has it, as if the unit had no other. A seed only saves. Item: (sequence, unit).
+ */
+typedef struct prhs_k_recall {
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_rows q;
+    prhs_k_state state;
+    prhs_k_pool pool;
+    prhs_i32 layer, block;                /* as in prhs_k_policy */
+} prhs_k_recall;
 
 /* Decides each unit's mode and set, the rows' first work, and evaluates the cosines. Item: (sequence, unit). */
 typedef struct prhs_k_plan {

@@ -12,9 +12,16 @@ static prhs_i64 take(prhs_i64 *end, bool wanted, prhs_i64 count, prhs_i64 size) 
     return at;
 }
 
+/* Bytes of a reference in the pool: see prhs_k_pool. */
+static prhs_i64 record_bytes(const prhs_extent *e) {
+    const prhs_k_shape *s = &e->shape;
+    const prhs_i64 row = (prhs_i64)s->unit_heads * s->dim * 4, rows = 1 + (e->moments ? 2 : 0) + (e->values ? 1 : 0);
+    return align_up(PRHS_POOL_ROWS(s->unit_heads) + rows * row + (prhs_i64)e->list_cap * 4, 16);
+}
+
 /*
- * State: a header with the error word; one block a slot (first the unit states of all layers, so that clearing a slot is two fills; then
- * each layer's arrays); then the statistics of all slots, apart, because a fork copies state but not counts.
+ * State: a header with the error word; one block a slot (first the unit states of all layers, those of the pools too, so that clearing
+ * a slot is two fills; then each layer's arrays); then the statistics of all slots, apart, because a fork copies state but not counts.
  */
 static bool make_state(const prhs_extent *e, prhs_layout *l) {
     const prhs_k_shape *s = &e->shape;
@@ -24,9 +31,11 @@ static bool make_state(const prhs_extent *e, prhs_layout *l) {
     k->fault_off = 0;
     k->list_cap = e->list_cap;
 
-    l->unit_layer = (prhs_i64)s->units * (prhs_i64)sizeof(prhs_unit_state);
+    const prhs_i64 units = (prhs_i64)s->units * (prhs_i64)sizeof(prhs_unit_state);
+    l->unit_layer = units * (1 + e->references);
     l->units_bytes = l->unit_layer * e->layers;
     k->unit_off = l->slots_off;
+    l->pool = (prhs_k_pool){ .unit_off = k->unit_off + units, .record_bytes = record_bytes(e), .count = e->references };
 
     prhs_i64 first = align_up(l->units_bytes, 16);
     end = first;
@@ -37,11 +46,13 @@ static bool make_state(const prhs_extent *e, prhs_layout *l) {
     k->vsum_off = take(&end, e->sums, (prhs_i64)s->kv_heads * s->dim, 8);
     k->vcount_off = take(&end, e->sums, s->kv_heads, sizeof(prhs_value_count));
     k->list_off = take(&end, e->lists, (prhs_i64)s->units * e->list_cap, 4);
+    l->pool.record_off = take(&end, e->references > 0, (prhs_i64)s->units * e->references, l->pool.record_bytes);
     l->layer = align_up(end, 16) - first;
     k->slot_bytes = align_up(first + l->layer * e->layers, PRHS_ALIGN);
     if (k->slot_bytes > (INT64_C(1) << 60) / e->max_slots)
         return false;
-    prhs_i64 *offs[] = { &k->head_off, &k->qref_off, &k->moment_off, &k->vhat_off, &k->vsum_off, &k->vcount_off, &k->list_off };
+    prhs_i64 *offs[] = { &k->head_off, &k->qref_off, &k->moment_off, &k->vhat_off, &k->vsum_off, &k->vcount_off, &k->list_off,
+                         &l->pool.record_off };
     for (size_t i = 0; i < sizeof offs / sizeof offs[0]; i++)
         if (*offs[i] != PRHS_NONE)
             *offs[i] += l->slots_off;
@@ -127,6 +138,13 @@ prhs_k_state prhs_layout_state(const prhs_layout *layout, prhs_i32 layer, uint64
     move(&k.unit_stat_off, (prhs_i64)base + layer * layout->unit_stat_layer);
     move(&k.head_stat_off, (prhs_i64)base + layer * layout->unit_stat_layer);
     move(&k.fault_off, (prhs_i64)base);
+    return k;
+}
+
+prhs_k_pool prhs_layout_pool(const prhs_layout *layout, prhs_i32 layer, uint64_t base) {
+    prhs_k_pool k = layout->pool;
+    move(&k.unit_off, (prhs_i64)base + layer * layout->unit_layer);
+    move(&k.record_off, (prhs_i64)base + layer * layout->layer);
     return k;
 }
 

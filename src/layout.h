@@ -15,11 +15,13 @@ typedef struct prhs_extent {
     prhs_i32 max_slots, max_seqs, rows, max_kv_len, list_cap;
     bool lists, moments, values, sums, stats, scores, aims; /* values: moments of them, too; aims: there are targets */
     bool verdicts;         /* the mass gate's */
+    prhs_i32 references;   /* that a unit chooses among; 0: it keeps one */
     prhs_chunking chunking;
 } prhs_extent;
 
 typedef struct prhs_layout {
     prhs_k_state state;    /* offsets of layer 0, slot 0, from the start of the caller's state memory */
+    prhs_k_pool pool;      /* the same */
     prhs_k_work work;      /* offsets from the start of the caller's workspace */
     prhs_i64 unit_layer, layer, unit_stat_layer; /* bytes from one layer to the next: unit states; the other arrays; statistics */
     prhs_i64 units_bytes;  /* unit states of all layers: the first bytes of a slot */
@@ -32,6 +34,7 @@ bool prhs_layout_make(const prhs_extent *extent, prhs_layout *layout);
 
 /* The state of one layer, offsets moved by the base of the caller's memory. */
 prhs_k_state prhs_layout_state(const prhs_layout *layout, prhs_i32 layer, uint64_t base);
+prhs_k_pool prhs_layout_pool(const prhs_layout *layout, prhs_i32 layer, uint64_t base);
 /* The workspace, offsets moved likewise. */
 prhs_k_work prhs_layout_work(const prhs_layout *layout, uint64_t base);
 

@@ -41,6 +41,10 @@ prhs_op_key prhs_op_key_of(const prhs_op *op) {
         key.kv_dtype = op->args.range_sum.kv.dtype;
         break;
     case PRHS_OP_TRUNCATE: add_shape(&key, &op->args.truncate.shape); break;
+    case PRHS_OP_RECALL:
+        add_shape(&key, &op->args.recall.shape);
+        key.q_dtype = op->args.recall.q.dtype;
+        break;
     case PRHS_OP_PLAN:
         add_shape(&key, &op->args.plan.shape);
         key.q_dtype = op->args.plan.q.dtype;

@@ -3,7 +3,7 @@
  * The scheduler: which ops a layer of a step needs, in which order. It knows the policy and the capacities, never the data: gate,
  * retrieval, second attend and the fallback to dense are decided by the ops themselves, so that the same list serves every step.
  *
- *   append, prefill                                   prompt rows are done
+ *   [recall], append, prefill                         prompt rows are done
  *   plan, [attend, finish: mass gate], [score, [aim], select, [moments]], attend, finish, [attend, finish: rows that failed]
  *   [score all, audit]
  */
@@ -122,6 +122,19 @@ static void add_prefill(list *l) {
     op->args.prefill.tile = l->s->dev->backend->chunking(l->s->dev, &key).prefill_tile;
 }
 
+static prhs_k_pool layer_pool(const list *l) {
+    return prhs_layout_pool(&l->s->layout, prhs_sparse_index(l->s, l->a->layer), l->s->state.offset);
+}
+
+static void add_recall(list *l) {
+    const prhs_step_args *a = l->a;
+    prhs_op *op = ADD(l, RECALL, l->seqs, a->q_mem, l->s->state.buffer);
+    op->args.recall = (prhs_k_recall){
+        .batch = l->batch, .shape = l->s->limits.shape, .q = a->q, .state = l->state, .pool = layer_pool(l),
+        .layer = l->policy.layer, .block = l->policy.block,
+    };
+}
+
 static void add_plan(list *l) {
     const prhs_step_args *a = l->a;
     prhs_op *op = ADD(l, PLAN, l->seqs, a->q_mem, l->s->state.buffer, l->s->work.buffer);
@@ -226,6 +239,9 @@ size_t prhs_plan_step(const prhs_session *s, const prhs_step_args *a, prhs_op *o
     list l = begin(s, a, ops);
     const bool dense = l.policy.dense, retrieves = s->retrieves && !dense && !l.policy.copies;
     const bool mass = retrieves && s->params.policy.gate == PRHS_GATE_MASS;
+    /* First, as it needs no row of this step: backends append and plan with one launch. */
+    if (s->recalls && retrieves && a->kinds & (PRHS_HAS_DECODE | PRHS_HAS_SEED))
+        add_recall(&l);
     if (a->append || (s->sums && !dense) || s->params.validate)
         add_append(&l);
     if (a->kinds & PRHS_HAS_PREFILL)
@@ -263,7 +279,7 @@ size_t prhs_plan_truncate(const prhs_session *s, const prhs_step_args *a, bool r
     }
     if (s->retrieves) {
         prhs_op *op = ADD(&l, TRUNCATE, l.seqs, s->state.buffer);
-        op->args.truncate = (prhs_k_truncate){ .batch = l.batch, .shape = s->limits.shape, .state = l.state, .all = rebuild };
+        op->args.truncate = (prhs_k_truncate){ .batch = l.batch, .shape = s->limits.shape, .state = l.state, .pool = layer_pool(&l), .all = rebuild };
     }
     return l.n;
 }

@@ -76,6 +76,7 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
     s->values = s->retrieves && p->policy.residual == PRHS_RESIDUAL_RETRIEVED;
     s->moments = s->values || (s->retrieves && p->policy.gate == PRHS_GATE_MASS);
     s->sums = s->retrieves && p->policy.residual == PRHS_RESIDUAL_MEAN;
+    s->recalls = s->retrieves && p->policy.references > 1;
     s->limits = (prhs_limits){
         .dev = dev, .call = call, .shape = shape, .max_slots = (prhs_i32)p->max_slots, .max_seqs = (prhs_i32)p->max_seqs,
         .max_rows = (prhs_i32)p->max_rows, .decode_rows = (prhs_i32)p->decode_rows, .max_kv_len = (prhs_i32)p->max_kv_len,
@@ -89,7 +90,7 @@ static prhs_status resolve(prhs_device *dev, const prhs_session_params *p, const
         .list_cap = s->retrieves ? (prhs_i32)(longest / p->policy.granularity) : 0, .lists = s->retrieves,
         .moments = s->moments, .values = s->values, .sums = s->sums, .stats = true,
         .verdicts = s->retrieves && p->policy.gate == PRHS_GATE_MASS, .scores = s->retrieves || s->audits,
-        .aims = s->retrieves && aims,
+        .aims = s->retrieves && aims, .references = s->recalls ? (prhs_i32)p->policy.references : 0,
         .chunking = dev->backend->chunking(dev, &key),
     };
     if (!prhs_layout_make(&extent, &s->layout))

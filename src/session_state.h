@@ -20,6 +20,7 @@ struct prhs_session {
     bool retrieves;          /* the policy selects tokens at all */
     bool moments, values;    /* of the dropped keys: mass gate; of their values, too: retrieved residual */
     bool sums;               /* mean residual */
+    bool recalls;            /* units choose among several references */
     bool audits;             /* some steps are audited, or all */
     uint32_t audit_limit;    /* prhs_k_sample.limit */
     uint32_t *factors;       /* [layers][2]: PSAW's and ETF's */

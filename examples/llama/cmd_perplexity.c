@@ -56,7 +56,7 @@ static const char help[] =
     "                      BLAS; host: this machine's BLAS; clblast: CLBlast, on any OpenCL device; or the file of a libcublas or libclblast\n"
     "  --weights TYPE      f32 (default); with cuBLAS also f16\n"
     "  --policy NAME[,key=value...]  may be repeated; dense is always run first, as the baseline\n"
-    "                      keys: k kmin target s gate tau floor eps m rb rf g sinks local dense n join residual psaw psaw_layer phi\n"
+    "                      keys: k kmin target s refs gate tau floor eps m rb rf g sinks local dense n join residual psaw psaw_layer phi\n"
     "                      alpha etf etf_layer psi gamma; map=0.1.1.3...: the layer whose lists each layer uses\n"
     "                      comparators, as their papers define them: quest (keys: k page dense) and h2o (keys: k recent dense)\n"
     "  --docs N            documents, spread evenly over the text (8)\n"

@@ -50,6 +50,9 @@ typedef struct prhs_policy {
     uint32_t dense_layers;     /**< the first layers attend densely and ignore PSAW */
     uint32_t min_sparse_n;     /**< N*: sequences shorter than this attend densely; 0: off */
     uint32_t block;            /**< s: steps between forced retrievals, >= 1 */
+    uint32_t references;       /**< R: retrievals of its block that a unit remembers, 1 to 16: a step shares the list of the one whose query
+                                    is closest, and a retrieval takes the place of the one unused for longest. Above 1 needs a gate. State
+                                    grows by what a list with its moments takes, R times: see prhs_session_get_sizes() */
     prhs_gate gate;
     float tau;                 /**< cosine threshold (COSINE) or floor (MASS), in [-1, 1] */
     float eps;                 /**< allowed rise of the dropped mass (MASS), >= 0 */

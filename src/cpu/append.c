@@ -124,9 +124,14 @@ static void truncate_item(const prhs_op *op, const prhs_cpu_worker *worker, size
     (void)worker;
     if (slot_idle(&a->batch, e))
         return;
-    prhs_unit_state *st = prhs_cpu_unit(&a->state, prhs_cpu_mem(op, CUT_STATE), e->slot, (int)(item % (size_t)a->shape.units));
-    if (a->all || st->ref_pos >= e->kv_len)
-        st->ref_pos = -1;
+    char *state = prhs_cpu_mem(op, CUT_STATE);
+    const int u = (int)(item % (size_t)a->shape.units);
+    prhs_unit_state *st = prhs_cpu_unit(&a->state, state, e->slot, u), *kept = prhs_cpu_kept(&a->state, &a->pool, state, e->slot, u);
+    for (int i = -1; i < a->pool.count; i++) {
+        prhs_unit_state *one = i < 0 ? st : &kept[i];
+        if (a->all || one->ref_pos >= e->kv_len)
+            one->ref_pos = one->used = -1;
+    }
 }
 
 void prhs_cpu_truncate(prhs_queue *queue, const prhs_op *op) {

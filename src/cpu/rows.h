@@ -157,6 +157,11 @@ static inline prhs_unit_state *prhs_cpu_unit(const prhs_k_state *st, char *state
     return (prhs_unit_state *)prhs_cpu_state(st, state, slot, st->unit_off) + u;
 }
 
+/* The states of a unit's references in the pool. */
+static inline prhs_unit_state *prhs_cpu_kept(const prhs_k_state *st, const prhs_k_pool *pool, char *state, int slot, int u) {
+    return (prhs_unit_state *)prhs_cpu_state(st, state, slot, pool->unit_off) + (prhs_i64)u * pool->count;
+}
+
 static inline prhs_i32 *prhs_cpu_list(const prhs_k_state *st, char *state, int slot, int u) {
     return (prhs_i32 *)prhs_cpu_state(st, state, slot, st->list_off) + (prhs_i64)u * st->list_cap;
 }

@@ -25,6 +25,7 @@ static const struct {
 } kernels[PRHS_OP_COUNT] = {
     [PRHS_OP_APPEND] = { "append", "append", PLAIN },   [PRHS_OP_RANGE_SUM] = { "append", "range_sum", PLAIN },
     [PRHS_OP_TRUNCATE] = { "append", "truncate", PLAIN }, [PRHS_OP_PLAN] = { "plan", "prepare", PLAIN },
+    [PRHS_OP_RECALL] = { "recall", "recall", PLAIN },
     [PRHS_OP_SCORE] = { "score", "score", SHARING },    [PRHS_OP_SELECT] = { "select", "retrieve", PLAIN },
     [PRHS_OP_AIM] = { "aim", "aim", PLAIN },
     [PRHS_OP_MOMENTS] = { "moments", "moments", PLAIN }, [PRHS_OP_ATTEND] = { "serve", "serve", SHARING },
@@ -226,6 +227,7 @@ uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op) {
         BLOCKS(APPEND, append, pairs(a->batch.max_seqs, a->shape.kv_heads) + (uint64_t)a->batch.max_rows)
         BLOCKS(RANGE_SUM, range_sum, pairs(a->batch.max_seqs, a->shape.kv_heads))
         BLOCKS(TRUNCATE, truncate, per_block(pairs(a->batch.max_seqs, a->shape.units), 128))
+        BLOCKS(RECALL, recall, pairs(a->batch.max_seqs, a->shape.units))
         BLOCKS(PLAN, plan, per_block(pairs(a->batch.max_seqs, a->shape.units + a->shape.kv_heads), 4))
         BLOCKS(SCORE, score, pairs(a->batch.max_seqs, a->shape.units) * (uint64_t)a->work.score_chunks)
         BLOCKS(AIM, aim, pairs(a->batch.max_seqs, a->shape.units))

@@ -64,6 +64,7 @@ static const prhs_k_state *state_of(const prhs_op *op) {
     case PRHS_OP_APPEND: return &op->args.append.state;
     case PRHS_OP_RANGE_SUM: return &op->args.range_sum.state;
     case PRHS_OP_TRUNCATE: return &op->args.truncate.state;
+    case PRHS_OP_RECALL: return &op->args.recall.state;
     case PRHS_OP_PLAN: return &op->args.plan.state;
     case PRHS_OP_AIM: return &op->args.aim.state;
     case PRHS_OP_SELECT: return &op->args.select.state;

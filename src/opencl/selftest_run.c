@@ -22,7 +22,7 @@ typedef struct world {
     prhs_queue *queue;
     prhs_shape shape;
     prhs_dtype kv, q, out;
-    bool per_head, aims; /* aims: lists are made for a target */
+    bool per_head, aims, recalls; /* aims: lists are made for a target; recalls: units have several references */
     uint64_t random;
     prhs_buffer *buffers[MAX_BUFFERS];
     int count;
@@ -126,6 +126,8 @@ static prhs_policy make_policy(world *w, int which) {
         p.dilate_back = 1;
         p.dilate_ahead = 2;
     }
+    if (w->recalls)
+        p.references = 3;
     if (which == 1) {
         p.granularity = 4;
     } else if (which == 2) {
@@ -212,6 +214,10 @@ static void run_session(world *w, int which) {
     do_step(w, session, &step, PRHS_HAS_DECODE);
     put_batch(w, &step.batch, (prhs_seq){ 0, 7, 1, LONG + 2, 0, 0, { 0, 0 } }, (prhs_seq){ 1, 9, 2, SHORT + 3, 0, 0, { 0, 0 } });
     do_step(w, session, &step, PRHS_HAS_DECODE);
+    if (w->recalls) { /* back to the first reference */
+        put_batch(w, &step.batch, (prhs_seq){ 0, 1, 1, LONG + 3, 0, 0, { 0, 0 } }, (prhs_seq){ 1, 5, 1, SHORT + 3, 0, 0, { 0, 0 } });
+        do_step(w, session, &step, PRHS_HAS_DECODE);
+    }
     put_batch(w, &step.batch, (prhs_seq){ 0, 0, 1, LONG - 20, 0, 0, { 0, 0 } }, (prhs_seq){ 1, 1, 1, SHORT + 3, 0, 0, { 0, 0 } });
     if (w->status == PRHS_OK)
         did(w, prhs_session_truncate(session, w->queue, 1, &step.batch, &step.kv));
@@ -313,6 +319,7 @@ prhs_status prhs_cl_selftest_run(prhs_device *dev, const prhs_op_key *key, uint6
                     .out = (prhs_dtype)key->out_dtype,
                     .per_head = key->unit_heads < key->group,
                     .aims = key->kind == PRHS_OP_AIM,
+                    .recalls = key->kind == PRHS_OP_RECALL || key->kind == PRHS_OP_TRUNCATE,
                     .random = seed };
         did(&w, prhs_queue_create(dev, &w.queue));
         if (w.status == PRHS_OK && tier)

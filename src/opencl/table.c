@@ -24,6 +24,7 @@ static const struct {
     [PRHS_OP_APPEND] = { "append", D | KV | Q, "gpu_append", 128 },
     [PRHS_OP_RANGE_SUM] = { "append", D | KV, "gpu_append", 128 },
     [PRHS_OP_TRUNCATE] = { "append", 0, NULL, 0 },
+    [PRHS_OP_RECALL] = { "recall", D | UH | Q, "gpu_recall", 64 },
     [PRHS_OP_PLAN] = { "plan", D | UH | Q, "gpu_plan", 64 },
     [PRHS_OP_SCORE] = { "score", D | G | UH | KV | Q | MOM, "gpu_score", 128 },
     [PRHS_OP_AIM] = { "select", D | UH | Q, NULL, 0 },
@@ -129,6 +130,7 @@ static uint64_t items_of(const prhs_op *op) {
     case PRHS_OP_APPEND: return PRODUCT(op->args.append.batch.max_seqs, op->args.append.shape.kv_heads, 1, 1);
     case PRHS_OP_RANGE_SUM: return PRODUCT(op->args.range_sum.batch.max_seqs, op->args.range_sum.shape.kv_heads, 1, 1);
     case PRHS_OP_TRUNCATE: return PRODUCT(op->args.truncate.batch.max_seqs, op->args.truncate.shape.units, 1, 1);
+    case PRHS_OP_RECALL: return PRODUCT(op->args.recall.batch.max_seqs, op->args.recall.shape.units, 1, 1);
     case PRHS_OP_PLAN: return PRODUCT(op->args.plan.batch.max_seqs, op->args.plan.shape.units, 1, 1);
     case PRHS_OP_SCORE:
         return PRODUCT(op->args.score.batch.max_seqs, op->args.score.shape.units, op->args.score.work.score_chunks, 1);

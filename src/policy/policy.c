@@ -33,6 +33,7 @@ prhs_status prhs_policy_preset(const char *name, uint32_t layers, prhs_policy *p
         policy->local = 32;
         policy->dense_layers = 1;
         policy->block = 1;
+        policy->references = 1;
         policy->granularity = 1;
         policy->join = PRHS_JOIN_SUM;
         entries[i]->preset(layers, policy);
@@ -82,6 +83,10 @@ static const char *selection_fault(const prhs_policy *p) {
 static const char *gate_fault(const prhs_policy *p) {
     if ((int)p->gate < PRHS_GATE_NONE || p->gate > PRHS_GATE_MASS)
         return "gate is no prhs_gate";
+    if (p->references < 1 || p->references > 16)
+        return "references must be 1 to 16";
+    if (p->references > 1 && p->gate == PRHS_GATE_NONE)
+        return "several references need a gate, which tells whether the closest one will do";
     if (p->gate != PRHS_GATE_NONE && !(p->tau >= -1.0f && p->tau <= 1.0f))
         return "tau must lie in [-1, 1]";
     if (p->gate == PRHS_GATE_MASS && !(p->eps >= 0.0f && isfinite(p->eps)))

@@ -176,6 +176,7 @@ typedef struct oracle_params {
     int never_retrieve; /* streaming: k counts as 0 */
     int dense_layers, min_sparse_n;
     int block, gate;
+    int references; /* that a unit remembers; 0 counts as 1 */
     double tau, eps;
     int m, back, ahead, granularity, join;
     int residual;
@@ -209,6 +210,7 @@ typedef struct oracle_follow {
     int mode;        /* SHARE or RETRIEVE is adopted where the oracle has either; IDLE: nothing to follow */
     const int *list; /* of a retrieval (NULL: the oracle's own); adopted if its entries are distinct candidates */
     int n_list;
+    int ref_pos;     /* of the reference in hand after the step: tells which of several that are as close as float32 can tell it was */
     const signed char *rows; /* [R] or NULL: 1 row r attended densely, 0 it did not, -1 not known; entry 0 is not read */
 } oracle_follow;
 
@@ -237,6 +239,7 @@ typedef struct oracle_unit {
                            may have on either side counts as 0 */
     int list_ok, swaps; /* RETRIEVE with a followed list: F9's verdict on it */
     int holds;          /* the own gate's verdict */
+    int tied;           /* several references are as close as float32 can tell: the verdict is open */
     int aimed, missed;  /* there is a target; a retrieval misses it, and attends densely */
     int near_miss;      /* float32 may see `missed` otherwise */
     oracle_set set;     /* as attended by row 0 */

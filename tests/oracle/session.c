@@ -13,21 +13,20 @@ static int bad_params(const oracle_params *p) {
         return 1;
     if (p->m < 0 || p->back < 0 || p->ahead < 0)
         return 1;
+    if (p->references < 0 || (p->references > 1 && p->gate == ORACLE_GATE_NONE))
+        return 1;
     int64_t top = p->k / p->granularity - (int64_t)p->m * ((int64_t)p->back + p->ahead);
     if (p->m > 0 && top < p->m)
         return 1;
     return (p->never_retrieve || p->k == 0) && p->residual != ORACLE_RESIDUAL_NONE;
 }
 
-static void make_cache(const oracle_session *s, oracle_cache *c) {
+static void make_refs(const oracle_session *s, oracle_ref **refs, int n) {
     size_t heads = (size_t)s->unit_heads, rows = heads * (size_t)s->p.D;
-    c->K = oracle_alloc((size_t)s->p.H_kv, sizeof *c->K);
-    c->V = oracle_alloc((size_t)s->p.H_kv, sizeof *c->V);
-    c->ref = oracle_alloc((size_t)s->units, sizeof *c->ref);
-    c->row0 = -1;
-    for (int u = 0; u < s->units; u++) {
-        oracle_ref *r = &c->ref[u];
-        r->pos = -1;
+    *refs = oracle_alloc((size_t)n, sizeof **refs);
+    for (int i = 0; i < n; i++) {
+        oracle_ref *r = &(*refs)[i];
+        r->pos = r->used = -1;
         r->q = oracle_alloc(rows, sizeof *r->q);
         r->mu = oracle_alloc(rows, sizeof *r->mu);
         r->var = oracle_alloc(rows, sizeof *r->var);
@@ -41,6 +40,14 @@ static void make_cache(const oracle_session *s, oracle_cache *c) {
         r->Z_middle = oracle_alloc(heads, sizeof *r->Z_middle);
         r->Z_f = oracle_alloc(heads, sizeof *r->Z_f);
     }
+}
+
+static void make_cache(const oracle_session *s, oracle_cache *c) {
+    c->K = oracle_alloc((size_t)s->p.H_kv, sizeof *c->K);
+    c->V = oracle_alloc((size_t)s->p.H_kv, sizeof *c->V);
+    c->row0 = -1;
+    make_refs(s, &c->ref, s->units);
+    make_refs(s, &c->pool, s->units * oracle_pool(s));
 }
 
 oracle_session *oracle_session_new(const oracle_params *params) {
@@ -63,19 +70,15 @@ oracle_session *oracle_session_new(const oracle_params *params) {
 }
 
 void oracle_ref_clear(oracle_ref *r) {
-    r->pos = -1;
+    r->pos = r->used = -1;
     free(r->list);
     r->list = NULL;
     r->n_list = 0;
 }
 
-static void free_cache(const oracle_session *s, oracle_cache *c) {
-    for (int h = 0; h < s->p.H_kv; h++) {
-        free(c->K[h]);
-        free(c->V[h]);
-    }
-    for (int u = 0; u < s->units; u++) {
-        oracle_ref *r = &c->ref[u];
+static void free_refs(oracle_ref *refs, int n) {
+    for (int i = 0; i < n; i++) {
+        oracle_ref *r = &refs[i];
         oracle_ref_clear(r);
         free(r->q);
         free(r->mu);
@@ -90,9 +93,18 @@ static void free_cache(const oracle_session *s, oracle_cache *c) {
         free(r->Z_middle);
         free(r->Z_f);
     }
+    free(refs);
+}
+
+static void free_cache(const oracle_session *s, oracle_cache *c) {
+    for (int h = 0; h < s->p.H_kv; h++) {
+        free(c->K[h]);
+        free(c->V[h]);
+    }
     free(c->K);
     free(c->V);
-    free(c->ref);
+    free_refs(c->ref, s->units);
+    free_refs(c->pool, s->units * oracle_pool(s));
 }
 
 void oracle_session_free(oracle_session *s) {
@@ -176,6 +188,8 @@ static void clear(const oracle_session *s, oracle_cache *c) {
     c->row0 = -1;
     for (int u = 0; u < s->units; u++)
         oracle_ref_clear(&c->ref[u]);
+    for (int i = 0; i < s->units * oracle_pool(s); i++)
+        oracle_ref_clear(&c->pool[i]);
 }
 
 void oracle_reset(oracle_session *s, int slot) {
@@ -186,7 +200,7 @@ void oracle_reset(oracle_session *s, int slot) {
 
 static void copy(double *to, const double *from, int n) { memcpy(to, from, (size_t)n * sizeof *to); }
 
-static void copy_ref(const oracle_session *s, oracle_ref *to, const oracle_ref *from) {
+void oracle_ref_copy(const oracle_session *s, oracle_ref *to, const oracle_ref *from) {
     int heads = s->unit_heads, rows = heads * s->p.D;
     oracle_ref_clear(to);
     to->pos = from->pos;
@@ -224,8 +238,14 @@ void oracle_fork(oracle_session *s, int dst, int src) {
         to->n = from->n;
         to->row0 = from->row0;
         to->rows = from->rows;
-        for (int u = 0; u < s->units; u++)
-            copy_ref(s, &to->ref[u], &from->ref[u]);
+        for (int u = 0; u < s->units; u++) {
+            oracle_ref_copy(s, &to->ref[u], &from->ref[u]);
+            to->ref[u].used = from->ref[u].used;
+        }
+        for (int i = 0; i < s->units * oracle_pool(s); i++) {
+            oracle_ref_copy(s, &to->pool[i], &from->pool[i]);
+            to->pool[i].used = from->pool[i].used;
+        }
     }
 }
 
@@ -243,6 +263,9 @@ static void cut(const oracle_session *s, oracle_cache *c, int length) {
     for (int u = 0; u < s->units; u++)
         if (c->ref[u].pos >= length)
             oracle_ref_clear(&c->ref[u]);
+    for (int i = 0; i < s->units * oracle_pool(s); i++)
+        if (c->pool[i].pos >= length)
+            oracle_ref_clear(&c->pool[i]);
 }
 
 /* A truncation ends the speculation of the last step: there is nothing left to commit. */

@@ -122,6 +122,75 @@ static double cosine(const work *w, int row, int g) {
     return oracle_cosine(query(w, row, g), reference(w)->q + (size_t)g * (size_t)w->s->p.D, w->s->p.D);
 }
 
+/* Whether a reference is of an earlier step of this block. */
+static int in_force(const work *w, const oracle_ref *ref) {
+    const int block = w->s->p.block;
+    return ref->pos >= 0 && ref->pos < w->t && (ref->pos + w->layer) / block == (w->t + w->layer) / block;
+}
+
+/* Puts what the last step has made into the pool: where nothing is in force, else where what is there has been unused for longest. */
+static void save_reference(const work *w) {
+    oracle_ref *own = reference(w), *pool = &w->c->pool[w->unit * oracle_pool(w->s)], *to = pool, *free = NULL;
+    const int n = oracle_pool(w->s);
+    for (oracle_ref *r = pool; r < pool + n; r++) {
+        if (r->pos >= w->t)
+            oracle_ref_clear(r); /* of rows that were taken back */
+        if (!free && !in_force(w, r))
+            free = r;
+        if (r->used < to->used)
+            to = r;
+    }
+    if (!in_force(w, own))
+        return;
+    for (oracle_ref *r = pool; r < pool + n; r++)
+        if (r->pos == own->pos) {
+            if (own->used < w->t && own->used > r->used)
+                r->used = own->used;
+            return;
+        }
+    to = free ? free : to;
+    oracle_ref_copy(w->s, to, own);
+    to->used = own->pos;
+}
+
+/* References whose nearness differs by less may be either's choice. */
+#define TIE 1e-5
+
+/*
+ * Before a step: the reference in hand becomes the one whose query is closest, by the head that is farthest off. Rules taken: it counts as used
+ * by the step unless that retrieves; a retrieval enters the pool when the next step or seed of its block begins.
+ */
+static void recall(const work *w) {
+    oracle_ref *own = reference(w), *pool = &w->c->pool[w->unit * oracle_pool(w->s)], *best = NULL;
+    const int D = w->s->p.D;
+    double most = -3;
+    for (int pass = 0; pass < 2; pass++) {
+        for (oracle_ref *r = pool; r < pool + oracle_pool(w->s); r++) {
+            if (!in_force(w, r))
+                continue;
+            double least = 2;
+            for (int g = 0; g < w->s->unit_heads; g++) {
+                double c = oracle_cosine(query(w, 0, g), r->q + (size_t)g * (size_t)D, D);
+                least = isnan(c) ? -2 : fmin(least, c);
+            }
+            if (pass == 0 && least > most) {
+                most = least;
+                best = r;
+            } else if (pass == 1 && r != best && least > most - TIE) {
+                result(w)->tied = 1;
+                if (w->follow && w->follow->ref_pos == r->pos) {
+                    oracle_ref_copy(w->s, own, r);
+                    own->used = w->t;
+                    return;
+                }
+            }
+        }
+    }
+    if (best)
+        oracle_ref_copy(w->s, own, best);
+    own->used = w->t;
+}
+
 typedef struct verdict {
     int holds, cause;
     double margin;
@@ -383,7 +452,7 @@ static void settle(const work *w, const oracle_set *fresh) {
     u->holds = v.holds;
     u->own_mode = v.holds ? ORACLE_SHARE : u->missed ? ORACLE_DENSE : ORACLE_RETRIEVE;
     u->cause = v.cause;
-    u->margin = v.margin;
+    u->margin = u->tied ? 0 : v.margin;
     u->mode = u->own_mode;
     /* Sharing needs something to share: a reference of an earlier position. */
     if (w->follow && ((w->follow->mode == ORACLE_RETRIEVE && (!u->missed || u->near_miss)) ||
@@ -438,6 +507,10 @@ static void serve(const work *w) {
     clear_rows(w);
     u->mode = u->own_mode = fresh.mode;
     u->set = fresh;
+    if (oracle_pool(w->s)) {
+        save_reference(w);
+        recall(w);
+    }
     if (fresh.mode == ORACLE_RETRIEVE && source(p, w->layer) != w->layer)
         copy_list(w, source(p, w->layer), &fresh);
     else if (fresh.mode == ORACLE_RETRIEVE)
@@ -479,6 +552,8 @@ int oracle_seed(oracle_session *s, int layer, int slot, const double *q, const o
         u->set = fresh;
         if (source(&s->p, layer) != layer)
             continue; /* nothing of its own to seed */
+        if (oracle_pool(s))
+            save_reference(&w);
         int k = fresh.mode == ORACLE_RETRIEVE ? aim(&w, &fresh) : 0;
         int misses = u->missed && !(u->near_miss && w.follow && w.follow->mode == ORACLE_RETRIEVE);
         if (fresh.mode == ORACLE_RETRIEVE && !misses) {

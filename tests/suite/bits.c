@@ -16,7 +16,7 @@
 #define PROMPT 53
 #define STEPS 44
 
-enum { RETRIEVED = 1, AIMED, COPIED }; /* the residual; lists that are made for a target; of another layer */
+enum { RETRIEVED = 1, AIMED, COPIED, RECALLED }; /* the residual; lists that are made for a target; of another layer; several references */
 
 static const uint32_t copied[] = { 0, 1, 1 };
 
@@ -41,6 +41,7 @@ static const struct b_row {
     { "cis-mass aimed G3 D64", "cis-mass", S_G3_D64, { 16, 0, 0, 0 }, 2, 1, AIMED },
     { "topk aimed MQA D80 runs", "topk", S_MQA_D80, { 16, 1, 0, 0 }, 1, 4, AIMED },
     { "hshare G3 D64, copied lists", "hshare", S_G3_D64, { 16, 0, 0, 0 }, 2, 1, COPIED },
+    { "cis-mass, 3 references, G3 D64", "cis-mass", S_G3_D64, { 16, 0, 0, 0 }, 2, 1, RECALLED },
     { "cis-mass retrieved D128 bf16", "cis-mass", S_G1_D128, { 16, 0, 0, 0 }, 2, 1, RETRIEVED },
 };
 
@@ -153,6 +154,11 @@ static t_setup setup_of(t_ctx *t, const struct b_row *row) {
         s.policy.residual = PRHS_RESIDUAL_RETRIEVED;
     if (row->what == COPIED)
         s.list_layers = copied;
+    if (row->what == RECALLED) {
+        s.policy.references = 3;
+        s.policy.block = 90;
+        t_setup_turns(&s);
+    }
     s.decode_rows = row->rows;
     s.max_kv_len = 160;
     s.max_rows = 7 * 24;

@@ -33,6 +33,11 @@ static void aimed(prhs_policy *p) {
     p->k_min = 16;
 }
 
+static void recalled(prhs_policy *p) {
+    list_long(p);
+    p->references = 3;
+}
+
 static const uint32_t copied[] = { 0, 1, 1 };
 
 static const struct g_row {
@@ -56,6 +61,7 @@ static const struct g_row {
     { "cis-mass, a quarter audited", "cis-mass", S_G3_D64, 2, 1, 25, list_long, NULL },
     { "cis-mass runs of 4", "cis-mass", S_G4_D256, 1, 0, 0, runs, NULL },
     { "cis-mass with a target", "cis-mass", S_G3_D64, 2, 0, 1, aimed, NULL },
+    { "cis-mass, 3 references", "cis-mass", S_G3_D64, 2, 1, 0, recalled, NULL },
     { "cis-mass per head", "cis-mass", S_G16_D40, 1, 0, 0, head_lists, NULL },
     { "hshare, copied lists, half audited", "hshare", S_G3_D64, 2, 1, 50, list_long, copied },
 };
@@ -254,6 +260,7 @@ static t_setup setup_of(t_ctx *t, const struct g_row *row) {
     s.validate = 1;
     if (row->change)
         row->change(&s.policy);
+    t_setup_turns(&s);
     return s;
 }
 

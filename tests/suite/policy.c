@@ -65,6 +65,7 @@ static void check_preset(t_ctx *t, const struct p_row *row) {
     want.granularity = 1;
     want.dense_layers = 1;
     want.k_min = 128;
+    want.references = 1;
     memset(&got, 0, sizeof got);
     T_OK(t, prhs_policy_preset(row->name, 30, &got));
 #define SAME(field) T_CHECK(t, got.field == want.field, #field " is %g instead of %g", (double)got.field, (double)want.field)
@@ -75,6 +76,7 @@ static void check_preset(t_ctx *t, const struct p_row *row) {
     SAME(dense_layers);
     SAME(min_sparse_n);
     SAME(block);
+    SAME(references);
     SAME(gate);
     SAME(tau);
     SAME(eps);

@@ -29,6 +29,7 @@ static oracle_params params_of(const t_setup *s) {
     o.min_sparse_n = (int)p->min_sparse_n;
     o.block = (int)p->block;
     o.gate = p->gate == PRHS_GATE_MASS ? ORACLE_GATE_MASS : p->gate == PRHS_GATE_COSINE ? ORACLE_GATE_COSINE : ORACLE_GATE_NONE;
+    o.references = (int)p->references;
     o.tau = (double)p->tau;
     o.eps = (double)p->eps;
     o.m = (int)p->dilate_m;
@@ -170,7 +171,7 @@ static void look(const where *at, const void *blob, int seed) {
         if (seed && v->ref_pos != at->part->s->seq->len - 1)
             mode = ORACLE_IDLE; /* there is no new list */
         p->follow[u] =
-            (oracle_follow){ mode, listed(mode) ? v->list : NULL, listed(mode) ? v->set.count : 0, p->rows + u * R_ROWS };
+            (oracle_follow){ mode, listed(mode) ? v->list : NULL, listed(mode) ? v->set.count : 0, v->ref_pos, p->rows + u * R_ROWS };
         memset(p->rows + u * R_ROWS, -1, R_ROWS);
     }
 }
@@ -245,6 +246,9 @@ static void check_verdict(const where *at, uint32_t u) {
             got == ORACLE_RETRIEVE ? "is not the reference's" : "has changed since its retrieval");
     if (got == ORACLE_RETRIEVE)
         check_reference(at, u);
+    else
+        T_CHECK(p->w.t, p->view[u].ref_pos == unit->ref_pos, "%s unit %u: the reference in hand is at %d instead of %d", at->text, u,
+                p->view[u].ref_pos, unit->ref_pos);
 }
 
 /*

@@ -123,6 +123,7 @@ static void slot_operation(crowd *c, int i) {
     t_ctx *t = c->p.w.t;
     r_seq *s = c->seqs[i];
     int32_t len = s->seq->len;
+    const int many = c->p.w.s.policy.references > 1;
     switch (t_below(t, 6)) {
     case 0: move(c, s, 0); break;
     case 1: move(c, s, 1); break;
@@ -134,10 +135,12 @@ static void slot_operation(crowd *c, int i) {
     default:
         if (len <= 12)
             break;
-        resize(c, s, W_TRUNCATE, len - 1 - (int32_t)t_below(t, 10), 0);
+        if (!many || t_below(t, 2))
+            resize(c, s, W_TRUNCATE, len - 1 - (int32_t)t_below(t, 10), 0);
         if (t_below(t, 2)) { /* the next turn's prompt */
             int32_t n = 1 + (int32_t)t_below(t, 6);
-            one(c, s, n, PRHS_SEQ_PREFILL, s->seq->len + n);
+            const int seeds = many && t_below(t, 2); /* beside references of earlier turns */
+            one(c, s, n, seeds ? PRHS_SEQ_PREFILL | PRHS_SEQ_SEED : PRHS_SEQ_PREFILL, s->seq->len + n);
         }
     }
 }
@@ -196,6 +199,7 @@ static t_setup setup_of(t_ctx *t, const r_row *row, const t_shape *shape, int li
     s.pages = ((uint32_t)live + 1) * (s.max_kv_len / row->layout.page + 2);
     if (row->tune)
         row->tune(&s.policy);
+    t_setup_turns(&s);
     return s;
 }
 

@@ -20,7 +20,7 @@ static const struct s_row {
 };
 #define ROWS (int)(sizeof rows / sizeof *rows)
 
-static const char *row_name(int row) { return row < ROWS ? rows[row].name : row == ROWS ? "exact" : "residuals"; }
+static const char *row_name(int row) { return row < ROWS ? rows[row].name : row == ROWS ? "exact" : row == ROWS + 1 ? "residuals" : "references"; }
 
 static prhs_session_params big(t_ctx *t) {
     prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
@@ -68,15 +68,32 @@ static void residuals(t_ctx *t) {
     }
 }
 
+/* What each of several references takes of a slot: its unit state, then masses, query, moments and list, all of it by 16 bytes. One takes nothing. */
+static void references(t_ctx *t) {
+    const uint64_t each = 64 + 4 * 8 + 3 * 4 * 128 * 4 + 476 * 4, units = 31 * 8;
+    uint64_t one = 0;
+    for (uint32_t n = 1; n <= 16; n++) {
+        prhs_session_params p = big(t);
+        prhs_session_sizes sizes = { .size = sizeof sizes };
+        p.policy.references = n;
+        T_OK(t, prhs_session_get_sizes(t->dev, &p, &sizes));
+        one = n == 1 ? sizes.slot : one;
+        const uint64_t want = n == 1 ? 0 : n * units * each, more = sizes.slot - one;
+        T_CHECK(t, more < want + 256 && want < more + 256, "%u references take %" PRIu64 " bytes of a slot instead of %" PRIu64, n, more, want);
+    }
+}
+
 /* Buffers of exactly the size queried work, with the guard bands right behind them; one byte less is refused. */
 static void exact(t_ctx *t) {
-    static const char *const presets[] = { "dense", "streaming", "topk", "cis", "cpe", "cis-mass", "cis-mass" };
+    static const char *const presets[] = { "dense", "streaming", "topk", "cis", "cpe", "cis-mass", "cis-mass", "cis-mass" };
     for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
         t_world w;
         t_setup s = t_setup_default(t, presets[i], &t_shapes[S_G3_D64]);
         s.max_kv_len = 97;
         if (i == 6)
             s.policy.residual = PRHS_RESIDUAL_RETRIEVED;
+        if (i == 7)
+            s.policy.references = 5;
         s.decode_rows = 3;
         s.audit = 1;
         t_world_make(t, &w, &s);
@@ -106,8 +123,10 @@ static void run(t_ctx *t, int row) {
         share(t, &rows[row]);
     else if (row == ROWS)
         exact(t);
-    else
+    else if (row == ROWS + 1)
         residuals(t);
+    else
+        references(t);
 }
 
-const t_group t_group_sizes = { "sizes", ROWS + 2, ROWS + 2, row_name, run };
+const t_group t_group_sizes = { "sizes", ROWS + 3, ROWS + 3, row_name, run };

@@ -5,22 +5,32 @@
 #include "groups.h"
 #include "world.h"
 
+/* What a session's state has besides lists. */
+typedef struct kept {
+    prhs_residual residual;
+    uint32_t references;
+} kept;
+
 typedef struct pair {
     t_world a, b;
     t_wseq *sa, *sb;
 } pair;
 
-static t_setup base(t_ctx *t, prhs_residual residual) {
+static t_setup base(t_ctx *t, kept what) {
     t_setup s = t_setup_default(t, "cis-mass", &t_shapes[S_G1_D32]);
     s.decode_rows = 4;
-    s.policy.residual = residual;
+    s.policy.residual = what.residual;
+    s.policy.references = what.references;
+    if (what.references > 1)
+        s.policy.block = 90;
+    t_setup_turns(&s);
     s.seed = 99;
     return s;
 }
 
-static pair *make(t_ctx *t, prhs_residual residual) {
+static pair *make(t_ctx *t, kept what) {
     pair *p = t_alloc(t, sizeof *p);
-    t_setup s = base(t, residual);
+    t_setup s = base(t, what);
     t_world_make(t, &p->a, &s);
     t_world_make(t, &p->b, &s);
     p->sa = t_world_seq(&p->a, 1, 0);
@@ -55,8 +65,8 @@ static void same_step_of_b(t_ctx *t, pair *p) {
 }
 
 /* A step of R rows of which c are committed leaves the state of the same step with c rows. */
-static void commit(t_ctx *t, prhs_residual residual) {
-    pair *p = make(t, residual);
+static void commit(t_ctx *t, kept what) {
+    pair *p = make(t, what);
     for (int i = 0; i < 40; i++) {
         int32_t c = 1 + i % 4;
         t_world_one(&p->a, p->sa, 4, 0);
@@ -68,8 +78,8 @@ static void commit(t_ctx *t, prhs_residual residual) {
 }
 
 /* Rejected rows leave no trace without a commit call too: the next step names the committed length. */
-static void rejected(t_ctx *t, prhs_residual residual) {
-    pair *p = make(t, residual);
+static void rejected(t_ctx *t, kept what) {
+    pair *p = make(t, what);
     for (int i = 0; i < 25; i++) {
         t_world_one(&p->a, p->sa, 3, 0);
         t_world_cut(&p->a, p->sa, p->sa->len - 2);
@@ -79,8 +89,8 @@ static void rejected(t_ctx *t, prhs_residual residual) {
     same_step(t, p, "after rejected rows");
 }
 
-static void truncate(t_ctx *t, prhs_residual residual) {
-    pair *p = make(t, residual);
+static void truncate(t_ctx *t, kept what) {
+    pair *p = make(t, what);
     t_world_one(&p->a, p->sa, 1, 0);
     t_world_one(&p->b, p->sb, 1, 0);
     same_state(t, p, "before");
@@ -96,11 +106,11 @@ static void truncate(t_ctx *t, prhs_residual residual) {
     t_world_one(&p->a, p->sa, 1, 0);
     blob = t_world_export(&p->a, 0);
     view = t_world_view(&p->a, blob, 1, 0);
-    T_CHECK(t, last < 71 || view.set.mode == PRHS_MODE_RETRIEVE, "the step after the truncation has mode %d", view.set.mode);
+    T_CHECK(t, last < 71 || what.references > 1 || view.set.mode == PRHS_MODE_RETRIEVE, "the step after the truncation has mode %d", view.set.mode);
 }
 
-static void fork(t_ctx *t, prhs_residual residual) {
-    pair *p = make(t, residual);
+static void fork(t_ctx *t, kept what) {
+    pair *p = make(t, what);
     prhs_stats stats;
     for (int i = 0; i < 5; i++)
         same_step(t, p, "before the fork");
@@ -122,8 +132,8 @@ static void fork(t_ctx *t, prhs_residual residual) {
     }
 }
 
-static void move(t_ctx *t, prhs_residual residual) {
-    pair *p = make(t, residual);
+static void move(t_ctx *t, kept what) {
+    pair *p = make(t, what);
     prhs_stats before, after;
     for (int i = 0; i < 5; i++)
         same_step(t, p, "before the move");
@@ -144,8 +154,8 @@ static void move(t_ctx *t, prhs_residual residual) {
     same_step(t, p, "moved and forked onto itself");
 }
 
-static void preempt(t_ctx *t, prhs_residual residual) {
-    pair *p = make(t, residual);
+static void preempt(t_ctx *t, kept what) {
+    pair *p = make(t, what);
     for (int i = 0; i < 5; i++)
         same_step(t, p, "before");
     void *blob = t_world_export(&p->a, 0);
@@ -163,8 +173,8 @@ static void preempt(t_ctx *t, prhs_residual residual) {
 }
 
 /* Attached and seeded rows serve as a prefilled and seeded prompt does. */
-static void attach(t_ctx *t, prhs_residual residual) {
-    pair *p = make(t, residual);
+static void attach(t_ctx *t, kept what) {
+    pair *p = make(t, what);
     t_world_resize(&p->a, p->sa, W_ATTACH, 70);
     void *blob = t_world_export(&p->a, 0);
     for (uint32_t l = 1; l < p->a.s.layers; l++)
@@ -176,8 +186,8 @@ static void attach(t_ctx *t, prhs_residual residual) {
 }
 
 /* A reset slot is as good as new; its neighbours are not touched. */
-static void reset(t_ctx *t, prhs_residual residual) {
-    pair *p = make(t, residual);
+static void reset(t_ctx *t, kept what) {
+    pair *p = make(t, what);
     prhs_stats stats;
     t_wseq *other = t_world_seq(&p->a, 9, 1);
     void *empty = t_world_export(&p->a, 1);
@@ -192,8 +202,8 @@ static void reset(t_ctx *t, prhs_residual residual) {
 }
 
 /* The engine writes K/V itself: the same bits as append. */
-static void own_rows(t_ctx *t, prhs_residual residual) {
-    pair *p = make(t, residual);
+static void own_rows(t_ctx *t, kept what) {
+    pair *p = make(t, what);
     for (int i = 0; i < 20; i++) {
         size_t n = p->a.s.shape->kv_heads * p->a.s.shape->dim;
         float k[256], v[256];
@@ -216,8 +226,8 @@ static void own_rows(t_ctx *t, prhs_residual residual) {
 
 /* A step that is run again at the same position (an engine that retries) retrieves where it retrieved: its own list is no earlier
  * one. */
-static void repeated(t_ctx *t, prhs_residual residual) {
-    pair *p = make(t, residual);
+static void repeated(t_ctx *t, kept what) {
+    pair *p = make(t, what);
     int retrieved = 0;
     for (int i = 0; i < 30; i++) {
         t_world_one(&p->a, p->sa, 1, 0);
@@ -264,7 +274,7 @@ static t_wseq *written(t_world *w, int32_t slot, int32_t n) {
     return seq;
 }
 
-static pair *capacities(t_ctx *t, const char *preset, uint32_t rows, prhs_residual residual) {
+static pair *capacities(t_ctx *t, const char *preset, uint32_t rows, kept what) {
     pair *p = t_alloc(t, sizeof *p);
     t_setup s = t_setup_default(t, preset, &t_shapes[S_G1_D32]);
     s.seed = 99;
@@ -276,7 +286,7 @@ static pair *capacities(t_ctx *t, const char *preset, uint32_t rows, prhs_residu
         s.policy.eps = 1.0f;
     }
     if (s.policy.gate == PRHS_GATE_MASS)
-        s.policy.residual = residual;
+        s.policy.residual = what.residual;
     t_world_make(t, &p->b, &s);
     s.max_seqs = 600;
     t_world_make(t, &p->a, &s);
@@ -290,9 +300,9 @@ static pair *capacities(t_ctx *t, const char *preset, uint32_t rows, prhs_residu
  * holds nothing: bits and state as in a batch of its own size. Where a block ends, a step retrieves everything after one that
  * retrieved nothing.
  */
-static void capacity(t_ctx *t, const char *preset, uint32_t rows, prhs_residual residual) {
+static void capacity(t_ctx *t, const char *preset, uint32_t rows, kept what) {
     static const uint32_t places[] = { 0, 599, 1, 511, 512, 513, 300, 599, 0 };
-    pair *p = capacities(t, preset, rows, residual);
+    pair *p = capacities(t, preset, rows, what);
     int last = -1, turned = 0;
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         p->a.place = places[i];
@@ -314,11 +324,11 @@ static void capacity(t_ctx *t, const char *preset, uint32_t rows, prhs_residual 
     T_CHECK(t, turned > 0, "no step retrieved everything after one that retrieved nothing");
 }
 
-static void capacity_cis(t_ctx *t, prhs_residual residual) { capacity(t, "cis", 1, residual); }
-static void capacity_mass(t_ctx *t, prhs_residual residual) { capacity(t, "cis-mass", 1, residual); }
-static void capacity_rows(t_ctx *t, prhs_residual residual) { capacity(t, "cis-mass", 4, residual); }
-static void capacity_dense(t_ctx *t, prhs_residual residual) {
-    pair *p = capacities(t, "dense", 1, residual);
+static void capacity_cis(t_ctx *t, kept what) { capacity(t, "cis", 1, what); }
+static void capacity_mass(t_ctx *t, kept what) { capacity(t, "cis-mass", 1, what); }
+static void capacity_rows(t_ctx *t, kept what) { capacity(t, "cis-mass", 4, what); }
+static void capacity_dense(t_ctx *t, kept what) {
+    pair *p = capacities(t, "dense", 1, what);
     for (uint32_t place = 0; place < 600; place += 299) {
         p->a.place = place;
         same_step(t, p, "a place");
@@ -326,12 +336,12 @@ static void capacity_dense(t_ctx *t, prhs_residual residual) {
 }
 
 /* A batch of hundreds that is full, in two steps: the bits of each sequence by itself. */
-static void crowd(t_ctx *t, prhs_residual residual) {
+static void crowd(t_ctx *t, kept what) {
     enum { CROWD = 600, LAST = 7 };
     t_world a, b;
     t_entry all[CROWD], few[LAST];
     t_setup s = t_setup_default(t, "dense", &t_shapes[S_G1_D32]);
-    (void)residual;
+    (void)what;
     const size_t row = s.shape->heads * s.shape->dim;
     s.layers = 1;
     t_world_make(t, &b, &s);
@@ -349,25 +359,26 @@ static void crowd(t_ctx *t, prhs_residual residual) {
     }
 }
 
-/* What leaves state behind is run with both residuals, as their state differs. */
-#define MEAN(name, run) { name, run, PRHS_RESIDUAL_MEAN }
-#define BOTH(name, run) MEAN(name, run), { name ", retrieved", run, PRHS_RESIDUAL_RETRIEVED }
+/* What leaves state behind is run with both residuals, and with several references, as their state differs. */
+#define MEAN(name, run) { name, run, { PRHS_RESIDUAL_MEAN, 1 } }
+#define BOTH(name, run) MEAN(name, run), { name ", retrieved", run, { PRHS_RESIDUAL_RETRIEVED, 1 } }
+#define THREE(name, run) BOTH(name, run), { name ", 3 references", run, { PRHS_RESIDUAL_MEAN, 3 } }
 
 static const struct l_row {
     const char *name;
-    void (*run)(t_ctx *t, prhs_residual residual);
-    prhs_residual residual;
+    void (*run)(t_ctx *t, kept what);
+    kept what;
 } rows[] = {
-    BOTH("commit", commit),
-    BOTH("rejected rows", rejected),
-    BOTH("truncate", truncate),
-    BOTH("fork", fork),
-    BOTH("move", move),
-    BOTH("export and import", preempt),
-    BOTH("attach", attach),
-    BOTH("reset", reset),
+    THREE("commit", commit),
+    THREE("rejected rows", rejected),
+    THREE("truncate", truncate),
+    THREE("fork", fork),
+    THREE("move", move),
+    THREE("export and import", preempt),
+    THREE("attach", attach),
+    THREE("reset", reset),
     BOTH("own rows", own_rows),
-    BOTH("repeated step", repeated),
+    THREE("repeated step", repeated),
     MEAN("capacity cis", capacity_cis),
     BOTH("capacity cis-mass", capacity_mass),
     BOTH("capacity several rows", capacity_rows),
@@ -377,6 +388,6 @@ static const struct l_row {
 
 static const char *row_name(int row) { return rows[row].name; }
 
-static void run(t_ctx *t, int row) { rows[row].run(t, rows[row].residual); }
+static void run(t_ctx *t, int row) { rows[row].run(t, rows[row].what); }
 
 const t_group t_group_slots = { "slots", sizeof rows / sizeof *rows, sizeof rows / sizeof *rows, row_name, run };

@@ -30,6 +30,13 @@ t_setup t_setup_default(t_ctx *t, const char *preset, const t_shape *shape) {
     return s;
 }
 
+void t_setup_turns(t_setup *s) {
+    if (s->policy.references <= 1)
+        return;
+    s->stretch = 3;
+    s->cycle = 4;
+}
+
 prhs_session_params t_world_params(const t_setup *s) {
     prhs_session_params p = PRHS_SESSION_PARAMS_INIT;
     p.policy = s->policy;

@@ -23,6 +23,7 @@ typedef struct t_setup {
     float sharp;      /* scale of the queries: larger is more peaked */
     float drift;      /* noise of a query around its stretch's direction */
     uint32_t stretch; /* positions that share a direction */
+    uint32_t cycle;   /* stretches after which the directions come again; 0: never */
     int pad;          /* padded q, k, v, out rows */
     uint64_t seed;    /* of the contents */
 } t_setup;
@@ -69,6 +70,8 @@ typedef struct t_world {
 } t_world;
 
 t_setup t_setup_default(t_ctx *t, const char *preset, const t_shape *shape);
+/* Queries that come back to where they were, if the policy has units that remember. */
+void t_setup_turns(t_setup *s);
 void t_world_make(t_ctx *t, t_world *w, const t_setup *setup);
 /* The session's parameters for a setup. */
 prhs_session_params t_world_params(const t_setup *s);

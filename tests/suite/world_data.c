@@ -73,8 +73,9 @@ t_wseq *t_world_share(t_world *w, const t_wseq *seq, int32_t slot) {
 void t_world_query(const t_world *w, const t_wseq *seq, uint32_t layer, int32_t pos, float *q) {
     const t_shape *sh = w->s.shape;
     float noise[256];
+    const uint32_t stretch = (uint32_t)pos / w->s.stretch, direction = w->s.cycle ? stretch % w->s.cycle : stretch;
     for (uint32_t h = 0; h < sh->heads; h++) {
-        t_normals(q + h * sh->dim, sh->dim, t_key(w->s.seed ^ seq->root, 2, layer * 64u + h, (uint64_t)pos / w->s.stretch));
+        t_normals(q + h * sh->dim, sh->dim, t_key(w->s.seed ^ seq->root, 2, layer * 64u + h, direction));
         t_normals(noise, sh->dim, t_key(w->s.seed ^ seq->version[pos], 3, layer * 64u + h, (uint64_t)pos));
         for (uint32_t d = 0; d < sh->dim; d++)
             q[h * sh->dim + d] = w->s.sharp * (q[h * sh->dim + d] + w->s.drift * noise[d]);

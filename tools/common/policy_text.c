@@ -53,6 +53,7 @@ static bool parse_number(const char *key, const char *value, prhs_policy *p) {
         { "dense", &p->dense_layers },
         { "n", &p->min_sparse_n },
         { "s", &p->block },
+        { "refs", &p->references },
         { "m", &p->dilate_m },
         { "rb", &p->dilate_back },
         { "rf", &p->dilate_ahead },

@@ -14,7 +14,7 @@ static const char help[] =
     "Runs policies over recorded queries, keys and values (prhs-llama --record; docs/trace.md): exact dropped mass, output error "
     "against dense\n"
     "attention in double precision, the estimator's error, bytes read, and time a layer step.\n" TOOL_DEVICE_HELP
-    "  --policy NAME[,key=value...]  may be repeated (dense, cis, cis-mass); keys as in prhs-llama: k kmin target s gate tau "
+    "  --policy NAME[,key=value...]  may be repeated (dense, cis, cis-mass); keys as in prhs-llama: k kmin target s refs gate tau "
     "floor eps m\n"
     "                    rb rf g sinks local dense n join residual psaw psaw_layer phi alpha\n"
     "  --only PART       accuracy or time (both; with --sweep accuracy)\n"
