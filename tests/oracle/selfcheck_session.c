@@ -527,6 +527,40 @@ static void check_per_head(void) {
     free(b);
 }
 
+/* Queries along axes: with two references those that come back share, and a third one takes the place of the one unused for longest. */
+static void check_references(void) {
+    static const struct {
+        int axis, mode, ref_pos; /* of two references; with one all retrieve */
+    } steps[] = { { 0, ORACLE_RETRIEVE, 39 }, { 1, ORACLE_RETRIEVE, 40 }, { 0, ORACLE_SHARE, 39 },    { 1, ORACLE_SHARE, 40 },
+                  { 2, ORACLE_RETRIEVE, 43 }, { 1, ORACLE_SHARE, 40 },    { 0, ORACLE_RETRIEVE, 45 }, { 2, ORACLE_RETRIEVE, 46 } };
+    book *b = new_book();
+    for (int n = 1; n <= 2; n++) {
+        oracle_params p = base();
+        p.gate = ORACLE_GATE_COSINE;
+        p.residual = ORACLE_RESIDUAL_NONE;
+        p.block = 1000;
+        p.references = n;
+        oracle_session *s = oracle_session_new(&p);
+        oracle_result *r = oracle_result_new(s, ROWS);
+        for (int i = 0; i < 39; i++)
+            oracle_append(s, 0, 0, 1, b->K[0][i], b->V[0][i]);
+        for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+            double q[H * D] = { 0 };
+            for (int h = 0; h < H; h++)
+                q[h * D + steps[i].axis] = 1;
+            oracle_append(s, 0, 0, 1, b->K[0][39 + i], b->V[0][39 + i]);
+            CHECK(oracle_step(s, 0, 0, 1, q, NULL, r) == 0);
+            for (int u = 0; u < oracle_units(s); u++) {
+                CHECK(r->unit[u].mode == (n == 1 ? ORACLE_RETRIEVE : steps[i].mode));
+                CHECK(r->unit[u].ref_pos == (n == 1 ? 39 + (int)i : steps[i].ref_pos));
+            }
+        }
+        oracle_result_free(r);
+        oracle_session_free(s);
+    }
+    free(b);
+}
+
 int main(int argc, char **argv) {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20260208u;
     printf("seed %" PRIu64 "\n", seed);
@@ -548,6 +582,7 @@ int main(int argc, char **argv) {
         check_psaw();
         check_runs();
         check_per_head();
+        check_references();
     }
     printf(failures ? "%d checks failed\n" : "all checks held\n", failures);
     return failures != 0;

@@ -72,15 +72,18 @@ static void residuals(t_ctx *t) {
 static void references(t_ctx *t) {
     const uint64_t each = 64 + 4 * 8 + 3 * 4 * 128 * 4 + 476 * 4, units = 31 * 8;
     uint64_t one = 0;
+    double share[17] = { 0 };
     for (uint32_t n = 1; n <= 16; n++) {
         prhs_session_params p = big(t);
         prhs_session_sizes sizes = { .size = sizeof sizes };
         p.policy.references = n;
         T_OK(t, prhs_session_get_sizes(t->dev, &p, &sizes));
         one = n == 1 ? sizes.slot : one;
+        share[n] = 100.0 * (double)sizes.state / (2.0 * 2 * 8192 * 8 * 128 * 32);
         const uint64_t want = n == 1 ? 0 : n * units * each, more = sizes.slot - one;
         T_CHECK(t, more < want + 256 && want < more + 256, "%u references take %" PRIu64 " bytes of a slot instead of %" PRIu64, n, more, want);
     }
+    snprintf(t->note, sizeof t->note, "%.2f %% of the K/V cache with 1, %.2f %% with 8, %.2f %% with 16", share[1], share[8], share[16]);
 }
 
 /* Buffers of exactly the size queried work, with the guard bands right behind them; one byte less is refused. */
