@@ -9,12 +9,20 @@
 #include "../backend.h"
 #include "loader.h"
 
+typedef enum prhs_nv_form {
+    PRHS_NV_SM80, /* machine code */
+    PRHS_NV_SM90,
+    PRHS_NV_PTX,  /* compute_80, of a version that old drivers take; marked as tools/compile_cuda.py says */
+    PRHS_NV_FORMS
+} prhs_nv_form;
+
 /* Embedded kernels, one image a file of cuda/ (made by tools/compile_cuda.py and tools/embed_bin.py); ends with name NULL. */
 struct prhs_nv_image {
     const char *name;
-    const unsigned char *fatbin; /* machine code: sm_80, sm_90 */
-    const unsigned char *ptx;    /* compute_80, of a version that old drivers take; packed and marked as tools/compile_cuda.py says */
-    size_t ptx_size;
+    struct prhs_nv_packed {
+        const unsigned char *data;
+        size_t size;
+    } forms[PRHS_NV_FORMS]; /* each packed by itself */
 };
 extern const struct prhs_nv_image prhs_nv_images[];
 
@@ -62,7 +70,7 @@ typedef struct prhs_nv_device {
     atomic_int broken;             /* the sticky result that ended the context; 0: it works */
     pthread_mutex_t prepare_lock;
     prhs_drv_module modules[PRHS_NV_IMAGES_MAX]; /* machine code by image; NULL: not loaded */
-    bool refused[PRHS_NV_IMAGES_MAX];            /* the driver does not take the machine code */
+    bool refused[PRHS_NV_IMAGES_MAX];            /* there is no machine code that the driver takes */
     prhs_nv_kernel *kernels;     /* under prepare_lock */
     _Atomic(prhs_nv_variant *) variants[PRHS_OP_COUNT]; /* by the op's kind */
     atomic_uint launched;          /* kinds of ops, as bits */

@@ -32,8 +32,8 @@ static contexts *mine(void) {
 }
 
 static int sms(void) { return fake_setting("PRHS_FAKE_CUDA_SMS", 3); }
-static int arch(void) { return fake_setting("PRHS_FAKE_CUDA_ARCH", 90); }
-int fake_shared_most(void) { return arch() >= 90 ? 232448 : 166912; }
+int fake_arch(void) { return fake_setting("PRHS_FAKE_CUDA_ARCH", 90); }
+int fake_shared_most(void) { return fake_arch() >= 90 ? 232448 : 166912; }
 int fake_multiprocessors(void) { return sms(); }
 bool fake_current(void) { return mine()->depth > 0; }
 static int devices(void) { return fake_setting("PRHS_FAKE_CUDA_DEVICES", 1); }
@@ -108,8 +108,8 @@ PRHS_PUBLIC result cuDeviceGetAttribute(int *value, int attribute, prhs_drv_devi
     CALL();
     switch (attribute) {
     case PRHS_DRV_MULTIPROCESSORS: *value = sms(); break;
-    case PRHS_DRV_COMPUTE_MAJOR: *value = arch() / 10; break;
-    case PRHS_DRV_COMPUTE_MINOR: *value = arch() % 10; break;
+    case PRHS_DRV_COMPUTE_MAJOR: *value = fake_arch() / 10; break;
+    case PRHS_DRV_COMPUTE_MINOR: *value = fake_arch() % 10; break;
     case PRHS_DRV_SHARED_OPTIN: *value = fake_shared_most(); break;
     default: fake_complain("device attribute %d is not emulated", attribute); DONE(PRHS_DRV_INVALID_VALUE);
     }

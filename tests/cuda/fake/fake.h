@@ -100,6 +100,7 @@ extern int fake_retained;      /* of the primary context */
 bool fake_current(void);       /* this thread has a context */
 int fake_shared_most(void);    /* bytes of shared memory a block may have */
 int fake_multiprocessors(void); /* of the device */
+int fake_arch(void);           /* its compute capability, times ten */
 
 /* memory.c */
 memory *fake_memory_new(kind kind, size_t size, result *error);

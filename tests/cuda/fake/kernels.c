@@ -1,16 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Modules and launches: the kernels are those that the emulator was linked with, whatever the image says. */
+/* Modules and launches: the kernels are those that the emulator was linked with; of an image counts only what kind it is. */
 #include "api.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define STATIC_SHARED 8192 /* nobody knows how much a kernel has */
 #define PLAIN_SHARED ((48u << 10) - STATIC_SHARED)
 
+/* Machine code runs on its own generation, from its own capability on; PTX holds a kernel. stub_image.py writes "no code". */
+static result image_error(const char *image) {
+    enum { ABI = 8, FLAGS = 48 }; /* in an ELF header */
+    int sm = 0;
+    if (memcmp(image, "\177ELF", 4) == 0)
+        sm = (unsigned char)image[FLAGS + (image[ABI] >= 8)];
+    else if (sscanf(image, "no code for %d", &sm) != 1 && !strstr(image, ".entry")) {
+        fake_complain("an image that is neither machine code nor PTX with a kernel");
+        return PRHS_DRV_INVALID_IMAGE;
+    }
+    return sm && (sm / 10 != fake_arch() / 10 || sm > fake_arch()) ? PRHS_DRV_NO_BINARY_FOR_GPU : 0;
+}
+
 PRHS_PUBLIC result cuModuleLoadDataEx(prhs_drv_module *module, const void *image, unsigned options, int *option, void **value) {
     CALL();
     (void)options, (void)option, (void)value;
     result error = image ? fake_unsafe() : PRHS_DRV_INVALID_IMAGE;
+    if (!error)
+        error = image_error(image);
     if (!error && !(*module = fake_new(MODULE, sizeof **module)))
         error = PRHS_DRV_OUT_OF_MEMORY;
     DONE(error);
