@@ -6,7 +6,7 @@ Or for a driver that compiles it itself: compile_cuda.py --ptx NVCC SOURCE.cu OU
 OUT.sm80.lzma, OUT.sm90.lzma: machine code for compute capability 8.0 (which 8.6 and 8.9 run too) and 9.0. OUT.ptx.lzma: the PTX for 8.0, for
 newer devices and for drivers that do not take this toolkit's machine code. Its version is lowered to PTX_VERSION, because a driver refuses
 PTX that is newer than itself; the code for 8.0 is assembled from just this text, so that the build fails where it needs more than that
-version. Around every kernel stand the lines "//:name" and "//.", by which the library takes out the one it needs.
+version. It is marked, and its numbers are distances, as ptx.py says; the library takes out the kernel that it needs.
 """
 import os
 import re
@@ -15,6 +15,7 @@ import sys
 import tempfile
 
 from pack import CODE, TEXT, write_packed
+from ptx import distances, mark, number, numbers
 
 PTX_VERSION = "7.7"  # CUDA 11.7: kernels take addresses of their parameters
 
@@ -35,26 +36,11 @@ def lower(text):
     return "".join(line for line in text.splitlines(True) if not re.match(r"\s*(//|\.pragma\s+\"used_bytes_mask)", line))
 
 
-def mark(text):
-    """Lines "//:name" and "//." around each kernel."""
-    out, at = [], 0
-    for m in re.finditer(r"^(?:\.visible )?\.entry (\w+)\(", text, re.M):
-        end, depth = text.index("{", m.end()), 0
-        while True:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-            if depth == 0:
-                break
-        out += [text[at:m.start()], f"//:{m.group(1)}\n", text[m.start():end], "\n//.\n"]
-        at = end
-    return "".join(out) + text[at:]
-
-
 def make_ptx(base, folder, source, depfile, target, ptx, sm80):
     """The text at `ptx`, and its machine code for 8.0."""
     run(*base, "-ptx", "-arch=compute_80", "-MD", "-MF", depfile, "-MT", target, "-o", ptx, source)
     with open(ptx, encoding="utf-8") as f:
-        text = mark(lower(f.read()))
+        text = number(mark(lower(f.read())))
     with open(ptx, "w", encoding="utf-8") as f:
         f.write(text)
     run(os.path.join(folder, "ptxas"), "-O3", "-arch=sm_80", ptx, "-o", sm80)
@@ -77,7 +63,9 @@ def main():
         for cubin, packed in [(sm80, out), (sm90, out_sm90)]:
             with open(cubin, "rb") as f:
                 write_packed(packed, f.read(), CODE)
-        write_packed(out_ptx, text.encode(), TEXT)
+        if numbers(distances(text)) != text:
+            sys.exit(f"compile_cuda.py: {source}: the PTX does not come out as it went in")
+        write_packed(out_ptx, distances(text).encode(), TEXT)
 
 
 main()

@@ -12,7 +12,7 @@
 typedef enum prhs_nv_form {
     PRHS_NV_SM80, /* machine code */
     PRHS_NV_SM90,
-    PRHS_NV_PTX,  /* compute_80, of a version that old drivers take; marked as tools/compile_cuda.py says */
+    PRHS_NV_PTX,  /* compute_80, of a version that old drivers take; in the form of tools/ptx.py */
     PRHS_NV_FORMS
 } prhs_nv_form;
 

@@ -6,34 +6,13 @@
 #include <string.h>
 
 #include "lzma.h"
+#include "ptx.h"
 
 int prhs_nv_image_of(const char *file) {
     for (int i = 0; i < PRHS_NV_IMAGES_MAX && prhs_nv_images[i].name; i++)
         if (strcmp(prhs_nv_images[i].name, file) == 0)
             return i;
     return -1;
-}
-
-/* Keeps, of the kernels in a marked text, only the one of this name, so that the driver compiles no others; false: it is not there. */
-static bool keep_kernel(char *text, const char *name) {
-    const size_t size = strlen(name);
-    bool found = false;
-    char *to = text;
-    for (char *from = text; *from;) {
-        char *begin = strstr(from, "\n//:"), *end = begin ? strstr(begin, "\n//.") : NULL;
-        if (!end)
-            end = begin = from + strlen(from);
-        memmove(to, from, (size_t)(begin - from));
-        to += begin - from;
-        if (begin < end && strncmp(begin + 4, name, size) == 0 && begin[4 + size] == '\n') {
-            memmove(to, begin, (size_t)(end - begin));
-            to += end - begin;
-            found = true;
-        }
-        from = *end ? end + 4 : end;
-    }
-    *to = '\0';
-    return found;
 }
 
 /* The bytes of an image, malloc()ed and with a zero behind them, or NULL. */
@@ -52,6 +31,16 @@ static char *unpack(const struct prhs_nv_packed *packed) {
     return NULL;
 }
 
+/* Of PTX the kernel alone. malloc()ed, or NULL. */
+static char *image_of(const prhs_nv_kernel *kernel, prhs_nv_form form) {
+    char *bytes = unpack(&prhs_nv_images[prhs_nv_image_of(kernel->choice.file)].forms[form]);
+    if (!bytes || form != PRHS_NV_PTX)
+        return bytes;
+    char *text = prhs_nv_ptx(bytes, kernel->choice.name);
+    free(bytes);
+    return text;
+}
+
 /* --- modules --- */
 
 /* What the driver said last, and to which call. */
@@ -60,17 +49,15 @@ typedef struct answer {
     const char *call;
 } answer;
 
-/* Hands a kernel's image to the driver, which keeps a copy of its own; of PTX the kernel alone. */
+/* Hands a kernel's image to the driver, which keeps a copy of its own. */
 static prhs_status load_module(prhs_nv_device *dev, const prhs_nv_kernel *kernel, prhs_nv_form form, prhs_drv_module *module, answer *said) {
     char words[512] = "";
     int option[] = { PRHS_DRV_JIT_ERROR_LOG, PRHS_DRV_JIT_ERROR_LOG_SIZE };
     void *value[] = { words, (void *)(uintptr_t)(sizeof words - 1) };
     const char *name = kernel->choice.name;
-    char *bytes = unpack(&prhs_nv_images[prhs_nv_image_of(kernel->choice.file)].forms[form]);
-    if (!bytes || (form == PRHS_NV_PTX && !keep_kernel(bytes, name))) {
-        free(bytes);
+    char *bytes = image_of(kernel, form);
+    if (!bytes)
         return prhs_fail(&dev->head.log, PRHS_ERR_MEMORY, "cuda: no host memory for the code of %s", name);
-    }
     prhs_count(&dev->head.counters.compiles);
     *said = (answer){ prhs_drv.ModuleLoadData(module, bytes, 2, option, value), "cuModuleLoadDataEx" };
     free(bytes);
