@@ -335,8 +335,8 @@ template <class G> DEV bool put_lanes(const prhs_cu_prefill &p, const tile &t, i
 
 /*
  * One pass over the keys that the tile sees. Copies run in the order K0 V0 K1 V1 ... through the ring: at each barrier the next but
- * one is sent to the slot that everybody has just left. Of the first block often the sinks alone are seen: it is thin then, and done before
- * K1 could come if that were not sent at once. What a thin block leaves out weighs 0, so that no bit depends on it.
+ * one is sent to the slot that everybody has just left. Of the first block often the sinks alone are seen: it is thin then. What a thin
+ * block leaves out weighs 0, so that no bit depends on it.
  */
 template <class G> DEV bool attend(const prhs_cu_prefill &p, const job &j, unsigned char *shared)
 {
@@ -348,21 +348,15 @@ template <class G> DEV bool attend(const prhs_cu_prefill &p, const job &j, unsig
     copy_block<G>(p.a.shape, last, shared + k, at, 0, now * G::keys, true);
     copy_block<G>(p.a.shape, last, shared + v, at, 16, now * G::keys, true);
     at = address<G>(p, j, next * G::keys, page_id<G>(p.a.kv, j, next * G::keys));
-    copy_block<G>(p.a.shape, j.all.last, shared + spare, at, 0, next * G::keys, next * G::keys <= j.all.last);
-    bool sent = true;
     state<G> x;
     clear_state<G>(x);
 #pragma unroll 1
     while (now * G::keys <= j.all.last) {
         const int then = block_from(j.all, p.a.sinks, next + 1, G::keys);
         weights<G> w;
-        if (sent)
-            copy_wait<2>();
-        else
-            copy_wait<1>();
+        copy_wait<1>();
         __syncthreads();
-        if (!sent)
-            copy_block<G>(p.a.shape, j.all.last, shared + spare, at, 0, next * G::keys, next * G::keys <= j.all.last);
+        copy_block<G>(p.a.shape, j.all.last, shared + spare, at, 0, next * G::keys, next * G::keys <= j.all.last);
         const int id = page_id<G>(p.a.kv, j, then * G::keys);
         const bool some = sees_some(j.own[here().warp], p.a.sinks, now * G::keys, G::keys);
         if (some && thin)
@@ -387,7 +381,7 @@ template <class G> DEV bool attend(const prhs_cu_prefill &p, const job &j, unsig
         spare = left;
         now = next;
         next = then;
-        thin = sent = false;
+        thin = false;
     }
     return put_lanes<G>(p, j.t, j.pass, shared, x);
 }
