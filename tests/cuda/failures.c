@@ -127,7 +127,10 @@ static prhs_status decode(run *r) {
     for (int t = 1; t <= STEPS; t++) {
         const prhs_seq seq = { .row_count = 1, .kv_len = PROMPT + t };
         TRY(prhs_queue_write(r->queue, r->step.batch.seqs, &seq, sizeof seq));
-        TRY(prhs_cuda_graph_launch(r->graph, r->queue));
+        if (t % 2)
+            TRY(prhs_cuda_graph_launch(r->graph, r->queue));
+        else
+            TRY(prhs_session_step(r->session, r->queue, &r->step));
         TRY(prhs_queue_read(r->queue, r->out, r->step.out.mem, sizeof r->out));
         TRY(prhs_event_record(r->queue, r->event));
         TRY(prhs_queue_finish(r->queue));

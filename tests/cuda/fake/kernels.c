@@ -122,7 +122,7 @@ static bool too_many(const emu_kernel *k, const prhs_drv_launch *how) {
     return strncmp(k->name, "prhs_", 5) == 0 && strncmp(k->name, "prhs_prefill", 12) != 0 && how->grid_x > fit;
 }
 
-static result launch(prhs_drv_function function, const prhs_drv_launch *how, void **params, void **extra) {
+result fake_kernel_item(prhs_drv_function function, const prhs_drv_launch *how, void **params, void **extra, item *it) {
     if (!fake_current() || !fake_known(function, FUNCTION) || (how->stream && !fake_known(how->stream, STREAM))) {
         fake_complain("a launch without a context, of no function, or on no stream");
         return PRHS_DRV_INVALID_HANDLE;
@@ -141,9 +141,15 @@ static result launch(prhs_drv_function function, const prhs_drv_launch *how, voi
     bool overlaps = false;
     for (unsigned i = 0; i < how->count; i++)
         overlaps |= how->attributes[i].id == PRHS_DRV_ATTRIBUTE_OVERLAP && how->attributes[i].value.overlap;
-    const item it = { .what = KERNEL, .kernel = k, .grid = how->grid_x, .block = how->block_x, .shared = how->shared, .overlaps = overlaps,
-                      .params = params[0] };
-    return fake_submit(how->stream, &it);
+    *it = (item){ .what = KERNEL, .kernel = k, .grid = how->grid_x, .block = how->block_x, .shared = how->shared, .overlaps = overlaps,
+                  .params = params[0] };
+    return PRHS_DRV_SUCCESS;
+}
+
+static result launch(prhs_drv_function function, const prhs_drv_launch *how, void **params, void **extra) {
+    item it;
+    const result error = fake_kernel_item(function, how, params, extra, &it);
+    return error ? error : fake_submit(how->stream, &it);
 }
 
 PRHS_PUBLIC result cuLaunchKernel(prhs_drv_function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
