@@ -89,7 +89,7 @@ typedef struct prhs_nv_launch {
     unsigned grid, threads, shared;
 } prhs_nv_launch;
 
-#define PRHS_NV_CHAIN_MAX 8
+#define PRHS_NV_CHAIN_MAX 10
 
 /* An executable graph of so many kernels, one after the other. */
 typedef struct prhs_nv_chain {
