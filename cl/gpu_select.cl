@@ -66,9 +66,16 @@ float token_weight(const prhs_k_select *a, const __global float *s, const __loca
 
 int padded(int n) { return (n + AHEAD * GROUP - 1) / (AHEAD * GROUP) * (AHEAD * GROUP); }
 
+void widen(float2 *span, float x)
+{
+    span->x = isfinite(x) ? fmax(span->x, x) : span->x;
+    span->y = isfinite(x) ? fmax(span->y, -x) : span->y;
+}
+
 /* Brings the slice from run `from` on in, if it is not; those that dilation forces get the key FORCED. best[0, past) lie before the slice, and of
-   these only `last` can still reach into it. *staged: the slice that is in, < 0: none. wanted: false where there is nothing to do. */
-void stage(const prhs_k_select *a, int from, int past, int last, bool wanted, int *staged, __local memory *m)
+   these only `last` can still reach into it. *staged: the slice that is in, < 0: none. wanted: false where there is nothing to do. span: NULL, or
+   the largest of the work-item's numbers, and of their negatives. */
+void stage(const prhs_k_select *a, int from, int past, int last, bool wanted, int *staged, float2 *span, __local memory *m)
 {
     const int run = a->policy.run, n = *staged == from || !wanted ? 0 : min(SLICE, m->j.count - from);
     const int back = a->policy.dilate_back, ahead = a->policy.dilate_ahead, reach = back + 1 + ahead, marks = n > 0 ? (m->j.m - past) * reach : 0;
@@ -82,8 +89,11 @@ void stage(const prhs_k_select *a, int from, int past, int last, bool wanted, in
             for (int t = 0; t < AHEAD; t++)
                 x[t] = first + t * GROUP < n ? s[first + t * GROUP] : 0.0f;
 #pragma unroll
-            for (int t = 0; t < AHEAD; t++)
+            for (int t = 0; t < AHEAD; t++) {
                 m->keys[first + t * GROUP] = first + t * GROUP < n ? order_key(x[t]) : 0;
+                if (span)
+                    widen(span, first + t * GROUP < n ? x[t] : NAN);
+            }
         }
     } else {
         for (int i = LID; i < n; i += GROUP) {
@@ -91,6 +101,8 @@ void stage(const prhs_k_select *a, int from, int past, int last, bool wanted, in
             for (int t = 0; t < run; t++)
                 sum += token_weight(a, s + i * run + t, m);
             m->keys[i] = order_key(sum);
+            if (span)
+                widen(span, sum);
         }
         for (int i = n + LID; i < padded(n); i += GROUP)
             m->keys[i] = 0;
@@ -123,19 +135,11 @@ int bin_of(const ruler *r, bool raw, uint key)
     return (int)min((max(key, r->low) - r->low) >> r->shift, BINS - 2u);
 }
 
-/* From the smallest number among the keys to the largest; -inf has its bin with the smallest. */
-ruler rule(int n, __local memory *m)
+/* From the smallest number to the largest; -inf has its bin with the smallest. */
+ruler rule(float2 span, __local memory *m)
 {
-    __local float *shared = (__local float *)m->sums;
-    float top = LOWEST, low = LOWEST;
-    for (int i = LID; i < padded(n); i += AHEAD * GROUP)
-#pragma unroll
-        for (int t = 0; t < AHEAD; t++) {
-            const float x = value_of(m->keys[i + t * GROUP]);
-            top = isfinite(x) ? fmax(top, x) : top;
-            low = isfinite(x) ? fmax(low, -x) : low;
-        }
-    max_two(&top, &low, shared, (__local float *)m->histogram);
+    float top = span.x, low = span.y;
+    max_two(&top, &low, (__local float *)m->sums, (__local float *)m->histogram);
     low = -low;
     ruler r = { low, fmin((BINS - 2) / (top - low), 1e37f), order_key(low), 0 };
     if (!(top > low)) /* equal ones, or none */
@@ -175,12 +179,15 @@ void clear_bins(__local memory *m)
     SYNC();
 }
 
-/* The limit from one histogram of n keys that are staged; in m->j.inside more than FEW where it has not found it, else in m->j.left the ties. */
-void find_limit(const prhs_k_select *a, int k, int n, __local memory *m)
+/*
+ * The limit from one histogram of n keys that are staged, span as there; in m->j.inside more than FEW where it has not found it, else in m->j.left
+ * the ties.
+ */
+void find_limit(const prhs_k_select *a, int k, int n, float2 span, __local memory *m)
 {
     const bool raw = is_raw(a);
     __local uint *few = (__local uint *)m->sums;
-    const ruler r = rule(n, m);
+    const ruler r = rule(span, m);
     clear_bins(m);
     for (int i = LID; i < padded(n); i += AHEAD * GROUP)
 #pragma unroll
@@ -217,8 +224,9 @@ void find_limit(const prhs_k_select *a, int k, int n, __local memory *m)
 uint threshold(const prhs_k_select *a, int k, int *ties, int *staged, __local memory *m)
 {
     const int n = k > 0 && m->j.count <= SLICE ? m->j.count : 0;
-    stage(a, 0, 0, 0, n > 0, staged, m);
-    find_limit(a, k, n, m);
+    float2 span = (float2)(LOWEST, LOWEST);
+    stage(a, 0, 0, 0, n > 0, staged, &span, m);
+    find_limit(a, k, n, span, m);
     const bool found = n > 0 && m->j.inside <= FEW;
     uint limit = found ? m->j.limit : k > 0 ? 0 : UINT_MAX;
     *ties = found ? m->j.left : 0;
@@ -228,7 +236,7 @@ uint threshold(const prhs_k_select *a, int k, int *ties, int *staged, __local me
         clear_bins(m);
 #pragma unroll 1
         for (int from = 0; from < m->j.count; from += SLICE) {
-            stage(a, from, 0, 0, true, staged, m);
+            stage(a, from, 0, 0, true, staged, 0, m);
 #pragma unroll 4
             for (int i = LID; i < min(SLICE, m->j.count - from); i += GROUP) {
                 const uint key = m->keys[i];
@@ -298,7 +306,7 @@ int take(const prhs_k_select *a, int k, int first, int step, __global int *out, 
 #pragma unroll 1
     for (int from = 0; from < m->j.count; from += SLICE) {
         const int size = min(SLICE, m->j.count - from), each = (size + GROUP - 1) / GROUP | 1; /* odd: no bank conflicts */
-        stage(a, from, past, last, true, &staged, m);
+        stage(a, from, past, last, true, &staged, 0, m);
         while (past < m->j.m && best[past] < from + size)
             last = best[past++];
         const int begin = min(LID * each, size), end = min(begin + each, size);

@@ -133,7 +133,8 @@ template <class G, int KEYS> DEV void multiply_values(const weights<G> &w, const
 /* Lane of the tile that this thread's half h of stripe m is. */
 template <class G> DEV int lane_of(place_in_block me, int m, int h) { return me.warp * G::warp_lanes + m * 16 + h * 8 + me.lane / 4; }
 
-template <class G, int KEYS> DEV void hide(const prhs_k_prefill &a, const tile &t, int key, scores<G, KEYS> &x)
+/* A block past the sinks: the keys that a lane sees are one run. SINKS: the block begins with sinks. */
+template <class G, int KEYS, bool SINKS> DEV void hide(const prhs_k_prefill &a, const tile &t, int key, scores<G, KEYS> &x)
 {
     const place_in_block me = here();
 #pragma unroll
@@ -141,12 +142,14 @@ template <class G, int KEYS> DEV void hide(const prhs_k_prefill &a, const tile &
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const int lane = lane_of<G>(me, m, h), pos = lane < t.lanes ? lane_pos(a, t, lane) : -1, start = window_start(a, max(pos, 0));
+            const int first = key + me.lane % 4 * 2; /* key of n = e = 0 */
+            const unsigned run = pos - start + 1;    /* pos = -1: start is 0 */
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    const int j = key + n * 8 + me.lane % 4 * 2 + e;
-                    if (j > pos || (j >= a.sinks && j < start))
+                    const int j = first + n * 8 + e;
+                    if (SINKS ? j > pos || (j >= a.sinks && j < start) : (unsigned)(j - start) >= run)
                         x.s[m][n][2 * h + e] = NOTHING;
                 }
         }
@@ -226,8 +229,12 @@ DEV void weigh(const prhs_cu_prefill &p, const job &j, int key, const unsigned c
 {
     scores<G, KEYS> s;
     multiply_keys(shared, k, p.a.q.dtype != G::dtype, s);
-    if (!sees_all(j.own[here().warp], p.a.sinks, key, KEYS))
-        hide(p.a, j.t, key, s);
+    if (!sees_all(j.own[here().warp], p.a.sinks, key, KEYS)) {
+        if (key < p.a.sinks)
+            hide<G, KEYS, true>(p.a, j.t, key, s);
+        else
+            hide<G, KEYS, false>(p.a, j.t, key, s);
+    }
     if (j.pass < COUNT_NANS)
         soften(p.a.shape.scale, (const signed char *)(shared + G::exponent_at), s, x);
     else
@@ -385,7 +392,7 @@ template <class G> DEV void prefill(const prhs_cu_prefill &p, unsigned char *sha
     tile t;
     grid_begin();
 #pragma unroll 1
-    for (i64 next = blockIdx.x; find_tile<G::lanes>(p, next, (int *)shared, &t); next = j.next + gridDim.x) {
+    for (i64 next = blockIdx.x; find_tile<G::lanes, G::keys>(p, next, (int *)shared, &t); next = j.next + gridDim.x) {
         set_job<G>(p, t, next, &j);
         __syncthreads();
         load_queries<G>(p, j.t, shared);

@@ -55,14 +55,28 @@ DEV int lane_head(const prhs_k_prefill &a, const tile &t, int lane)
 }
 
 /*
- * Tile `next` of all tiles of LANES lanes; false: there is none. An entry's longest tiles come first, so that the grid ends with short
- * ones, and the KV heads of a tile of rows come side by side. All threads call it; prefix: shared, PREFILL_THREADS ints, free afterwards.
+ * Lanes that the first of several tiles leaves empty, so that tiles begin and end where blocks of KEYS keys do, wherever the rows begin:
+ * a tile that ends inside a block has that block's products to do all the same.
  */
-template <int LANES> DEV bool find_tile(const prhs_cu_prefill &p, i64 next, int *prefix, tile *t)
+template <int LANES, int KEYS> DEV int empty_lanes(const prhs_k_prefill &a, const prompt &x)
+{
+    const int group = a.shape.group;
+    return (i64)x.rows * group > LANES ? (int)((i64)x.pos * group % min(LANES, KEYS * group)) : 0;
+}
+
+/*
+ * Tile `next` of all tiles of up to LANES lanes; false: there is none. An entry's longest tiles come first, so that the grid ends with
+ * short ones, and the KV heads of a tile of rows come side by side. All threads call it; prefix: shared, PREFILL_THREADS ints, free
+ * afterwards.
+ */
+template <int LANES, int KEYS> DEV bool find_tile(const prhs_cu_prefill &p, i64 next, int *prefix, tile *t)
 {
     for (int first = 0; first < p.a.batch.max_seqs; first += PREFILL_THREADS) {
         const int i = first + threadIdx.x;
-        const int lanes = i < p.a.batch.max_seqs ? prompt_of(p, i).rows * p.a.shape.group : 0;
+        prompt x = { 0, 0, 0 };
+        if (i < p.a.batch.max_seqs)
+            x = prompt_of(p, i);
+        const int lanes = x.rows * p.a.shape.group + empty_lanes<LANES, KEYS>(p.a, x);
         const int own = (lanes + LANES - 1) / LANES * p.a.shape.kv_heads;
         int before;
         const int total = block_prefix(own, &before);
@@ -86,8 +100,9 @@ template <int LANES> DEV bool find_tile(const prhs_cu_prefill &p, i64 next, int 
         t->b = first + low;
         t->of = prompt_of(p, t->b);
         t->hk = at % p.a.shape.kv_heads;
-        t->lane = (tiles - 1 - at / p.a.shape.kv_heads) * LANES;
-        t->lanes = min(LANES, t->of.rows * p.a.shape.group - t->lane);
+        const int begin = (tiles - 1 - at / p.a.shape.kv_heads) * LANES - empty_lanes<LANES, KEYS>(p.a, t->of);
+        t->lane = max(begin, 0);
+        t->lanes = min(begin + LANES, t->of.rows * p.a.shape.group) - t->lane;
         return true;
     }
     return false;

@@ -303,7 +303,7 @@ template <class G> DEV void prefill(const prhs_cu_prefill &p, float *shared)
 {
     tile t;
     grid_begin();
-    for (i64 next = blockIdx.x; find_tile<G::lanes>(p, next, (int *)shared, &t); next += gridDim.x) {
+    for (i64 next = blockIdx.x; find_tile<G::lanes, KEYS>(p, next, (int *)shared, &t); next += gridDim.x) {
         attend<G>(p, t, shared);
         __syncthreads();
     }

@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles one CUDA file for every device: compile_cuda.py NVCC SOURCE.cu OUT.fatbin OUT.ptx.lzma DEPFILE [NVCC-ARGUMENT...]
+"""Compiles one CUDA file for every device: compile_cuda.py NVCC SOURCE.cu OUT.sm80.lzma OUT.sm90.lzma OUT.ptx.lzma DEPFILE [NVCC-ARGUMENT...]
 Or for a driver that compiles it itself: compile_cuda.py --ptx NVCC SOURCE.cu OUT.ptx DEPFILE [NVCC-ARGUMENT...]
 
-OUT.fatbin: machine code for compute capability 8.0 (which 8.6 and 8.9 run too) and 9.0. OUT.ptx.lzma: the PTX for 8.0, for newer devices and
-for drivers that do not take this toolkit's machine code. Its version is lowered to PTX_VERSION, because a driver refuses PTX that is newer
-than itself; the code for 8.0 is assembled from just this text, so that the build fails where it needs more than that version. Around
-every kernel stand the lines "//:name" and "//.", by which the library takes out the one it needs.
+OUT.sm80.lzma, OUT.sm90.lzma: machine code for compute capability 8.0 (which 8.6 and 8.9 run too) and 9.0. OUT.ptx.lzma: the PTX for 8.0, for
+newer devices and for drivers that do not take this toolkit's machine code. Its version is lowered to PTX_VERSION, because a driver refuses
+PTX that is newer than itself; the code for 8.0 is assembled from just this text, so that the build fails where it needs more than that
+version. It is marked, and its numbers are distances, as ptx.py says; the library takes out the kernel that it needs.
 """
-import lzma
 import os
 import re
 import subprocess
 import sys
 import tempfile
+
+from pack import CODE, TEXT, write_packed
+from ptx import distances, mark, number, numbers
 
 PTX_VERSION = "7.7"  # CUDA 11.7: kernels take addresses of their parameters
 
@@ -34,32 +36,11 @@ def lower(text):
     return "".join(line for line in text.splitlines(True) if not re.match(r"\s*(//|\.pragma\s+\"used_bytes_mask)", line))
 
 
-def mark(text):
-    """Lines "//:name" and "//." around each kernel."""
-    out, at = [], 0
-    for m in re.finditer(r"^(?:\.visible )?\.entry (\w+)\(", text, re.M):
-        end, depth = text.index("{", m.end()), 0
-        while True:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-            if depth == 0:
-                break
-        out += [text[at:m.start()], f"//:{m.group(1)}\n", text[m.start():end], "\n//.\n"]
-        at = end
-    return "".join(out) + text[at:]
-
-
-def pack(text):
-    filters = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 24}]
-    data = lzma.compress(text.encode(), format=lzma.FORMAT_ALONE, filters=filters)
-    return data[:5] + len(text.encode()).to_bytes(8, "little") + data[13:]  # with the size that Python leaves open
-
-
 def make_ptx(base, folder, source, depfile, target, ptx, sm80):
     """The text at `ptx`, and its machine code for 8.0."""
     run(*base, "-ptx", "-arch=compute_80", "-MD", "-MF", depfile, "-MT", target, "-o", ptx, source)
     with open(ptx, encoding="utf-8") as f:
-        text = mark(lower(f.read()))
+        text = number(mark(lower(f.read())))
     with open(ptx, "w", encoding="utf-8") as f:
         f.write(text)
     run(os.path.join(folder, "ptxas"), "-O3", "-arch=sm_80", ptx, "-o", sm80)
@@ -69,7 +50,7 @@ def make_ptx(base, folder, source, depfile, target, ptx, sm80):
 def main():
     only_ptx = sys.argv[1] == "--ptx"
     nvcc, source, out, *more = sys.argv[2 if only_ptx else 1:]
-    out_ptx = None if only_ptx else more.pop(0)
+    out_sm90, out_ptx = [None, None] if only_ptx else [more.pop(0), more.pop(0)]
     depfile, *more = more
     folder = os.path.dirname(os.path.realpath(nvcc))
     base = [nvcc, "-std=c++17", "-O3", *more]
@@ -79,10 +60,12 @@ def main():
         if only_ptx:
             return
         run(*base, "-cubin", "-arch=sm_90", "-o", sm90, source)
-        run(os.path.join(folder, "fatbinary"), "-64", "--create=" + out, "--compress-all", "--compress-mode=size",
-            f"--image3=kind=elf,sm=80,file={sm80}", f"--image3=kind=elf,sm=90,file={sm90}")
-        with open(out_ptx, "wb") as f:
-            f.write(pack(text))
+        for cubin, packed in [(sm80, out), (sm90, out_sm90)]:
+            with open(cubin, "rb") as f:
+                write_packed(packed, f.read(), CODE)
+        if numbers(distances(text)) != text:
+            sys.exit(f"compile_cuda.py: {source}: the PTX does not come out as it went in")
+        write_packed(out_ptx, distances(text).encode(), TEXT)
 
 
 main()

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Embeds compiled CUDA kernels in a C file: embed_bin.py OUT.c NAME.fatbin NAME.ptx.lzma ...
+"""Embeds compiled CUDA kernels in a C file: embed_bin.py OUT.c NAME.sm80.lzma NAME.sm90.lzma NAME.ptx.lzma ...
 
 The result defines prhs_nv_images[]; the last entry has name NULL. The bytes come in through the assembler's .incbin; the digest beside it
 changes with them, so that no build tool takes an old object for the new one.
@@ -27,11 +27,15 @@ def read(path):
 def main():
     out, files = sys.argv[1], sys.argv[2:]
     parts, table = ["/* Made by tools/embed_bin.py. */", '#include "cuda/host.h"', ""], []
-    for fatbin, ptx in zip(files[::2], files[1::2]):
-        name, text = os.path.basename(fatbin).split(".")[0], read(ptx)
-        parts += [embed(read(fatbin), fatbin, f"prhs_nv_fatbin_{name}"), embed(text, ptx, f"prhs_nv_ptx_{name}")]
-        table.append(f'    {{ "{name}", prhs_nv_fatbin_{name}, prhs_nv_ptx_{name}, {len(text)} }},')
-    parts += ["const struct prhs_nv_image prhs_nv_images[] = {", *table, "    { 0, 0, 0, 0 },", "};", ""]
+    for forms in zip(*[iter(files)] * 3):
+        packed = []
+        for path in forms:
+            name, form, _ = os.path.basename(path).split(".")
+            symbol, data = f"prhs_nv_{form}_{name}", read(path)
+            parts.append(embed(data, path, symbol))
+            packed.append(f"{{ {symbol}, {len(data)} }}")
+        table.append(f'    {{ "{name}", {{ {", ".join(packed)} }} }},')
+    parts += ["const struct prhs_nv_image prhs_nv_images[] = {", *table, "    { 0, { { 0, 0 } } },", "};", ""]
     with open(out, "w", encoding="utf-8") as f:
         f.write("\n".join(parts))
 

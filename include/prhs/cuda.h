@@ -37,7 +37,8 @@ PRHS_API prhs_status prhs_cuda_device_open(const prhs_cuda_params *params, const
  * Makes a prhs_queue of the engine's stream, which must stay alive until prhs_queue_destroy() (that waits for the stream's work, as
  * for any queue, and leaves the stream to the engine). NULL is the legacy default stream, as in CUDA; it cannot be captured. Work of the
  * engine and of libprhs on the stream runs in the order of the calls; a stream under capture takes the library's work into its graph
- * (see prhs_cuda_graph_begin for which calls). Thread-safe.
+ * (see prhs_cuda_graph_begin for which calls). It makes some small executable graphs and loads a kernel: wrap a stream once, not once
+ * a step, and not while anything is captured. Thread-safe.
  * PRHS_ERR_ARGUMENT: device or queue NULL, a device of another backend, a stream of another context. PRHS_ERR_DRIVER, PRHS_ERR_MEMORY.
  */
 PRHS_API prhs_status prhs_cuda_queue_wrap(prhs_device *device, void *stream, prhs_queue **queue);

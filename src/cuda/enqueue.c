@@ -10,6 +10,7 @@
 #define PREPARE_ROWS 8
 
 #define GRID_MOST (1u << 20)
+#define LAUNCHES_MOST 3 /* that one op of a list may need */
 
 typedef union launch {
     unsigned char *mem[PRHS_ROLES]; /* where every launch struct begins */
@@ -21,6 +22,21 @@ typedef union launch {
 #include "../kernels.def"
 #undef X
 } launch;
+
+/* Launches that have been gathered, and what they are launched with. */
+typedef struct step {
+    prhs_queue *queue;
+    size_t count;
+    prhs_nv_launch launches[PRHS_NV_CHAIN_MAX];
+    launch args[PRHS_NV_CHAIN_MAX];
+} step;
+
+/* Launches what has been gathered. */
+static prhs_status flush(step *s) {
+    const size_t count = s->count;
+    s->count = 0;
+    return prhs_nv_launch_all(s->queue, s->launches, count);
+}
 
 /* Enters the op's buffers; false, and *l is as it was, where a role is taken by another buffer already. */
 static bool add_mems(launch *l, const prhs_op *op) {
@@ -126,24 +142,6 @@ static unsigned grid_of(const prhs_nv_kernel *kernel, uint64_t most, const prhs_
     return (unsigned)(blocks < most ? blocks : most);
 }
 
-static prhs_status submit(prhs_queue *queue, const prhs_nv_kernel *kernel, launch *l, unsigned grid, unsigned threads, unsigned shared) {
-    void *params[] = { l };
-    const prhs_nv_choice *c = &kernel->choice;
-    prhs_status status;
-    if (kernel->overlap) {
-        prhs_drv_attribute overlap = { .id = PRHS_DRV_ATTRIBUTE_OVERLAP, .value.overlap = 1 };
-        const prhs_drv_launch how = { grid, 1, 1, threads, 1, 1, shared, prhs_nv_stream_of(queue), &overlap, 1 };
-        status = prhs_nv_check(queue->dev, c->name, prhs_drv.LaunchKernelEx(&how, kernel->function, params, NULL));
-    } else {
-        status = prhs_nv_check(queue->dev, c->name,
-                                 prhs_drv.LaunchKernel(kernel->function, grid, 1, 1, threads, 1, 1, shared,
-                                                       prhs_nv_stream_of(queue), params, NULL));
-    }
-    if (status == PRHS_OK)
-        prhs_count(&queue->dev->counters.launches);
-    return status;
-}
-
 /* Tells what is launched for the first time, so that a run of tests can show what it covered. */
 static void tell_first(prhs_nv_device *dev, prhs_nv_kernel *kernel, const prhs_op *ops, size_t count) {
     const prhs_log *log = &dev->head.log;
@@ -160,9 +158,9 @@ static void tell_first(prhs_nv_device *dev, prhs_nv_kernel *kernel, const prhs_o
     }
 }
 
-/* Launches the kernel of a key for ops[0 .. count). */
-static prhs_status send(prhs_queue *queue, const prhs_op_key *key, launch *l, const prhs_op *leader, const prhs_op *ops, size_t count) {
-    prhs_nv_device *dev = prhs_nv_device_of(queue->dev);
+/* Gathers the launch of the kernel of a key for ops[0 .. count). *l is one of the step's own. */
+static prhs_status send(step *s, const prhs_op_key *key, launch *l, const prhs_op *leader, const prhs_op *ops, size_t count) {
+    prhs_nv_device *dev = prhs_nv_device_of(s->queue->dev);
     const prhs_nv_variant *variant = prhs_nv_find(dev, key);
     if (!variant)
         return prhs_fail(&dev->head.log, PRHS_ERR_STATE, "cuda: %s was never prepared for this head size and these dtypes",
@@ -180,7 +178,8 @@ static prhs_status send(prhs_queue *queue, const prhs_op_key *key, launch *l, co
         return prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s needs %u bytes of shared memory for this max_kv_len, a block may have %u",
                          kernel->choice.name, shared, kernel->choice.shared);
     tell_first(dev, kernel, ops, count);
-    return submit(queue, kernel, l, grid_of(kernel, most, ops, count), threads, shared);
+    s->launches[s->count++] = (prhs_nv_launch){ kernel, l, grid_of(kernel, most, ops, count), threads, shared };
+    return PRHS_OK;
 }
 
 /* Whether a finish to come can do the moments before it ends rows: nothing before it looks at them. */
@@ -192,39 +191,45 @@ static bool finish_follows(const prhs_op *ops, size_t n) {
 }
 
 /*
- * One launch for the first ops of a list (a second one where score sums values); *count: how many it serves. *moments: an op that waits for
- * the next finish, or NULL.
+ * One launch for the first ops of a list (a second one where score sums values, and one before a finish that cannot take its moments along);
+ * *count: how many it serves. *moments: an op that waits for the next finish, or NULL.
  */
-static prhs_status enqueue(prhs_queue *queue, const prhs_op *ops, size_t n, prhs_i32 pass, size_t *count, const prhs_op **moments) {
+static prhs_status enqueue(step *s, const prhs_op *ops, size_t n, prhs_i32 pass, size_t *count, const prhs_op **moments) {
     const prhs_op *leader = NULL;
-    launch l;
-    memset(l.mem, 0, sizeof l.mem);
     *count = 1;
     if (ops[0].kind == PRHS_OP_MOMENTS && finish_follows(ops, n)) {
         *moments = &ops[0];
         return PRHS_OK;
     }
-    *count = together(ops, n, &l, &leader);
+    prhs_status status = s->count + LAUNCHES_MOST > PRHS_NV_CHAIN_MAX ? flush(s) : PRHS_OK;
+    if (status != PRHS_OK)
+        return status;
+    launch *l = &s->args[s->count];
+    memset(l->mem, 0, sizeof l->mem);
+    *count = together(ops, n, l, &leader);
     const prhs_op *first = NULL;
     if (leader->kind == PRHS_OP_FINISH && *moments) {
-        if (add_mems(&l, *moments)) {
-            first = *moments;
-        } else {
-            size_t one = 0;
-            const prhs_status status = enqueue(queue, *moments, 1, pass, &one, moments);
-            if (status != PRHS_OK)
-                return status;
-        }
+        const prhs_op *own = *moments;
         *moments = NULL;
+        if (!add_mems(l, own)) {
+            size_t one = 0;
+            const launch finish = *l;
+            if ((status = enqueue(s, own, 1, pass, &one, moments)) != PRHS_OK)
+                return status;
+            l = &s->args[s->count];
+            *l = finish;
+        } else {
+            first = own;
+        }
     }
     const prhs_op_key key = prhs_op_key_of(leader);
     prhs_op_key keys = key;
     const bool values = key.kind == PRHS_OP_SCORE && key.moments == PRHS_K_MOMENTS_VALUES;
     if (values)
         keys.moments = PRHS_K_MOMENTS_KEYS;
-    fill(&l, ops, *count, leader, pass, first);
-    prhs_status status = send(queue, &keys, &l, leader, ops, *count);
-    return values && status == PRHS_OK ? send(queue, &key, &l, leader, ops, *count) : status;
+    fill(l, ops, *count, leader, pass, first);
+    status = send(s, &keys, l, leader, ops, *count);
+    return values && status == PRHS_OK ? send(s, &key, l, leader, ops, *count) : status;
 }
 
 /* attend finds rows by 32-bit distances of 16 bytes from a KV head's first one. */
@@ -248,10 +253,15 @@ prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n)
     if (status != PRHS_OK)
         return status;
     const prhs_op *moments = NULL;
+    step s;
+    s.queue = queue;
+    s.count = 0;
     for (size_t i = 0, count = 1; i < n && status == PRHS_OK; i += count) {
-        status = enqueue(queue, ops + i, n - i, pass, &count, &moments);
+        status = enqueue(&s, ops + i, n - i, pass, &count, &moments);
         pass += ops[i].kind == PRHS_OP_ATTEND;
     }
+    if (status == PRHS_OK)
+        status = flush(&s);
     prhs_nv_leave();
     return status;
 }

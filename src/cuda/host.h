@@ -9,12 +9,20 @@
 #include "../backend.h"
 #include "loader.h"
 
+typedef enum prhs_nv_form {
+    PRHS_NV_SM80, /* machine code */
+    PRHS_NV_SM90,
+    PRHS_NV_PTX,  /* compute_80, of a version that old drivers take; in the form of tools/ptx.py */
+    PRHS_NV_FORMS
+} prhs_nv_form;
+
 /* Embedded kernels, one image a file of cuda/ (made by tools/compile_cuda.py and tools/embed_bin.py); ends with name NULL. */
 struct prhs_nv_image {
     const char *name;
-    const unsigned char *fatbin; /* machine code: sm_80, sm_90 */
-    const unsigned char *ptx;    /* compute_80, of a version that old drivers take; packed and marked as tools/compile_cuda.py says */
-    size_t ptx_size;
+    struct prhs_nv_packed {
+        const unsigned char *data;
+        size_t size;
+    } forms[PRHS_NV_FORMS]; /* each packed by itself */
 };
 extern const struct prhs_nv_image prhs_nv_images[];
 
@@ -62,7 +70,7 @@ typedef struct prhs_nv_device {
     atomic_int broken;             /* the sticky result that ended the context; 0: it works */
     pthread_mutex_t prepare_lock;
     prhs_drv_module modules[PRHS_NV_IMAGES_MAX]; /* machine code by image; NULL: not loaded */
-    bool refused[PRHS_NV_IMAGES_MAX];            /* the driver does not take the machine code */
+    bool refused[PRHS_NV_IMAGES_MAX];            /* there is no machine code that the driver takes */
     prhs_nv_kernel *kernels;     /* under prepare_lock */
     _Atomic(prhs_nv_variant *) variants[PRHS_OP_COUNT]; /* by the op's kind */
     atomic_uint launched;          /* kinds of ops, as bits */
@@ -74,10 +82,28 @@ typedef struct prhs_nv_buffer {
     bool owned;
 } prhs_nv_buffer;
 
+/* A launch to come: its kernel and what it is launched with. */
+typedef struct prhs_nv_launch {
+    const prhs_nv_kernel *kernel;
+    void *args; /* the kernel's one parameter */
+    unsigned grid, threads, shared;
+} prhs_nv_launch;
+
+#define PRHS_NV_CHAIN_MAX 10
+
+/* An executable graph of so many kernels, one after the other. */
+typedef struct prhs_nv_chain {
+    prhs_drv_graph graph;
+    prhs_drv_exec exec;
+    prhs_drv_node nodes[PRHS_NV_CHAIN_MAX];
+} prhs_nv_chain;
+
 typedef struct prhs_nv_queue {
     prhs_queue head;
     prhs_drv_stream stream;
     bool owned;
+    bool overlap;                                /* the chains' kernels wait for their predecessors by themselves */
+    prhs_nv_chain chains[PRHS_NV_CHAIN_MAX + 1]; /* by their length, from 2 on */
 } prhs_nv_queue;
 
 typedef struct prhs_nv_event {
@@ -121,6 +147,14 @@ prhs_status prhs_nv_write(prhs_queue *queue, prhs_buffer *dst, size_t off, const
 prhs_status prhs_nv_read(prhs_queue *queue, void *dst, const prhs_buffer *src, size_t off, size_t size);
 prhs_status prhs_nv_copy(prhs_queue *queue, prhs_buffer *dst, size_t dst_off, const prhs_buffer *src, size_t src_off, size_t size);
 prhs_status prhs_nv_fill(prhs_queue *queue, prhs_buffer *dst, size_t off, uint32_t word, size_t size);
+
+/* chain.c */
+/* Makes a queue's chains; loads a kernel where none is. The caller is not inside the context. */
+prhs_status prhs_nv_chains_create(prhs_nv_queue *queue);
+/* The caller is inside the context. */
+void prhs_nv_chains_destroy(prhs_nv_queue *queue);
+/* Launches all, in order; the caller is inside the context. */
+prhs_status prhs_nv_launch_all(prhs_queue *queue, const prhs_nv_launch *launches, size_t count);
 
 /* event.c */
 prhs_status prhs_nv_event_create(prhs_device *dev, prhs_event **event);

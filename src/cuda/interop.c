@@ -75,6 +75,10 @@ prhs_status prhs_cuda_queue_wrap(prhs_device *device, void *stream, prhs_queue *
         return prhs_fail(&device->log, PRHS_ERR_MEMORY, "prhs_cuda_queue_wrap: no host memory");
     queue->head.dev = device;
     queue->stream = stream;
+    if ((status = prhs_nv_chains_create(queue)) != PRHS_OK) {
+        free(queue);
+        return status;
+    }
     prhs_count(&device->counters.allocations);
     prhs_device_retain(device);
     *out = &queue->head;

@@ -21,6 +21,7 @@ typedef struct prhs_drv_module_ *prhs_drv_module;
 typedef struct prhs_drv_function_ *prhs_drv_function;
 typedef struct prhs_drv_graph_ *prhs_drv_graph;
 typedef struct prhs_drv_exec_ *prhs_drv_exec;
+typedef struct prhs_drv_node_ *prhs_drv_node;
 
 /* Results that the backend tells apart. */
 enum {
@@ -103,6 +104,17 @@ typedef struct prhs_drv_launch {
     unsigned count;
 } prhs_drv_launch;
 
+/* CUDA_KERNEL_NODE_PARAMS_v1 and CUgraphEdgeData, likewise. */
+typedef struct prhs_drv_kernel_node {
+    prhs_drv_function function;
+    unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared;
+    void **params, **extra;
+} prhs_drv_kernel_node;
+typedef struct prhs_drv_edge {
+    unsigned char from_port, to_port, type, reserved[5];
+} prhs_drv_edge;
+#define PRHS_DRV_EDGE_OVERLAP ((prhs_drv_edge){ 1, 0, 1, { 0 } }) /* programmatic: what a launch with PRHS_DRV_ATTRIBUTE_OVERLAP becomes */
+
 /* Every function that the backend calls, once: X(name, symbol, parameters); each returns a prhs_drv_result. Driver 470 (CUDA 11.4) has all. */
 #define PRHS_DRV_FUNCTIONS(X)                                                                                              \
     X(Init, cuInit, (unsigned flags))                                                                                      \
@@ -135,6 +147,13 @@ typedef struct prhs_drv_launch {
     X(StreamIsCapturing, cuStreamIsCapturing, (prhs_drv_stream stream, int *status))                                       \
     X(StreamBeginCapture, cuStreamBeginCapture_v2, (prhs_drv_stream stream, int mode))                                     \
     X(StreamEndCapture, cuStreamEndCapture, (prhs_drv_stream stream, prhs_drv_graph *graph))                               \
+    X(GraphCreate, cuGraphCreate, (prhs_drv_graph *graph, unsigned flags))                                                 \
+    X(GraphAddKernelNode, cuGraphAddKernelNode,                                                                            \
+      (prhs_drv_node *node, prhs_drv_graph graph, const prhs_drv_node *after, size_t count, const prhs_drv_kernel_node *what))\
+    X(GraphAddDependencies, cuGraphAddDependencies,                                                                        \
+      (prhs_drv_graph graph, const prhs_drv_node *from, const prhs_drv_node *to, size_t count))                            \
+    X(GraphSetKernelNode, cuGraphExecKernelNodeSetParams,                                                                  \
+      (prhs_drv_exec exec, prhs_drv_node node, const prhs_drv_kernel_node *what))                                          \
     X(GraphInstantiate, cuGraphInstantiateWithFlags, (prhs_drv_exec *exec, prhs_drv_graph graph, unsigned long long flags))\
     X(GraphLaunch, cuGraphLaunch, (prhs_drv_exec exec, prhs_drv_stream stream))                                            \
     X(GraphExecDestroy, cuGraphExecDestroy, (prhs_drv_exec exec))                                                          \
@@ -160,7 +179,9 @@ typedef struct prhs_drv_launch {
 #define PRHS_DRV_OPTIONAL(X)                                                                                               \
     X(FuncLoad, cuFuncLoad, (prhs_drv_function function))                                                                  \
     X(LaunchKernelEx, cuLaunchKernelEx,                                                                                    \
-      (const prhs_drv_launch *launch, prhs_drv_function function, void **params, void **extra))
+      (const prhs_drv_launch *launch, prhs_drv_function function, void **params, void **extra))                            \
+    X(GraphAddEdges, cuGraphAddDependencies_v2,                                                                            \
+      (prhs_drv_graph graph, const prhs_drv_node *from, const prhs_drv_node *to, const prhs_drv_edge *edges, size_t count))
 
 typedef struct prhs_drv_api {
 #define X(name, symbol, params) prhs_drv_result(*name) params;

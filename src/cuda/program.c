@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "lzma.h"
+#include "ptx.h"
 
 int prhs_nv_image_of(const char *file) {
     for (int i = 0; i < PRHS_NV_IMAGES_MAX && prhs_nv_images[i].name; i++)
@@ -14,93 +15,76 @@ int prhs_nv_image_of(const char *file) {
     return -1;
 }
 
-/* --- PTX --- */
-
-/* Keeps, of the kernels in a marked text, only the one of this name, so that the driver compiles no others; false: it is not there. */
-static bool keep_kernel(char *text, const char *name) {
-    const size_t size = strlen(name);
-    bool found = false;
-    char *to = text;
-    for (char *from = text; *from;) {
-        char *begin = strstr(from, "\n//:"), *end = begin ? strstr(begin, "\n//.") : NULL;
-        if (!end)
-            end = begin = from + strlen(from);
-        memmove(to, from, (size_t)(begin - from));
-        to += begin - from;
-        if (begin < end && strncmp(begin + 4, name, size) == 0 && begin[4 + size] == '\n') {
-            memmove(to, begin, (size_t)(end - begin));
-            to += end - begin;
-            found = true;
-        }
-        from = *end ? end + 4 : end;
-    }
-    *to = '\0';
-    return found;
-}
-
-/* malloc()ed text of one kernel, or NULL. */
-static char *ptx_of(const struct prhs_nv_image *image, const char *name) {
+/* The bytes of an image, malloc()ed and with a zero behind them, or NULL. */
+static char *unpack(const struct prhs_nv_packed *packed) {
+    enum { SIZE_AT = 5 };
     uint64_t size = 0;
     for (int i = 7; i >= 0; i--)
-        size = size << 8 | image->ptx[5 + i];
-    char *text = malloc((size_t)size + 1);
-    if (!text)
+        size = size << 8 | packed->data[SIZE_AT + i];
+    char *bytes = malloc((size_t)size + 1);
+    if (!bytes)
         return NULL;
-    text[size] = '\0';
-    if (prhs_nv_lzma(image->ptx, image->ptx_size, (unsigned char *)text, (size_t)size) && keep_kernel(text, name))
-        return text;
-    free(text);
+    bytes[size] = '\0';
+    if (prhs_nv_lzma(packed->data, packed->size, (unsigned char *)bytes, (size_t)size))
+        return bytes;
+    free(bytes);
     return NULL;
+}
+
+/* Of PTX the kernel alone. malloc()ed, or NULL. */
+static char *image_of(const prhs_nv_kernel *kernel, prhs_nv_form form) {
+    char *bytes = unpack(&prhs_nv_images[prhs_nv_image_of(kernel->choice.file)].forms[form]);
+    if (!bytes || form != PRHS_NV_PTX)
+        return bytes;
+    char *text = prhs_nv_ptx(bytes, kernel->choice.name);
+    free(bytes);
+    return text;
 }
 
 /* --- modules --- */
 
-static prhs_drv_result load_module(prhs_nv_device *dev, const char *name, const void *image, prhs_drv_module *module) {
+/* What the driver said last, and to which call. */
+typedef struct answer {
+    prhs_drv_result result;
+    const char *call;
+} answer;
+
+/* Hands a kernel's image to the driver, which keeps a copy of its own. */
+static prhs_status load_module(prhs_nv_device *dev, const prhs_nv_kernel *kernel, prhs_nv_form form, prhs_drv_module *module, answer *said) {
     char words[512] = "";
     int option[] = { PRHS_DRV_JIT_ERROR_LOG, PRHS_DRV_JIT_ERROR_LOG_SIZE };
     void *value[] = { words, (void *)(uintptr_t)(sizeof words - 1) };
+    const char *name = kernel->choice.name;
+    char *bytes = image_of(kernel, form);
+    if (!bytes)
+        return prhs_fail(&dev->head.log, PRHS_ERR_MEMORY, "cuda: no host memory for the code of %s", name);
     prhs_count(&dev->head.counters.compiles);
-    const prhs_drv_result result = prhs_drv.ModuleLoadData(module, image, 2, option, value);
-    if (result != PRHS_DRV_SUCCESS)
+    *said = (answer){ prhs_drv.ModuleLoadData(module, bytes, 2, option, value), "cuModuleLoadDataEx" };
+    free(bytes);
+    if (said->result != PRHS_DRV_SUCCESS)
         *module = NULL;
     for (char *c = words; *c; c++)
         if ((unsigned char)*c < ' ')
             *c = ' ';
     if (words[0])
         prhs_logf(&dev->head.log, PRHS_LOG_WARN, "cuda: the driver's compiler on %s: %s", name, words);
-    return result;
+    return PRHS_OK;
 }
 
-/* The function out of a module; *call names what failed. */
-static prhs_drv_result get_function(prhs_nv_kernel *kernel, prhs_drv_module module, const char **call) {
-    *call = "cuModuleGetFunction";
-    prhs_drv_result result = prhs_drv.ModuleGetFunction(&kernel->function, module, kernel->choice.name);
+/* The function out of a module. */
+static answer get_function(prhs_nv_kernel *kernel, prhs_drv_module module) {
+    const answer got = { prhs_drv.ModuleGetFunction(&kernel->function, module, kernel->choice.name), "cuModuleGetFunction" };
     /* Drivers load lazily: here, and not at the first launch, which may be under a capture. */
-    if (result == PRHS_DRV_SUCCESS && prhs_drv.FuncLoad) {
-        *call = "cuFuncLoad";
-        result = prhs_drv.FuncLoad(kernel->function);
-    }
-    return result;
+    return got.result == PRHS_DRV_SUCCESS && prhs_drv.FuncLoad ? (answer){ prhs_drv.FuncLoad(kernel->function), "cuFuncLoad" } : got;
 }
 
-static prhs_drv_result from_code(prhs_nv_device *dev, prhs_nv_kernel *kernel, int image, const char **call) {
-    prhs_drv_result result = PRHS_DRV_SUCCESS;
-    *call = "cuModuleLoadDataEx";
-    if (!dev->modules[image])
-        result = load_module(dev, kernel->choice.file, prhs_nv_images[image].fatbin, &dev->modules[image]);
-    return result == PRHS_DRV_SUCCESS ? get_function(kernel, dev->modules[image], call) : result;
-}
-
-static prhs_status from_ptx(prhs_nv_device *dev, prhs_nv_kernel *kernel, int image) {
-    const char *name = kernel->choice.name, *call = "cuModuleLoadDataEx";
-    char *text = ptx_of(&prhs_nv_images[image], name);
-    if (!text)
-        return prhs_fail(&dev->head.log, PRHS_ERR_MEMORY, "cuda: no host memory for the PTX of %s", name);
-    prhs_drv_result result = load_module(dev, name, text, &kernel->module);
-    free(text);
-    if (result == PRHS_DRV_SUCCESS)
-        result = get_function(kernel, kernel->module, &call);
-    return prhs_nv_check(&dev->head, call, result);
+/* A kernel in one form: a file's machine code is loaded once, PTX a kernel at a time. */
+static prhs_status take(prhs_nv_device *dev, prhs_nv_kernel *kernel, prhs_nv_form form, answer *said) {
+    prhs_drv_module *module = form == PRHS_NV_PTX ? &kernel->module : &dev->modules[prhs_nv_image_of(kernel->choice.file)];
+    const prhs_status status = *module ? PRHS_OK : load_module(dev, kernel, form, module, said);
+    if (status == PRHS_OK && *module)
+        *said = get_function(kernel, *module);
+    return status;
 }
 
 /* Results that say: not this code; the PTX may do. */
@@ -110,21 +94,24 @@ static bool refused(prhs_drv_result result) {
 }
 
 static prhs_status load_function(prhs_nv_device *dev, prhs_nv_kernel *kernel) {
-    const int image = prhs_nv_image_of(kernel->choice.file);
-    const char *call = NULL;
+    bool *no_code = &dev->refused[prhs_nv_image_of(kernel->choice.file)];
     const bool masked = dev->major == 9 && !(dev->head.info.caps & PRHS_CAP_SM90);
-    if (!masked && !dev->refused[image]) {
-        const prhs_drv_result result = from_code(dev, kernel, image, &call);
+    answer said = { PRHS_DRV_NO_BINARY_FOR_GPU, NULL }; /* a device that is newer than all of the code */
+    prhs_status status = PRHS_OK;
+    if (!masked && !*no_code) {
+        if (dev->major <= 9)
+            status = take(dev, kernel, dev->major == 9 ? PRHS_NV_SM90 : PRHS_NV_SM80, &said);
         /* Only the sm_90 code waits for its predecessor by itself. */
         kernel->overlap = dev->major == 9 && dev->head.info.caps & PRHS_CAP_OVERLAP;
-        if (!refused(result))
-            return prhs_nv_check(&dev->head, call, result);
+        if (status != PRHS_OK || !refused(said.result))
+            return status != PRHS_OK ? status : prhs_nv_check(&dev->head, said.call, said.result);
         prhs_logf(&dev->head.log, PRHS_LOG_INFO, "cuda: the driver does not take the machine code of cuda/%s.cu (%d), it compiles the PTX",
-                  kernel->choice.file, result);
-        dev->refused[image] = true;
+                  kernel->choice.file, said.result);
+        *no_code = true;
     }
     kernel->overlap = false;
-    return from_ptx(dev, kernel, image);
+    status = take(dev, kernel, PRHS_NV_PTX, &said);
+    return status != PRHS_OK ? status : prhs_nv_check(&dev->head, said.call, said.result);
 }
 
 /* More than 48 KiB, the kernel's own arrays included, have to be asked for. What was asked for already, with another choice of the same

@@ -19,6 +19,10 @@ prhs_status prhs_nv_queue_create(prhs_device *dev, prhs_queue **out) {
     }
     queue->head.dev = dev;
     queue->owned = true;
+    if ((status = prhs_nv_chains_create(queue)) != PRHS_OK) {
+        prhs_nv_queue_destroy(&queue->head);
+        return status;
+    }
     prhs_count(&dev->counters.allocations);
     *out = &queue->head;
     return PRHS_OK;
@@ -26,8 +30,10 @@ prhs_status prhs_nv_queue_create(prhs_device *dev, prhs_queue **out) {
 
 void prhs_nv_queue_destroy(prhs_queue *head) {
     prhs_nv_queue *queue = (prhs_nv_queue *)head;
-    if (queue->owned && prhs_nv_enter(head->dev) == PRHS_OK) {
-        prhs_nv_check(head->dev, "cuStreamDestroy", prhs_drv.StreamDestroy(queue->stream));
+    if (prhs_nv_enter(head->dev) == PRHS_OK) {
+        prhs_nv_chains_destroy(queue);
+        if (queue->owned)
+            prhs_nv_check(head->dev, "cuStreamDestroy", prhs_drv.StreamDestroy(queue->stream));
         prhs_nv_leave();
     }
     free(queue);

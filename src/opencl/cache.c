@@ -61,19 +61,26 @@ char *prhs_cl_cache_dir(const char *wanted) {
     return NULL;
 }
 
-static void hash128(const void *data, size_t size, unsigned char out[16]) {
-    XXH128_canonical_t canonical;
-    XXH128_canonicalFromHash(&canonical, XXH3_128bits(data, size));
-    memcpy(out, canonical.digest, 16);
+static void canonical(XXH128_hash_t hash, unsigned char out[16]) {
+    XXH128_canonical_t bytes;
+    XXH128_canonicalFromHash(&bytes, hash);
+    memcpy(out, bytes.digest, 16);
 }
 
-prhs_cl_cache_key prhs_cl_cache_key_of(const char *identity, const char *options, const char *text, size_t size) {
+static void hash128(const void *data, size_t size, unsigned char out[16]) { canonical(XXH3_128bits(data, size), out); }
+
+prhs_cl_cache_key prhs_cl_cache_key_of(const char *identity, const char *options, const char *const *text, const size_t *size, size_t pieces) {
     /* Hash of hashes: lengths cannot run into each other, and nothing is allocated. */
     unsigned char parts[3][16];
     prhs_cl_cache_key key;
     hash128(identity, strlen(identity), parts[0]);
     hash128(options, strlen(options), parts[1]);
-    hash128(text, size, parts[2]);
+    XXH3_state_t whole;
+    XXH3_INITSTATE(&whole);
+    XXH3_128bits_reset(&whole);
+    for (size_t i = 0; i < pieces; i++)
+        XXH3_128bits_update(&whole, text[i], size[i]);
+    canonical(XXH3_128bits_digest(&whole), parts[2]);
     hash128(parts, sizeof parts, key.bytes);
     return key;
 }

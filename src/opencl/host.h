@@ -12,11 +12,12 @@
 #include "../backend.h"
 #include "loader.h"
 
-/* Embedded kernels: one self-contained source a family (made by tools/embed.py from cl/); ends with name NULL. */
+/* Embedded kernels: one self-contained source a family (made by tools/embed.py from cl/), in pieces; ends with name NULL. */
 struct prhs_cl_source {
     const char *name;
-    const char *text;
-    size_t size;
+    const char *const *text;
+    const size_t *size;
+    cl_uint pieces;
 };
 extern const struct prhs_cl_source prhs_cl_sources[];
 
@@ -135,7 +136,8 @@ typedef enum prhs_cl_cache_kind {
 } prhs_cl_cache_kind;
 /* The folder that is meant, malloc()ed; NULL: none. */
 char *prhs_cl_cache_dir(const char *wanted);
-prhs_cl_cache_key prhs_cl_cache_key_of(const char *identity, const char *options, const char *text, size_t size);
+/* Whatever pieces a text is in, its key is the same. */
+prhs_cl_cache_key prhs_cl_cache_key_of(const char *identity, const char *options, const char *const *text, const size_t *size, size_t pieces);
 /* malloc()ed payload, or NULL: not there, or bad (then a warning was logged). */
 void *prhs_cl_cache_load(const char *dir, prhs_cl_cache_kind kind, const prhs_cl_cache_key *key, const prhs_log *log, size_t *size);
 /* 0, or the errno of what went wrong. */

@@ -41,7 +41,7 @@ static prhs_status build(prhs_cl_device *dev, cl_program program, const char *na
 }
 
 prhs_cl_cache_key prhs_cl_program_key(const prhs_cl_device *dev, const struct prhs_cl_source *source, const char *options) {
-    return prhs_cl_cache_key_of(dev->identity, options, source->text, source->size);
+    return prhs_cl_cache_key_of(dev->identity, options, source->text, source->size, source->pieces);
 }
 
 /* NULL where the cache has none, or one that the driver no longer takes. */
@@ -76,9 +76,7 @@ prhs_status prhs_cl_program_create(prhs_cl_device *dev, const struct prhs_cl_sou
     if (*program)
         return PRHS_OK;
     cl_int error = CL_SUCCESS;
-    const char *text = source->text;
-    size_t size = source->size;
-    *program = prhs_cl.CreateProgramWithSource(dev->context, 1, &text, &size, &error);
+    *program = prhs_cl.CreateProgramWithSource(dev->context, source->pieces, (const char **)(uintptr_t)source->text, source->size, &error);
     if (!*program)
         return prhs_cl_fail(&dev->head.log, "clCreateProgramWithSource", error);
     prhs_status status = build(dev, *program, source->name, options);

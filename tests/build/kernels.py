@@ -30,7 +30,7 @@ def main():
     cl, bad, jobs = os.path.join(root, "cl"), [], []
     with tempfile.TemporaryDirectory() as work:
         for name in sorted(n for n in os.listdir(cl) if n.endswith(".cl")):
-            text = embed.text_of(os.path.join(cl, name), [os.path.join(root, "src"), os.path.join(root, "include"), cl], set())
+            text = "".join(embed.pieces_of(os.path.join(cl, name), [os.path.join(root, "src"), os.path.join(root, "include"), cl], set()))
             path = os.path.join(work, name)
             with open(path, "w", encoding="utf-8") as f:
                 f.write(text)

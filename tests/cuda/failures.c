@@ -2,10 +2,12 @@
 /*
  * Every call of the driver that fails, one after the other: open, buffers, session, a prompt, decode steps under a graph, statistics, and
  * all destroyed again, in a process each. Each time: success with the same output, or a status and a sentence; the fake driver fails the
- * process for whatever is left behind. usage: failures; failures path (one run, PRHS_FAKE_CUDA_FAIL says which call).
+ * process for whatever is left behind. Before that without a failure, on a device of each generation: the same output, and PTX only where there
+ * is no machine code. usage: failures; failures path (one run, PRHS_FAKE_CUDA_FAIL says which call).
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +21,7 @@ enum { HEADS = 4, KV_HEADS = 2, DIM = 64, PAGE = 16, PROMPT = 96, STEPS = 3, TOK
 typedef struct run {
     prhs_log log;
     int errors;            /* sentences at level ERROR */
+    int without_code;      /* files of kernels of which the PTX was taken */
     char first[512];
     prhs_device *dev;
     prhs_queue *queue;
@@ -35,6 +38,7 @@ typedef struct run {
 
 static void on_message(void *user, prhs_log_level level, const char *text) {
     run *r = user;
+    r->without_code += strstr(text, "it compiles the PTX") != NULL;
     if (level != PRHS_LOG_ERROR)
         return;
     if (r->errors++ == 0)
@@ -123,7 +127,10 @@ static prhs_status decode(run *r) {
     for (int t = 1; t <= STEPS; t++) {
         const prhs_seq seq = { .row_count = 1, .kv_len = PROMPT + t };
         TRY(prhs_queue_write(r->queue, r->step.batch.seqs, &seq, sizeof seq));
-        TRY(prhs_cuda_graph_launch(r->graph, r->queue));
+        if (t % 2)
+            TRY(prhs_cuda_graph_launch(r->graph, r->queue));
+        else
+            TRY(prhs_session_step(r->session, r->queue, &r->step));
         TRY(prhs_queue_read(r->queue, r->out, r->step.out.mem, sizeof r->out));
         TRY(prhs_event_record(r->queue, r->event));
         TRY(prhs_queue_finish(r->queue));
@@ -188,12 +195,12 @@ static int path(void) {
     void *lib = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD), *found = lib ? dlsym(lib, "prhs_fake_cuda_calls") : NULL;
     int (*calls)(void) = NULL;
     memcpy(&calls, &found, sizeof calls);
-    printf("calls %d status %d sum %.9g\n", calls ? calls() : -1, (int)status, r.sum);
+    printf("calls %d status %d without code %d sum %.9g\n", calls ? calls() : -1, (int)status, r.without_code, r.sum);
     return bad;
 }
 
 typedef struct outcome {
-    int calls, status, bad;
+    int calls, status, without_code, bad;
     double sum;
     char words[2048];
 } outcome;
@@ -208,7 +215,7 @@ static outcome attempt(const char *self, int n) {
     if (!p)
         return o;
     while (fgets(line, sizeof line, p))
-        if (sscanf(line, "calls %d status %d sum %lf", &o.calls, &o.status, &o.sum) != 3)
+        if (sscanf(line, "calls %d status %d without code %d sum %lf", &o.calls, &o.status, &o.without_code, &o.sum) != 4)
             strncat(o.words, line, sizeof o.words - 1 - strlen(o.words));
     const int ended = pclose(p);
     o.bad = !WIFEXITED(ended) || WEXITSTATUS(ended) != 0;
@@ -217,11 +224,26 @@ static outcome attempt(const char *self, int n) {
     return o;
 }
 
+/* Whether a device of this compute capability gives the same as that of `plain`. */
+static bool generation(const char *self, const char *arch, bool has_code, const outcome *plain) {
+    setenv("PRHS_FAKE_CUDA_ARCH", arch, 1);
+    const outcome o = attempt(self, 0);
+    unsetenv("PRHS_FAKE_CUDA_ARCH");
+    const bool good = !o.bad && o.status == PRHS_OK && o.sum == plain->sum && (o.without_code == 0) == has_code;
+    printf("%s compute capability %s: status %d, sum %.9g, %d files without machine code\n%s", good ? "good" : "FAIL", arch, o.status, o.sum,
+           o.without_code, o.words);
+    return good;
+}
+
 int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "path") == 0)
         return path();
     const outcome plain = attempt(argv[0], 0);
     int failures = plain.bad || plain.status != PRHS_OK || plain.calls < 100, ended_badly = 0, n = 1;
+    const bool generations[] = { generation(argv[0], "80", true, &plain), generation(argv[0], "89", true, &plain),
+                                 generation(argv[0], "90", true, &plain), generation(argv[0], "120", false, &plain) };
+    for (size_t i = 0; i < sizeof generations / sizeof generations[0]; i++)
+        failures += !generations[i];
     printf("%d calls of the driver\n%s", plain.calls, plain.words);
     for (; !failures && n <= plain.calls; n++) {
         const outcome o = attempt(argv[0], n);

@@ -109,10 +109,24 @@ static cl_int capped(cl_kernel_work_group_info what, void *value) {
 typedef void CL_CALLBACK on_error(const char *text, const void *data, size_t size, void *user);
 typedef void CL_CALLBACK on_build(cl_program program, void *user);
 
-/* One text and its length, behind the prefix. */
-#define PREFIXED(a, b, c, d, e)                                         \
-    (a, b + 1, (const char *[]){ flaky_prefix ? flaky_prefix : "", c[0] }, \
-     (size_t[]){ flaky_prefix ? strlen(flaky_prefix) : 0, d[0] }, e)
+/* The pieces of a text and their lengths, behind the prefix; the library makes one program at a time. */
+enum { PIECES = 64 };
+static const char *piece[1 + PIECES];
+static size_t piece_size[1 + PIECES];
+
+static cl_uint behind_prefix(cl_uint count, const char **text, const size_t *size) {
+    if (count > PIECES) {
+        fprintf(stderr, "flaky: %u pieces\n", count);
+        abort();
+    }
+    piece[0] = flaky_prefix ? flaky_prefix : "";
+    piece_size[0] = strlen(piece[0]);
+    memcpy(piece + 1, text, count * sizeof *text);
+    memcpy(piece_size + 1, size, count * sizeof *size);
+    return 1 + count;
+}
+
+#define PREFIXED(a, b, c, d, e) (a, behind_prefix(b, c, d), piece, piece_size, e)
 
 OBJECT(cl_context, clCreateContext,
        (const cl_context_properties *a, cl_uint b, const cl_device_id *c, on_error *d, void *f, cl_int *e), (a, b, c, d, f, e))

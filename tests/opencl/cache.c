@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The program cache by itself, without a driver: what is damaged, foreign or cut short is never used; a disk that is full or
+ * The program cache by itself, without a driver: a key depends on a text, and not on the pieces it is in; what is damaged, foreign or cut short is never used; a disk that is full or
  * read-only is an error number; the folder stays bounded; processes that store and load at once see whole files only. Exit
  * status: 0 good, 1 a check failed.
  */
@@ -51,7 +51,9 @@ static void fill(unsigned char *data, size_t size, int i) {
 static prhs_cl_cache_key key_of(int i) {
     char text[16];
     snprintf(text, sizeof text, "%d", i);
-    return prhs_cl_cache_key_of("device", "options", text, strlen(text));
+    const char *const piece = text;
+    const size_t size = strlen(text);
+    return prhs_cl_cache_key_of("device", "options", &piece, &size, 1);
 }
 static void name_of(int i, const char *suffix, char out[256]) {
     const prhs_cl_cache_key key = key_of(i);
@@ -98,6 +100,24 @@ static void write_bytes(const char *path, const unsigned char *data, size_t size
     const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     CHECK(fd >= 0 && write(fd, data, size) == (ssize_t)size, "cannot write %s", path);
     close(fd);
+}
+
+/* Texts up to longer ones than what is hashed at once, cut in two places; a byte more or less is another text. */
+static void test_keys(void) {
+    static char text[LARGE];
+    fill((unsigned char *)text, sizeof text, 3);
+    const char *const whole = text;
+    for (size_t size = 3, step = 0; size < sizeof text; size = size * 5 / 3, step++) {
+        const size_t first = step % 4 == 0 ? 0 : size * (step % 4) / 4, second = (size - first) / 3, shorter = size - 1;
+        const char *const pieces[] = { text, text + first, text + first + second };
+        const size_t sizes[] = { first, second, size - first - second };
+        const prhs_cl_cache_key a = prhs_cl_cache_key_of("device", "options", &whole, &size, 1);
+        const prhs_cl_cache_key b = prhs_cl_cache_key_of("device", "options", pieces, sizes, 3);
+        const prhs_cl_cache_key c = prhs_cl_cache_key_of("device", "options", &whole, &shorter, 1);
+        const prhs_cl_cache_key d = prhs_cl_cache_key_of("device", "options", pieces, sizes, 2);
+        CHECK(memcmp(&a, &b, sizeof a) == 0, "%zu bytes, cut at %zu and %zu, have another key", size, first, first + second);
+        CHECK(memcmp(&a, &c, sizeof a) != 0 && memcmp(&a, &d, sizeof a) != 0, "%zu bytes and fewer have one key", size);
+    }
 }
 
 /* Every byte flipped, every length, bytes too many, another's file under this name. */
@@ -244,6 +264,7 @@ static int eight(void) {
 int main(void) {
     if (!mkdtemp(dir) || chmod(dir, 0755) != 0)
         return 1;
+    test_keys();
     test_damage();
     test_bound();
     in_child("a limit on files", file_size_limit);

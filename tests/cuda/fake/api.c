@@ -32,8 +32,8 @@ static contexts *mine(void) {
 }
 
 static int sms(void) { return fake_setting("PRHS_FAKE_CUDA_SMS", 3); }
-static int arch(void) { return fake_setting("PRHS_FAKE_CUDA_ARCH", 90); }
-int fake_shared_most(void) { return arch() >= 90 ? 232448 : 166912; }
+int fake_arch(void) { return fake_setting("PRHS_FAKE_CUDA_ARCH", 90); }
+int fake_shared_most(void) { return fake_arch() >= 90 ? 232448 : 166912; }
 int fake_multiprocessors(void) { return sms(); }
 bool fake_current(void) { return mine()->depth > 0; }
 static int devices(void) { return fake_setting("PRHS_FAKE_CUDA_DEVICES", 1); }
@@ -108,8 +108,8 @@ PRHS_PUBLIC result cuDeviceGetAttribute(int *value, int attribute, prhs_drv_devi
     CALL();
     switch (attribute) {
     case PRHS_DRV_MULTIPROCESSORS: *value = sms(); break;
-    case PRHS_DRV_COMPUTE_MAJOR: *value = arch() / 10; break;
-    case PRHS_DRV_COMPUTE_MINOR: *value = arch() % 10; break;
+    case PRHS_DRV_COMPUTE_MAJOR: *value = fake_arch() / 10; break;
+    case PRHS_DRV_COMPUTE_MINOR: *value = fake_arch() % 10; break;
     case PRHS_DRV_SHARED_OPTIN: *value = fake_shared_most(); break;
     default: fake_complain("device attribute %d is not emulated", attribute); DONE(PRHS_DRV_INVALID_VALUE);
     }
@@ -171,23 +171,6 @@ PRHS_PUBLIC result cuCtxGetDevice(prhs_drv_device * device) {
 }
 
 /* --- memory --- */
-
-/* Calls that need a context. */
-#define CURRENT()                                               \
-    do {                                                        \
-        if (!fake_current()) {                                  \
-            fake_complain("%s without a context", __func__);    \
-            DONE(PRHS_DRV_INVALID_CONTEXT);                     \
-        }                                                       \
-    } while (0)
-#define STREAM_OF(stream)                                       \
-    do {                                                        \
-        CURRENT();                                              \
-        if (stream && !fake_known(stream, STREAM)) {            \
-            fake_complain("%s: no such stream", __func__);      \
-            DONE(PRHS_DRV_INVALID_HANDLE);                      \
-        }                                                       \
-    } while (0)
 
 PRHS_PUBLIC result cuMemAlloc_v2(prhs_drv_ptr * pointer, size_t size) {
     CALL();
@@ -392,77 +375,4 @@ PRHS_PUBLIC result cuEventElapsedTime(float *milliseconds, prhs_drv_event begin,
         DONE(PRHS_DRV_NOT_READY);
     *milliseconds = (float)((end->time - begin->time) * 1e3);
     DONE(0);
-}
-
-/* --- graphs --- */
-
-PRHS_PUBLIC result cuStreamBeginCapture_v2(prhs_drv_stream stream, int mode) {
-    CALL();
-    STREAM_OF(stream);
-    (void)mode;
-    if (!stream || stream->capture)
-        DONE(!stream ? PRHS_DRV_CAPTURE_FIRST : PRHS_DRV_CAPTURE_FIRST + 1);
-    stream->capture = PRHS_DRV_CAPTURE_ACTIVE;
-    stream->owner = (unsigned long)pthread_self();
-    DONE(0);
-}
-
-/* Ends it even if the call is told to fail. */
-PRHS_PUBLIC result cuStreamEndCapture(prhs_drv_stream stream, prhs_drv_graph *graph) {
-    fake_lock();
-    const result error = fake_call("cuStreamEndCapture");
-    STREAM_OF(stream);
-    *graph = NULL;
-    if (!stream || !stream->capture)
-        DONE(PRHS_DRV_CAPTURE_FIRST + 3);
-    const bool good = stream->capture == PRHS_DRV_CAPTURE_ACTIVE && !error;
-    stream->capture = PRHS_DRV_CAPTURE_NONE;
-    if (good && (*graph = fake_new(GRAPH, sizeof **graph)))
-        (*graph)->nodes = stream->captured;
-    else
-        fake_items_free(&stream->captured);
-    stream->captured.first = NULL;
-    DONE(error ? error : !good ? PRHS_DRV_CAPTURE_FIRST + 1 : *graph ? 0 : PRHS_DRV_OUT_OF_MEMORY);
-}
-
-PRHS_PUBLIC result cuGraphInstantiateWithFlags(prhs_drv_exec * exec, prhs_drv_graph graph, unsigned long long flags) {
-    CALL();
-    CURRENT();
-    (void)flags;
-    if (!fake_known(graph, GRAPH))
-        DONE(PRHS_DRV_INVALID_VALUE);
-    *exec = fake_new(EXEC, sizeof **exec);
-    if (*exec)
-        fake_items_copy(&(*exec)->nodes, &graph->nodes);
-    DONE(*exec ? 0 : PRHS_DRV_OUT_OF_MEMORY);
-}
-
-PRHS_PUBLIC result cuGraphLaunch(prhs_drv_exec exec, prhs_drv_stream stream) {
-    CALL();
-    STREAM_OF(stream);
-    const item it = { .what = REPLAY, .exec = exec };
-    DONE(fake_known(exec, EXEC) ? fake_submit(stream, &it) : PRHS_DRV_INVALID_VALUE);
-}
-
-PRHS_PUBLIC result cuGraphExecDestroy(prhs_drv_exec exec) {
-    fake_lock();
-    const result error = fake_call("cuGraphExecDestroy"), unsafe = fake_unsafe();
-    if (!fake_known(exec, EXEC))
-        DONE(PRHS_DRV_INVALID_VALUE);
-    if (unsafe)
-        DONE(unsafe);
-    fake_run_all();
-    fake_items_free(&exec->nodes);
-    fake_delete(exec);
-    DONE(error);
-}
-
-PRHS_PUBLIC result cuGraphDestroy(prhs_drv_graph graph) {
-    fake_lock();
-    const result error = fake_call("cuGraphDestroy");
-    if (!fake_known(graph, GRAPH))
-        DONE(PRHS_DRV_INVALID_VALUE);
-    fake_items_free(&graph->nodes);
-    fake_delete(graph);
-    DONE(error);
 }

@@ -27,4 +27,21 @@ PRHS_DRV_OPTIONAL(X)
             DONE(call_error);                            \
     } while (0)
 
+/* For calls that need a context, and a stream. */
+#define CURRENT()                                               \
+    do {                                                        \
+        if (!fake_current()) {                                  \
+            fake_complain("%s without a context", __func__);    \
+            DONE(PRHS_DRV_INVALID_CONTEXT);                     \
+        }                                                       \
+    } while (0)
+#define STREAM_OF(stream)                                       \
+    do {                                                        \
+        CURRENT();                                              \
+        if (stream && !fake_known(stream, STREAM)) {            \
+            fake_complain("%s: no such stream", __func__);      \
+            DONE(PRHS_DRV_INVALID_HANDLE);                      \
+        }                                                       \
+    } while (0)
+
 #endif

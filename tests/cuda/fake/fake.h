@@ -17,7 +17,7 @@ typedef struct object {
     struct object *next;
 } object;
 
-typedef enum what { KERNEL, COPY, FILL, RECORD, REPLAY } what;
+typedef enum what { KERNEL, COPY, FILL, RECORD } what;
 
 /* Something on a stream or in a graph. */
 typedef struct item {
@@ -33,7 +33,8 @@ typedef struct item {
     size_t size;
     uint32_t word;
     struct prhs_drv_event_ *event;
-    struct prhs_drv_exec_ *exec;
+    const struct item *node; /* of an executable graph: what it was made of */
+    bool follows;       /* a node: there is an edge from the one before */
 } item;
 
 typedef struct items {
@@ -100,16 +101,22 @@ extern int fake_retained;      /* of the primary context */
 bool fake_current(void);       /* this thread has a context */
 int fake_shared_most(void);    /* bytes of shared memory a block may have */
 int fake_multiprocessors(void); /* of the device */
+int fake_arch(void);           /* its compute capability, times ten */
 
 /* memory.c */
 memory *fake_memory_new(kind kind, size_t size, result *error);
 void fake_memory_delete(memory *m);
 memory *fake_memory_of(const void *at, size_t size); /* the allocation that holds the range; NULL: none does */
 
+/* kernels.c */
+/* Why a launch cannot be, complained of; or success, and *it is it. */
+result fake_kernel_item(prhs_drv_function function, const prhs_drv_launch *how, void **params, void **extra, item *it);
+
 /* queue.c */
 result fake_submit(prhs_drv_stream stream, const item *it);
 result fake_run(prhs_drv_stream stream, int most); /* runs pending items */
 result fake_run_all(void);
+item *fake_items_add(items *list, const item *it); /* a copy; NULL: no host memory */
 void fake_items_free(items *list);
 bool fake_items_copy(items *to, const items *from); /* false: no host memory */
 prhs_drv_stream fake_null_stream(void);

@@ -1,16 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Modules and launches: the kernels are those that the emulator was linked with, whatever the image says. */
+/* Modules and launches: the kernels are those that the emulator was linked with; of an image counts only what kind it is. */
 #include "api.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define STATIC_SHARED 8192 /* nobody knows how much a kernel has */
 #define PLAIN_SHARED ((48u << 10) - STATIC_SHARED)
 
+/* Machine code runs on its own generation, from its own capability on; PTX holds a kernel. stub_image.py writes "no code". */
+static result image_error(const char *image) {
+    enum { ABI = 8, FLAGS = 48 }; /* in an ELF header */
+    int sm = 0;
+    if (memcmp(image, "\177ELF", 4) == 0)
+        sm = (unsigned char)image[FLAGS + (image[ABI] >= 8)];
+    else if (sscanf(image, "no code for %d", &sm) != 1 && !strstr(image, ".entry")) {
+        fake_complain("an image that is neither machine code nor PTX with a kernel");
+        return PRHS_DRV_INVALID_IMAGE;
+    }
+    return sm && (sm / 10 != fake_arch() / 10 || sm > fake_arch()) ? PRHS_DRV_NO_BINARY_FOR_GPU : 0;
+}
+
 PRHS_PUBLIC result cuModuleLoadDataEx(prhs_drv_module *module, const void *image, unsigned options, int *option, void **value) {
     CALL();
     (void)options, (void)option, (void)value;
     result error = image ? fake_unsafe() : PRHS_DRV_INVALID_IMAGE;
+    if (!error)
+        error = image_error(image);
     if (!error && !(*module = fake_new(MODULE, sizeof **module)))
         error = PRHS_DRV_OUT_OF_MEMORY;
     DONE(error);
@@ -106,7 +122,7 @@ static bool too_many(const emu_kernel *k, const prhs_drv_launch *how) {
     return strncmp(k->name, "prhs_", 5) == 0 && strncmp(k->name, "prhs_prefill", 12) != 0 && how->grid_x > fit;
 }
 
-static result launch(prhs_drv_function function, const prhs_drv_launch *how, void **params, void **extra) {
+result fake_kernel_item(prhs_drv_function function, const prhs_drv_launch *how, void **params, void **extra, item *it) {
     if (!fake_current() || !fake_known(function, FUNCTION) || (how->stream && !fake_known(how->stream, STREAM))) {
         fake_complain("a launch without a context, of no function, or on no stream");
         return PRHS_DRV_INVALID_HANDLE;
@@ -125,9 +141,15 @@ static result launch(prhs_drv_function function, const prhs_drv_launch *how, voi
     bool overlaps = false;
     for (unsigned i = 0; i < how->count; i++)
         overlaps |= how->attributes[i].id == PRHS_DRV_ATTRIBUTE_OVERLAP && how->attributes[i].value.overlap;
-    const item it = { .what = KERNEL, .kernel = k, .grid = how->grid_x, .block = how->block_x, .shared = how->shared, .overlaps = overlaps,
-                      .params = params[0] };
-    return fake_submit(how->stream, &it);
+    *it = (item){ .what = KERNEL, .kernel = k, .grid = how->grid_x, .block = how->block_x, .shared = how->shared, .overlaps = overlaps,
+                  .params = params[0] };
+    return PRHS_DRV_SUCCESS;
+}
+
+static result launch(prhs_drv_function function, const prhs_drv_launch *how, void **params, void **extra) {
+    item it;
+    const result error = fake_kernel_item(function, how, params, extra, &it);
+    return error ? error : fake_submit(how->stream, &it);
 }
 
 PRHS_PUBLIC result cuLaunchKernel(prhs_drv_function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,

@@ -48,7 +48,6 @@ prhs_drv_stream fake_null_stream(void) {
 }
 
 static result run_item(const item *it) {
-    result error = PRHS_DRV_SUCCESS;
     switch (it->what) {
     case KERNEL:
         if (!emu_launch(it->kernel, it->grid, it->block, it->shared, it->params, it->overlaps)) {
@@ -65,12 +64,8 @@ static result run_item(const item *it) {
         it->event->time = now();
         it->event->pending--;
         break;
-    case REPLAY:
-        for (const item *node = it->exec->nodes.first; node && error == PRHS_DRV_SUCCESS; node = node->next)
-            error = node->what == RECORD ? PRHS_DRV_SUCCESS : run_item(node);
-        break;
     }
-    return error;
+    return PRHS_DRV_SUCCESS;
 }
 
 result fake_run(prhs_drv_stream stream, int most) {
@@ -105,12 +100,19 @@ static item *copied(const item *it, bool pageable) {
     return own;
 }
 
+item *fake_items_add(items *list, const item *it) {
+    item *own = copied(it, false);
+    if (own)
+        put(list, own);
+    return own;
+}
+
 bool fake_items_copy(items *to, const items *from) {
     for (const item *it = from->first; it; it = it->next) {
-        item *own = copied(it, false);
+        item *own = fake_items_add(to, it);
         if (!own)
             return false;
-        put(to, own);
+        own->node = it;
     }
     return true;
 }
@@ -120,14 +122,8 @@ result fake_submit(prhs_drv_stream stream, const item *it) {
     if (stream->capture == PRHS_DRV_CAPTURE_INVALIDATED)
         return PRHS_DRV_CAPTURE_FIRST + 1;
     if (stream->capture == PRHS_DRV_CAPTURE_ACTIVE) {
-        if (it->what == REPLAY) {
-            stream->capture = PRHS_DRV_CAPTURE_INVALIDATED;
-            return PRHS_DRV_CAPTURE_FIRST;
-        }
-        item *own = copied(it, false);
-        if (!own)
+        if (!fake_items_add(&stream->captured, it))
             return PRHS_DRV_OUT_OF_MEMORY;
-        put(&stream->captured, own);
         if (it->what == RECORD)
             it->event->captured = true;
         return PRHS_DRV_SUCCESS;
