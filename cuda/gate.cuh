@@ -86,6 +86,42 @@ template <int N, int W = 16> DEV float scattered_sums(float v[N])
 
 DEV float whole_cosine(const angle &s) { return cosine_of(warp_sum(s.ab), warp_sum(s.aa), warp_sum(s.bb)); }
 
+#define GATE_HEADS 4 /* whose rows are in flight together */
+
+/*
+ * The smallest cosine of a row's heads [h0, h0 + heads) with those of a reference, or (null) of the row `other`; one that is NaN is below all
+ * others. By a warp.
+ */
+DEV float least_cosine(const prhs_k_rows &rows, byte *mem, i64 row, i64 other, int h0, int heads, int dim, const float *ref)
+{
+    float least = 2.0f;
+    for (int i = 0; i < heads; i += GATE_HEADS) {
+        angle sums[GATE_HEADS] = {};
+        for (int base = 0; base < dim; base += GATE_BLOCK) {
+            float x[GATE_HEADS][4], y[GATE_HEADS][4];
+#pragma unroll
+            for (int k = 0; k < GATE_HEADS; k++) {
+                if (i + k >= heads)
+                    break;
+                lane_channels(rows, mem, row, h0 + i + k, dim, base, x[k]);
+                if (ref)
+                    lane_floats(ref + (i64)(i + k) * dim, dim, base, y[k]);
+                else
+                    lane_channels(rows, mem, other, h0 + i + k, dim, base, y[k]);
+            }
+#pragma unroll
+            for (int k = 0; k < GATE_HEADS && i + k < heads; k++)
+                add_angle(x[k], y[k], &sums[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < GATE_HEADS && i + k < heads; k++) {
+            const float cosine = whole_cosine(sums[k]);
+            least = cosine >= -2.0f ? fminf(least, cosine) : -2.0f;
+        }
+    }
+    return least;
+}
+
 /* A query, the reference's, mean and variance of the dropped keys: what a verdict rests on. */
 struct evidence {
     float q[4], ref[4], mean[4], var[4];

@@ -8,8 +8,8 @@
 #include "append.cuh"
 #include "gate.cuh"
 
-#define HEADS 4    /* whose rows are in flight together */
-#define FORESEEN 2 /* the same with what a verdict rests on */
+#define HEADS GATE_HEADS
+#define FORESEEN 2 /* whose rows are in flight together with what a verdict rests on */
 
 struct plan_job {
     const prhs_k_plan &a;
@@ -24,32 +24,8 @@ struct plan_job {
 DEV bool cosines_hold(const plan_job &j, int r, const float *ref)
 {
     const prhs_k_plan &a = j.a;
-    const int heads = a.shape.unit_heads, dim = a.shape.dim, h0 = j.u * heads;
-    bool holds = true;
-    for (int i = 0; i < heads; i += HEADS) {
-        angle sums[HEADS] = {};
-        for (int base = 0; base < dim; base += GATE_BLOCK) {
-            float x[HEADS][4], y[HEADS][4];
-#pragma unroll
-            for (int k = 0; k < HEADS; k++) {
-                const int h = h0 + i + k;
-                if (i + k >= heads)
-                    break;
-                lane_channels(a.q, j.mem[PRHS_R_Q], j.e.row0 + r, h, dim, base, x[k]);
-                if (ref)
-                    lane_floats(ref + (i64)h * dim, dim, base, y[k]);
-                else
-                    lane_channels(a.q, j.mem[PRHS_R_Q], j.e.row0, h, dim, base, y[k]);
-            }
-#pragma unroll
-            for (int k = 0; k < HEADS && i + k < heads; k++)
-                add_angle(x[k], y[k], &sums[k]);
-        }
-#pragma unroll
-        for (int k = 0; k < HEADS && i + k < heads; k++)
-            holds = whole_cosine(sums[k]) > a.policy.tau && holds;
-    }
-    return holds;
+    const int heads = a.shape.unit_heads, h0 = j.u * heads;
+    return least_cosine(a.q, j.mem[PRHS_R_Q], j.e.row0 + r, j.e.row0, h0, heads, a.shape.dim, ref ? ref + (i64)h0 * a.shape.dim : ref) > a.policy.tau;
 }
 
 /* Four floats of the state, which are aligned, where the lane has channels; else zeros. */

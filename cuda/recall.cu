@@ -110,24 +110,12 @@ DEV int settle(const recall_job &j, recall_shared *sh)
     return place;
 }
 
-/* The smallest cosine of row 0's heads with record i's, one that is NaN the smallest of all; by a warp. */
+/* How close record i is to row 0; by a warp. */
 DEV float nearness(const recall_job &j, byte *q, int row0, int i)
 {
     const prhs_k_recall &a = j.a;
-    const float *ref = (const float *)(record_at(j, i) + PRHS_POOL_ROWS(a.shape.unit_heads) / 4);
-    float least = 2.0f;
-    for (int h = 0; h < a.shape.unit_heads; h++) {
-        angle sums = {};
-        for (int base = 0; base < a.shape.dim; base += GATE_BLOCK) {
-            float x[4], y[4];
-            lane_channels(a.q, q, row0, j.u * a.shape.unit_heads + h, a.shape.dim, base, x);
-            lane_floats(ref + h * a.shape.dim, a.shape.dim, base, y);
-            add_angle(x, y, &sums);
-        }
-        const float cosine = whole_cosine(sums);
-        least = cosine >= -2.0f ? fminf(least, cosine) : -2.0f;
-    }
-    return least;
+    const int heads = a.shape.unit_heads;
+    return least_cosine(a.q, q, row0, 0, j.u * heads, heads, a.shape.dim, (const float *)(record_at(j, i) + PRHS_POOL_ROWS(heads) / 4));
 }
 
 /* Takes the closest reference, if that is not the one in hand. */
@@ -160,7 +148,7 @@ DEV void take(const recall_job &j, byte *q, int row0, int own, recall_shared *sh
     __syncthreads(); /* the next unit's counts come to the same places */
 }
 
-KERNEL(prhs_recall, prhs_cu_recall, THREADS, 8)
+KERNEL(prhs_recall, prhs_cu_recall, THREADS, 4)
 {
     __shared__ recall_shared sh;
     grid_begin(p);
