@@ -110,7 +110,8 @@ PRHS_API prhs_status prhs_session_attach(prhs_session *session, prhs_queue *queu
 
 /**
  * Shortens slots to seq.kv_len rows, for one layer, before the removed rows' pages are released or written: subtracts them from
- * the value sums, and a unit whose reference lies at or past the new length retrieves at its next step. Errors as above.
+ * the value sums, and forgets references that lie at or past the new length: a unit that has no other one retrieves at its next step.
+ * Errors as above.
  */
 PRHS_API prhs_status prhs_session_truncate(prhs_session *session, prhs_queue *queue, uint32_t layer, const prhs_batch *batch,
                                            const prhs_kv *kv);
