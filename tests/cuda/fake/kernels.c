@@ -8,13 +8,14 @@
 #define STATIC_SHARED 8192 /* nobody knows how much a kernel has */
 #define PLAIN_SHARED ((48u << 10) - STATIC_SHARED)
 
-/* Machine code runs on its own generation, from its own capability on; PTX holds a kernel. stub_image.py writes "no code". */
+/* Machine code runs on its own generation, from its own capability on; PTX holds a kernel, and so does a source, which builds without
+   nvcc have in its place. stub_image.py writes "no code". */
 static result image_error(const char *image) {
     enum { ABI = 8, FLAGS = 48 }; /* in an ELF header */
     int sm = 0;
     if (memcmp(image, "\177ELF", 4) == 0)
         sm = (unsigned char)image[FLAGS + (image[ABI] >= 8)];
-    else if (sscanf(image, "no code for %d", &sm) != 1 && !strstr(image, ".entry")) {
+    else if (sscanf(image, "no code for %d", &sm) != 1 && !strstr(image, ".entry") && !strstr(image, "\nKERNEL(")) {
         fake_complain("an image that is neither machine code nor PTX with a kernel");
         return PRHS_DRV_INVALID_IMAGE;
     }
