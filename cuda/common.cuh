@@ -181,7 +181,7 @@ DEV int seqs_of(const prhs_k_batch &k, const byte *seqs)
     return k.active_off == PRHS_NONE ? k.max_seqs : *(const int *)(seqs + k.active_off);
 }
 
-/* Counters of tickets, which plan has set to 0: of the attend number `pass` of the step; PRHS_PASSES: of score. */
+/* Counters of tickets, which plan or count has set to 0: of the attend number `pass` of the step; PRHS_PASSES: of score. */
 DEV int *tickets_at(byte *ws, const prhs_k_work &w, int pass)
 {
     return (int *)(ws + w.active_off) + 1 + pass * PRHS_TICKET_WINDOWS;
@@ -552,12 +552,12 @@ struct walk {
     turns t;
     int at, end;       /* the warp's items in the window: the next one, and where they end */
     int index, passed; /* the index of the last one, and where that one's items end */
-    int *counters;     /* of tickets, one a window; nullptr: there are none */
+    int *counters;     /* of tickets, one a window */
     int window;
     bool dynamic;      /* the items past the first ones belong to who comes first: see walk_ticket() */
 };
 
-/* counters: PRHS_TICKET_WINDOWS of them, 0 when the grid begins; nullptr: no tickets. */
+/* counters: PRHS_TICKET_WINDOWS of them, 0 when the grid begins. */
 DEV walk walk_begin(int n, int real, int *counters)
 {
     const int each = n <= (int)blockDim.x ? 1 : n <= 2 * (int)blockDim.x ? 2 : TURNS_EACH;
@@ -586,7 +586,7 @@ template <class Count, class Read> DEV bool walk_window(walk *w, int n, int *pre
     } while (!t->total);
     const unsigned each = blockDim.x >> 5, warps = gridDim.x * each, least = (unsigned)t->total / warps;
     const unsigned mine = least > 1 ? blockIdx.x * each + warp_id() : warp_id() * gridDim.x + blockIdx.x;
-    w->dynamic = w->counters && w->window < PRHS_TICKET_WINDOWS && least > 0; /* fewer items are spread over multiprocessors */
+    w->dynamic = w->window < PRHS_TICKET_WINDOWS && least > 0; /* fewer items are spread over multiprocessors */
     if (w->dynamic) {
         w->at = (int)(blockIdx.x * each) + warp_id();
         w->end = w->at + (blockIdx.x < owners());

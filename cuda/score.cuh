@@ -7,6 +7,7 @@
 #ifndef PRHS_SCORE_CUH
 #define PRHS_SCORE_CUH
 
+#include "counts.cuh"
 #include "judge.cuh"
 
 #define WARPS 4
@@ -89,21 +90,6 @@ DEV int ask_ticket(const prhs_cu_score &p, const warp_turns &t)
     return lane_id() ? 0 : atomicAdd(tickets_at(p.mem[PRHS_R_WORK], p.a.work, PRHS_PASSES) + t.first / WINDOW, 1);
 }
 
-/* Audits that are drawn: few units, whose scores alone are wanted. All other warps wait for them: their chunks are short, and leave no norms. */
-#define DRAWN_CHUNK 32
-DEV bool for_draws(const prhs_k_score &a) { return a.full && a.sample.limit != 0xffffffffu; }
-
-/* Chunks of unit i < end, from what they follow from; 0 past the end. */
-DEV int count_fresh(const prhs_k_score &a, const byte *seqs, const byte *ws, int i, int end)
-{
-    const int at = min(i, end - 1);
-    const entry e = entry_from(a.batch, *seq_at(a.batch, seqs, (unsigned)at / (unsigned)a.shape.units), 0);
-    const int mode = ((const prhs_set *)(ws + a.work.set_off))[at].mode;
-    if (i >= end || e.kind == IDLE || !(a.modes >> mode & 1))
-        return 0;
-    return for_draws(a) ? (e.pos0 + DRAWN_CHUNK) / DRAWN_CHUNK : score_chunks(a.work, e.pos0 + 1);
-}
-
 /* Whether the audit of unit i is drawn. */
 DEV bool is_drawn(const prhs_k_score &a, const byte *seqs, int i)
 {
@@ -117,7 +103,7 @@ DEV_CALL void count_all(const prhs_k_score &a, const byte *seqs, const byte *ws,
 {
 #pragma unroll 4
     for (int k = threadIdx.x; k < WINDOW; k += THREADS)
-        counts[k] = begin + k < end ? count_fresh(a, seqs, ws, begin + k, end) : 0;
+        counts[k] = begin + k < end ? count_keys(a, seqs, ws, begin + k, end) : 0;
     if (a.sample.limit != 0xffffffffu) /* apart, so that nothing comes between the loads of those who take all */
         for (int k = threadIdx.x; k < WINDOW; k += THREADS)
             if (counts[k] && !is_drawn(a, seqs, begin + k))

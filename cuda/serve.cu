@@ -215,7 +215,7 @@ template <int T, int L, int HB> DEV void serve(const prhs_cu_serve &p)
 {
     __shared__ warp_shared<T, L, HB> warps[WARPS];
     __shared__ int prefix[TURNS_EACH * THREADS];
-    const int *counts = kept_counts(p);
+    const int *counts = counts_of(p);
     grid_begin(p);
     walk w = chunks_begin(p);
     while (next_window(p, &w, counts, prefix))

@@ -7,7 +7,7 @@
 #ifndef PRHS_SERVE_CUH
 #define PRHS_SERVE_CUH
 
-#include "common.cuh"
+#include "counts.cuh"
 
 #define WARPS 4
 #define THREADS (32 * WARPS)
@@ -23,79 +23,26 @@ struct job {
     i64 row, parts;     /* of the queries; rows before it times heads: where its parts are */
 };
 
-DEV int row_tokens(const entry &e, const prhs_set &set, int work, int r)
-{
-    return work_tokens(set, work, e.flags & PRHS_SEQ_FULL ? e.kv_len - 1 : e.pos0 + r);
-}
-
-DEV int work_of_row(const prhs_k_attend &a, const byte *ws, i64 b, int r, int u)
-{
-    if (a.work.work_off == PRHS_NONE)
-        return PRHS_WORK_SET;
-    return ((const int *)(ws + a.work.work_off))[(b * a.batch.rows + r) * a.shape.units + u];
-}
-
-/* What tells how many chunks a unit has: their number, or where it was not kept what it follows from. */
-struct unit_view {
-    int i, kept;
-    prhs_seq seq;
-    prhs_set set;
-};
-
-/* The kept numbers; nullptr: there are none. */
-DEV const int *kept_counts(const prhs_cu_serve &p)
+/* The units' chunks in this attend. */
+DEV const int *counts_of(const prhs_cu_serve &p)
 {
     const prhs_k_attend &a = p.attend;
-    return a.work.attend_count_off == PRHS_NONE
-               ? nullptr
-               : INTS(p.mem[PRHS_R_WORK], a.work.attend_count_off) + (i64)p.pass * a.batch.max_seqs * a.shape.units;
-}
-
-DEV unit_view view_of(const prhs_cu_serve &p, const int *counts, int i)
-{
-    const prhs_k_attend &a = p.attend;
-    unit_view v = {};
-    v.i = i;
-    if (counts) {
-        v.kept = counts[i];
-    } else {
-        v.seq = *seq_at(a.batch, p.mem[PRHS_R_SEQS], (unsigned)i / (unsigned)a.shape.units);
-        const uint4 *set = (const uint4 *)(p.mem[PRHS_R_WORK] + a.work.set_off) + 3u * (unsigned)i;
-        const uint4 s0 = set[0], s1 = set[1]; /* what counts of it */
-        v.set = prhs_set{ (int)s0.x, (int)s0.y, (int)s0.z, (int)s0.w, (int)s1.x, (int)s1.y, (int)s1.z, (int)s1.w, 0, 0, { 0, 0 } };
-    }
-    return v;
-}
-
-/* Chunks of all rows of the unit. */
-DEV int count_unit(const prhs_cu_serve &p, const int *counts, const unit_view &v)
-{
-    const prhs_k_attend &a = p.attend;
-    if (counts)
-        return v.kept;
-    const entry e = entry_from(a.batch, v.seq, 0);
-    const int b = (int)((unsigned)v.i / (unsigned)a.shape.units), u = v.i - b * a.shape.units;
-    int sum = 0;
-#pragma unroll 1
-    for (int r = 0; r < e.rows; r++)
-        sum += attend_chunks(a.work, row_tokens(e, v.set, work_of_row(a, p.mem[PRHS_R_WORK], b, r, u), r));
-    return sum;
+    return INTS(p.mem[PRHS_R_WORK], a.work.attend_count_off) + (i64)p.pass * a.batch.max_seqs * a.shape.units;
 }
 
 /* The chunks of all units, as the grid's warps share them. */
 DEV walk chunks_begin(const prhs_cu_serve &p)
 {
     const prhs_k_attend &a = p.attend;
-    int *const counters = a.batch.active_off == PRHS_NONE ? nullptr : tickets_at(p.mem[PRHS_R_WORK], a.work, p.pass);
-    return walk_begin(a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units, counters);
+    return walk_begin(a.batch.max_seqs * a.shape.units, seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units,
+                      tickets_at(p.mem[PRHS_R_WORK], a.work, p.pass));
 }
 
 /* The next units that have chunks, by the whole block. False: there are none. */
 DEV bool next_window(const prhs_cu_serve &p, walk *w, const int *counts, int *prefix)
 {
-    return walk_window(
-        w, p.attend.batch.max_seqs * p.attend.shape.units, prefix, [&](const unit_view &v) { return count_unit(p, counts, v); },
-        [&](int k) { return view_of(p, counts, k); });
+    return walk_window(w, p.attend.batch.max_seqs * p.attend.shape.units, prefix, [](int chunks) { return chunks; },
+                       [&](int i) { return counts[i]; });
 }
 
 /* What tells which chunk an item is, as it lies in memory. */

@@ -201,7 +201,7 @@ template <int T, int DP, int NT> DEV void serve_rings(const prhs_cu_serve &p)
     DYNAMIC_SHARED(rings);
     __shared__ int prefix[TURNS_EACH * THREADS];
     typedef ring<DP> r;
-    const int *counts = kept_counts(p);
+    const int *counts = counts_of(p);
     const int each = PRHS_SERVE_WARP + NT * 4 * DP * element(p.attend.q.dtype), warp = warp_id();
     warp_shared *sh = (warp_shared *)(rings + WARPS * r::BYTES + warp * each);
     clear_rings<DP>(rings, WARPS * r::BYTES, p.attend.shape.dim);

@@ -202,8 +202,8 @@ typedef struct prhs_k_work {
                                              without moments of values */
     prhs_i64 score_stride;                /* floats */
     prhs_i64 attend_count_off;            /* i32[PRHS_PASSES][max_seqs][units]: chunks of the unit's rows in each attend of the step (1
-                                             may stand for none); with its neighbours PRHS_NONE where a backend, or the ops tier, does
-                                             not keep them */
+                                             may stand for none); with its neighbours PRHS_NONE where a backend does not keep them. In the
+                                             ops tier score and attend have room for them, which nobody has filled */
     prhs_i64 score_count_off;             /* i32[max_seqs][units]: chunks to score for retrieval; 0: the unit does not retrieve. With
                                              judge_off, another one after it: the same before the mass gate's verdicts, where < 0 is
                                              what a unit will have to score whose shared list fails */

@@ -227,6 +227,14 @@ static prhs_k_work check_work(const prhs_ops *ops, call *c, prhs_mem ws) {
     return w;
 }
 
+/* Room for the counts of a backend that keeps them, and that has to count itself here. */
+static void keep_counts(const prhs_ops *ops, prhs_mem ws, prhs_k_work *w) {
+    const prhs_k_work all = prhs_layout_work(&ops->layout, ws.offset);
+    w->attend_count_off = all.attend_count_off;
+    w->score_count_off = all.score_count_off;
+    w->active_off = all.active_off;
+}
+
 static prhs_status enqueue(const call *c, prhs_queue *queue, const prhs_op *op) {
     return c->status == PRHS_OK ? c->limits.dev->backend->ops_enqueue(queue, op, 1) : c->status;
 }
@@ -284,6 +292,7 @@ prhs_status prhs_op_score(prhs_ops *ops, prhs_queue *queue, const prhs_batch *ba
         .q = check_rows(&c, "q", q, batch->max_rows, c.limits.shape.heads, c.limits.q_dtype), .work = check_work(ops, &c, ws),
         .modes = 1 << PRHS_MODE_RETRIEVE, .full = full != 0, .moments = moments, .sample.limit = UINT32_MAX,
     };
+    keep_counts(ops, ws, &op.args.score.work);
     if (!moments)
         op.args.score.work.mom_off = PRHS_NONE;
     if (moments != PRHS_K_MOMENTS_VALUES)
@@ -386,6 +395,7 @@ prhs_status prhs_op_attend(prhs_ops *ops, prhs_queue *queue, const prhs_batch *b
         .kv = c.kv, .batch = c.batch, .shape = s, .q = check_rows(&c, "q", q, batch->max_rows, s.heads, c.limits.q_dtype),
         .state = check_state(ops, &c, state, false), .work = work,
     };
+    keep_counts(ops, ws, &op.args.attend.work);
     prhs_op merge = { .kind = PRHS_OP_COMBINE, .mem = { batch->seqs.buffer, ws.buffer, out->mem.buffer, lse.buffer } };
     merge.args.combine = (prhs_k_combine){
         .batch = c.batch, .shape = s, .out = check_rows(&c, "out", out, batch->max_rows, s.heads, c.limits.out_dtype),

@@ -190,9 +190,35 @@ static bool finish_follows(const prhs_op *ops, size_t n) {
     return false;
 }
 
+/* Whether nobody has counted the op's chunks: in the ops tier no plan has closed up the batch. */
+static bool counts_are_due(const prhs_op *op) {
+    switch (op->kind) {
+    case PRHS_OP_ATTEND: return op->args.attend.batch.active_off == PRHS_NONE;
+    case PRHS_OP_SCORE: return op->args.score.batch.active_off == PRHS_NONE && !op->args.score.full;
+    default: return false;
+    }
+}
+
+/* The kernels of an op, whose launch struct is full: that which counts and that of the values where they are due. */
+static prhs_status send_all(step *s, launch *l, const prhs_op *leader, const prhs_op *ops, size_t count) {
+    const prhs_op_key key = prhs_op_key_of(leader);
+    const bool values = key.kind == PRHS_OP_SCORE && key.moments == PRHS_K_MOMENTS_VALUES;
+    prhs_op_key other = key;
+    prhs_status status = PRHS_OK;
+    if (counts_are_due(leader)) {
+        other.moments = PRHS_NV_COUNTS;
+        status = send(s, &other, l, leader, ops, count);
+    }
+    if (values && status == PRHS_OK) {
+        other.moments = PRHS_K_MOMENTS_KEYS;
+        status = send(s, &other, l, leader, ops, count);
+    }
+    return status == PRHS_OK ? send(s, &key, l, leader, ops, count) : status;
+}
+
 /*
- * One launch for the first ops of a list (a second one where score sums values, and one before a finish that cannot take its moments along);
- * *count: how many it serves. *moments: an op that waits for the next finish, or NULL.
+ * One launch for the first ops of a list (more where score sums values, where chunks are to be counted, and before a finish that cannot take
+ * its moments along); *count: how many it serves. *moments: an op that waits for the next finish, or NULL.
  */
 static prhs_status enqueue(step *s, const prhs_op *ops, size_t n, prhs_i32 pass, size_t *count, const prhs_op **moments) {
     const prhs_op *leader = NULL;
@@ -222,14 +248,8 @@ static prhs_status enqueue(step *s, const prhs_op *ops, size_t n, prhs_i32 pass,
             first = own;
         }
     }
-    const prhs_op_key key = prhs_op_key_of(leader);
-    prhs_op_key keys = key;
-    const bool values = key.kind == PRHS_OP_SCORE && key.moments == PRHS_K_MOMENTS_VALUES;
-    if (values)
-        keys.moments = PRHS_K_MOMENTS_KEYS;
     fill(l, ops, *count, leader, pass, first);
-    status = send(s, &keys, l, leader, ops, *count);
-    return values && status == PRHS_OK ? send(s, &key, l, leader, ops, *count) : status;
+    return send_all(s, l, leader, ops, *count);
 }
 
 /* attend finds rows by 32-bit distances of 16 bytes from a KV head's first one. */

@@ -26,7 +26,7 @@ struct prhs_nv_image {
 };
 extern const struct prhs_nv_image prhs_nv_images[];
 
-#define PRHS_NV_IMAGES_MAX 16
+#define PRHS_NV_IMAGES_MAX 20
 #define PRHS_NV_NAME_MAX 48
 
 /* What a key chooses: table.c. */
@@ -37,6 +37,7 @@ typedef struct prhs_nv_choice {
     unsigned threads;              /* a block */
     unsigned shared;               /* bytes of dynamic shared memory */
     bool sized;                    /* both are at most that: prhs_nv_size() has a launch's own; shared: what there is */
+    bool counts;                   /* it counts chunks for the op's kernel: see PRHS_NV_COUNTS */
     unsigned lanes;                /* > 0: a block a tile of so many (row, head) pairs, however many: the device hands out short ones */
 } prhs_nv_choice;
 
@@ -88,6 +89,9 @@ typedef struct prhs_nv_launch {
     void *args; /* the kernel's one parameter */
     unsigned grid, threads, shared;
 } prhs_nv_launch;
+
+/* In place of an op key's moments, of score and attend: the kernel that counts their chunks where no plan has. */
+#define PRHS_NV_COUNTS 16
 
 #define PRHS_NV_CHAIN_MAX 10
 

@@ -96,15 +96,23 @@ static prhs_status prepare(prhs_nv_device *dev, const prhs_op_key *key, const pr
     return PRHS_OK;
 }
 
+/* What a key has in place of its moments for the kernel that may be launched before its own; the same: there is none. */
+static prhs_i32 launched_before(const prhs_op_key *key) {
+    if (key->moments == PRHS_NV_COUNTS || (key->kind != PRHS_OP_SCORE && key->kind != PRHS_OP_ATTEND))
+        return key->moments;
+    return key->moments == PRHS_K_MOMENTS_VALUES ? PRHS_K_MOMENTS_KEYS : PRHS_NV_COUNTS;
+}
+
 prhs_status prhs_nv_op_prepare(prhs_device *device, const prhs_op_key *key) {
     prhs_nv_device *dev = prhs_nv_device_of(device);
     prhs_nv_choice choice;
     const char *why = NULL;
     if (!prhs_nv_choose(dev, key, &choice, &why))
         return prhs_fail(&device->log, PRHS_ERR_UNSUPPORTED, "cuda: %s: %s", prhs_op_name(key->kind), why);
-    if (key->kind == PRHS_OP_SCORE && key->moments == PRHS_K_MOMENTS_VALUES) {
+    const prhs_i32 before = launched_before(key);
+    if (before != key->moments) {
         prhs_op_key first = *key;
-        first.moments = PRHS_K_MOMENTS_KEYS;
+        first.moments = before;
         prhs_status status = prhs_nv_op_prepare(device, &first);
         if (status != PRHS_OK)
             return status;

@@ -69,6 +69,13 @@ static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, pr
     static const char *const simt_paths[3][2] = { SIMT(8), SIMT(16), SIMT(32) };
 #undef TENSOR
 #undef SIMT
+    if (key->moments == PRHS_NV_COUNTS) {
+        snprintf(choice->name, sizeof choice->name, "prhs_count_%s", prhs_op_name(key->kind));
+        choice->file = "count";
+        choice->counts = true;
+        *why = "one kernel serves every legal shape";
+        return;
+    }
     const char *stem = kernels[key->kind].stem, *dtype = dtype_name(key->kv_dtype), *moments = key->moments ? "_m" : "";
     const bool score = key->kind == PRHS_OP_SCORE;
     if (score && key->moments == PRHS_K_MOMENTS_VALUES) { /* score's second kernel */
@@ -217,7 +224,16 @@ static uint64_t prompt_blocks(const prhs_k_prefill *a, unsigned lanes) {
     return (per_block(pairs(a->batch.max_rows, a->shape.group), lanes) + (uint64_t)a->batch.max_seqs) * (uint64_t)a->shape.kv_heads;
 }
 
+/* A thread a unit of score's or attend's. */
+static uint64_t count_blocks(const prhs_op *op) {
+    const bool scores = op->kind == PRHS_OP_SCORE;
+    const prhs_k_batch *batch = scores ? &op->args.score.batch : &op->args.attend.batch;
+    return per_block(pairs(batch->max_seqs, scores ? op->args.score.shape.units : op->args.attend.shape.units), 128);
+}
+
 uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op) {
+    if (choice->counts)
+        return count_blocks(op);
     switch (op->kind) {
 #define BLOCKS(NAME, name, expression) \
     case PRHS_OP_##NAME: { \
