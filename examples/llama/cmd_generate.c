@@ -264,6 +264,7 @@ static int parse(generation *g, int argc, char **argv) {
         case STATS: g->stats = true; break;
         case 'R':
         case 'L':
+        case 'Q':
         case 'M': ok = record_option(c, optarg, &g->record); break;
         case VERBOSE: g->common.level = PRHS_LOG_DEBUG; break;
         case 'h': fputs(help, stdout); return 0;

@@ -84,6 +84,7 @@ static oracle_params params_of(const synth *s, const prhs_policy *p) {
         .dense_layers = (int)p->dense_layers,
         .min_sparse_n = (int)p->min_sparse_n,
         .block = (int)p->block,
+        .references = (int)p->references,
         .gate = gates[p->gate],
         .tau = (double)p->tau,
         .eps = (double)p->eps,
@@ -137,7 +138,7 @@ static void count_unit(const job *j, layer_sums *l, const oracle_unit *u, int po
     l->share += u->mode == ORACLE_SHARE;
     l->retrieve += u->mode == ORACLE_RETRIEVE;
     l->mass_failed += u->mode == ORACLE_RETRIEVE && u->cause == ORACLE_CAUSE_MASS;
-    l->close += fabs(u->margin) < 1e-4;
+    l->close += fabs(u->margin) < 1e-4 || u->tied;
     if (u->mode == ORACLE_RETRIEVE)
         l->scored += u->set.sink_end + (double)(pos + 1) - u->set.mid_begin;
     if (u->mode == ORACLE_DENSE)
@@ -392,9 +393,11 @@ int main(int argc, char **argv) {
     static const char *const other[] = { "cis-mass,k=24,s=16,eps=0.02,tau=0.2,sinks=2,local=8,dense=2",
                                          "cis,k=24,m=0,g=4,s=8,tau=0.9,sinks=3,local=9,join=max,dense=0",
                                          "cis-mass,k=16,s=8,eps=0.05,tau=0.5,sinks=2,local=8,join=head",
+                                         "cis-mass,k=16,s=64,refs=3,eps=0.05,tau=0.5,sinks=2,local=8",
+                                         "cis-recall,k=16,eps=0.02,sinks=2,local=8",
                                          "cpe,k=16,m=2,s=8,tau=0.9,sinks=2,local=8,psaw_layer=1,dense=0,etf=0", NULL };
-    synth a = { .shape = { 4, 1, 2, 4, 2, 32, 0.1767767f, 2 }, .contexts = contexts, .steps = steps, .seed = 11, .drift = 0.6f };
-    synth b = { .shape = { 3, 0, 3, 6, 2, 64, 0.1f, 3 }, .contexts = contexts, .steps = steps, .seed = 5, .drift = 0.5f };
+    synth a = { .shape = { 4, 1, 2, 4, 2, 32, 0.1767767f, 2, 0 }, .contexts = contexts, .steps = steps, .seed = 11, .drift = 0.6f };
+    synth b = { .shape = { 3, 0, 3, 6, 2, 64, 0.1f, 3, 1 }, .contexts = contexts, .steps = steps, .seed = 5, .drift = 0.5f };
     char device[128];
     if (argc < 3) {
         fprintf(stderr, "usage: trace-replay PRHS FOLDER [BACKEND [CAPS]]\n");

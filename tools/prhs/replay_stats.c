@@ -147,7 +147,8 @@ bool replay_summarise(const replay *r, const replay_samples *s, replay_result *r
             x[n++] = (double)s->retrieved[step] / s->units[step];
     result->retrieving = summary(x, n);
     result->retrieving_median = median(x, n);
-    count_bytes(r, s->scored, result);
+    if (result->rival.kind == COMPARATOR_NONE)
+        count_bytes(r, s->scored, result);
     free(x);
     return true;
 }

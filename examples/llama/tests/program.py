@@ -139,6 +139,9 @@ def records(run, work, model, words, letters):
     check(forced.shape == (3, 1, 2, 4, 2, 32) and forced.sequences == [(60, 7)], f"two layers of a document: {forced.sequences}")
     check(all(near(forced.rows(layer, 0, kind), whole.rows(layer, 0, kind)) and forced.rows(layer, 0, kind)
               for layer in (1, 2) for kind in range(3)), "the same text gives the same rows")
+    asked, _ = trace("perplexity", "--docs", "1", "--context", "60", "--decode", "7", "--policy", "dense", "--record-prompts", text)
+    queries = asked.rows(1, 0, 0)
+    check([p for p, _ in queries] == list(range(67)) and queries[59:] == forced.rows(1, 0, 0), "with the queries of the prompt's rows")
     for what, args, status, sentence in (
             ("layers that the model lacks", ("--record-layers", "2-3"), 1, "not layers of the model"),
             ("layers backwards", ("--record-layers", "1-0"), 2, "no value"), ("no layers", ("--record-layers", "x"), 2, "no value"),
