@@ -131,7 +131,7 @@ typedef struct replay_result {
     prhs_stats stats;     /* all layers */
     replay_summary delta; /* exact dropped mass of sparse unit-steps, by head */
     replay_summary error; /* |o~ - o| / |o| of every head, step and layer */
-    replay_estimate estimate;
+    replay_estimate estimate, *sequences; /* of all; [seqs]: of each */
     replay_summary retrieving; /* by step: the share of units that retrieve, which is what makes steps differ */
     double retrieving_median;
     double bytes, dense_bytes;       /* of K and V that must be read, a step of one sequence through all recorded layers */

@@ -215,6 +215,12 @@ static cJSON *policy_object(const replay *r, const replay_result *x) {
         add_delta(o, &x->delta);
         add_summary(child(o, "error"), &x->error);
         add_estimate(o, x, &x->estimate);
+        cJSON *sequences = cJSON_AddArrayToObject(o, "sequences");
+        for (uint32_t i = 0; i < r->shape.seqs; i++) {
+            cJSON *sequence = cJSON_CreateObject();
+            add_estimate(sequence, x, &x->sequences[i]);
+            cJSON_AddItemToArray(sequences, sequence);
+        }
         cJSON *steps = child(o, "retrieving_by_step");
         add_summary(steps, &x->retrieving);
         number(steps, "median", x->retrieving_median);

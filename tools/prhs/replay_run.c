@@ -278,7 +278,8 @@ bool replay_policy(replay *r, const char *text, uint32_t parts, replay_result *r
     if (!replay_parse(text, r->shape.layers, &result->policy, &result->rival))
         return false;
     result->layers = replay_alloc(r->shape.layer_count, sizeof *result->layers);
-    bool ok = result->layers != NULL;
+    result->sequences = replay_alloc(r->shape.seqs, sizeof *result->sequences);
+    bool ok = result->layers != NULL && result->sequences != NULL;
     for (uint32_t layer = 0; ok && layer < r->shape.layer_count; layer++) {
         result->layers[layer].head_delta = replay_alloc(r->shape.heads, sizeof(replay_summary));
         result->layers[layer].head_error = replay_alloc(r->shape.heads, sizeof(replay_summary));
@@ -297,5 +298,6 @@ void replay_result_free(const replay *r, replay_result *result) {
         free(result->layers[layer].head_error);
     }
     free(result->layers);
+    free(result->sequences);
     *result = (replay_result){ 0 };
 }
