@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The mass gate over several references: a query that comes back to where it was finds the list that it had there. Blocks are long, for that. */
+/* The mass gate over several references: a query that comes back to where it was finds the list that it had there. Blocks are
+ * long, for that. */
 #include "policies.h"
 
 static void preset(uint32_t layers, prhs_policy *policy) {

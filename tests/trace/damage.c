@@ -286,10 +286,8 @@ static void flipped(const unsigned char *data, size_t size) {
     static const struct {
         size_t at;
         const char *words;
-    } cases[] = {
-        { 0, "begins with other bytes" },  { AT_VERSION, "has version" },        { AT_HEADS, "header is damaged" },
-        { AT_SCALE, "header is damaged" }, { AT_FLAGS, "header is damaged" }, { AT_HEADER_HASH, "header is damaged" }
-    };
+    } cases[] = { { 0, "begins with other bytes" },  { AT_VERSION, "has version" },     { AT_HEADS, "header is damaged" },
+                  { AT_SCALE, "header is damaged" }, { AT_FLAGS, "header is damaged" }, { AT_HEADER_HASH, "header is damaged" } };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         memcpy(copy, data, size);
         copy[cases[i].at] ^= 4;

@@ -410,8 +410,11 @@ int main(int argc, char **argv) {
                                          "cis-mass,k=16,s=8,eps=0.05,tau=0.5,sinks=2,local=8,join=head",
                                          "cis-mass,k=16,s=64,refs=3,eps=0.05,tau=0.5,sinks=2,local=8",
                                          "cis-recall,k=16,eps=0.02,sinks=2,local=8",
-                                         "cpe,k=16,m=2,s=8,tau=0.9,sinks=2,local=8,psaw_layer=1,dense=0,etf=0", NULL };
-    synth a = { .shape = { 4, 1, 2, 4, 2, 32, 0.1767767f, 2, 0 }, .contexts = contexts, .steps = steps, .seed = 11, .drift = 0.6f };
+                                         "cpe,k=16,m=2,s=8,tau=0.9,sinks=2,local=8,psaw_layer=1,dense=0,etf=0",
+                                         NULL };
+    synth a = {
+        .shape = { 4, 1, 2, 4, 2, 32, 0.1767767f, 2, 0 }, .contexts = contexts, .steps = steps, .seed = 11, .drift = 0.6f
+    };
     synth b = { .shape = { 3, 0, 3, 6, 2, 64, 0.1f, 3, 1 }, .contexts = contexts, .steps = steps, .seed = 5, .drift = 0.5f };
     char device[128];
     if (argc < 3) {

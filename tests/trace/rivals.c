@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Quest and H2O in `prhs replay` beside their papers' rules in double precision, on a trace of random data: what each head drops, how far
- * its output is off, tokens and bytes. A trace without the prompts' queries must be refused for H2O, and for nothing else. usage:
- * trace-rivals PRHS FOLDER [BACKEND [CAPS]]
+ * Quest and H2O in `prhs replay` beside their papers' rules in double precision, on a trace of random data: what each head drops,
+ * how far its output is off, tokens and bytes. A trace without the prompts' queries must be refused for H2O, and for nothing
+ * else. usage: trace-rivals PRHS FOLDER [BACKEND [CAPS]]
  */
 #include <cjson/cJSON.h>
 #include <math.h>
@@ -74,7 +74,8 @@ static void set_scene(const synth *s, uint32_t layer, uint32_t seq) {
 
 static uint32_t kv_head(uint32_t h) { return h / (x.s->shape.heads / x.s->shape.kv_heads); }
 
-/* Weights of the first n tokens for the row at n - 1 and head h; `in` NULL: all. They add up to 1. Returns the share of all that `in` has. */
+/* Weights of the first n tokens for the row at n - 1 and head h; `in` NULL: all. They add up to 1. Returns the share of all that
+ * `in` has. */
 static double softmax(uint32_t h, uint32_t n, const bool *in, double *w) {
     double top = -INFINITY, all = 0.0, some = 0.0;
     for (uint32_t j = 0; j < n; j++) {
@@ -289,7 +290,8 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof rivals / sizeof rivals[0]; i++)
         compare(argv[1], device, &s, &rivals[i]);
     check(run(argv[1], device, "--sweep --policy quest,dense=0 --k 48,96", &root) == 0 &&
-              cJSON_GetArraySize(cJSON_GetObjectItem(cJSON_GetObjectItem(root, "sweep"), "points")) == 2, "a sweep of quest's tokens");
+              cJSON_GetArraySize(cJSON_GetObjectItem(cJSON_GetObjectItem(root, "sweep"), "points")) == 2,
+          "a sweep of quest's tokens");
     cJSON_Delete(root);
     s.shape.prompts = 0;
     synth_write(&s, path);

@@ -123,7 +123,8 @@ static bool parse_seqs(trace *t, const unsigned char *tail, char error[TRACE_ERR
         return say(t, error, "no memory for the sequences");
     for (uint32_t i = 0; i < t->shape.seqs; i++) {
         trace_seq *s = &t->seqs[i];
-        *s = (trace_seq){ .context = trace_get32(tail + (size_t)i * TRACE_SEQ), .steps = trace_get32(tail + (size_t)i * TRACE_SEQ + 4) };
+        *s = (trace_seq){ .context = trace_get32(tail + (size_t)i * TRACE_SEQ),
+                          .steps = trace_get32(tail + (size_t)i * TRACE_SEQ + 4) };
         s->first_query = t->shape.prompts ? 0 : s->context - 1;
         if (s->context == 0 || s->steps == 0 || s->context > TRACE_MAX_TOKENS - 1 || s->steps > TRACE_MAX_TOKENS - s->context)
             return say(t, error, "the lengths of a sequence are out of range");

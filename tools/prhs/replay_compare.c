@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A comparator over the trace: lists of the host's from the trace's own rows, attention by the library's ops on the device. Layer by layer,
- * each with lists for all of its steps.
+ * A comparator over the trace: lists of the host's from the trace's own rows, attention by the library's ops on the device. Layer
+ * by layer, each with lists for all of its steps.
  */
 #include <math.h>
 #include <pthread.h>
@@ -20,14 +20,14 @@ typedef struct contest {
     prhs_ops_layout layout;
     prhs_buffer *state, *work;
     uint32_t units, cap;
-    uint16_t *halves;  /* rows as the file has them */
-    float *q, *k;      /* of a layer and sequence: [tokens][heads][dim]; [kv_heads][tokens][dim] */
-    float *given;      /* H2O: [kv_heads][tokens] */
-    int32_t *list;     /* of a layer: [steps][seqs][units][cap] */
-    prhs_set *set;     /* [steps][seqs][units] */
-    double *dropped;   /* of a layer and sequence: [steps][heads] */
-    double *attended;  /* [layer_count]: tokens, summed over steps and lists */
-    float *outs;       /* [seqs][heads * dim] */
+    uint16_t *halves; /* rows as the file has them */
+    float *q, *k;     /* of a layer and sequence: [tokens][heads][dim]; [kv_heads][tokens][dim] */
+    float *given;     /* H2O: [kv_heads][tokens] */
+    int32_t *list;    /* of a layer: [steps][seqs][units][cap] */
+    prhs_set *set;    /* [steps][seqs][units] */
+    double *dropped;  /* of a layer and sequence: [steps][heads] */
+    double *attended; /* [layer_count]: tokens, summed over steps and lists */
+    float *outs;      /* [seqs][heads * dim] */
 } contest;
 
 static void close_contest(contest *x) {
@@ -64,7 +64,8 @@ static bool open_contest(replay *r, const comparator *c, contest *x) {
         return false;
     const size_t lists = steps * r->shape.seqs * x->units;
     return (x->halves = replay_alloc((size_t)r->tokens * (q > kv ? q : kv), sizeof *x->halves)) &&
-           (x->q = replay_alloc((size_t)r->tokens * q, sizeof *x->q)) && (x->k = replay_alloc((size_t)r->tokens * kv, sizeof *x->k)) &&
+           (x->q = replay_alloc((size_t)r->tokens * q, sizeof *x->q)) &&
+           (x->k = replay_alloc((size_t)r->tokens * kv, sizeof *x->k)) &&
            (x->given = replay_alloc((size_t)r->tokens * r->shape.kv_heads, sizeof *x->given)) &&
            (x->list = replay_alloc(lists, sizeof *x->list * x->cap)) && (x->set = replay_alloc(lists, sizeof *x->set)) &&
            (x->dropped = replay_alloc(steps * r->shape.heads, sizeof *x->dropped)) &&
@@ -108,11 +109,22 @@ static bool choose(share *w, uint32_t hk) {
     const size_t q = trace_row(s, TRACE_Q), lists = (size_t)s->seqs * x->units;
     const size_t first = (size_t)w->seq * x->units + (comparator_per_head(x->c) ? hk * group : hk);
     const float *k = x->k + (size_t)hk * tokens * s->dim;
-    comparator_task t = { .context = seq->context, .steps = seq->steps, .group = group, .dim = s->dim, .scale = s->scale, .k = k,
-                          .q = x->q + seq->context * q + (size_t)hk * group * s->dim, .q_step = q,
-                          .given = x->given + (size_t)hk * x->r->tokens, .dense = s->first_layer + w->layer < x->c->dense,
-                          .list = x->list + first * x->cap, .set = x->set + first, .list_step = lists * x->cap, .set_step = lists,
-                          .dropped = x->dropped + (size_t)hk * group, .dropped_step = s->heads };
+    comparator_task t = { .context = seq->context,
+                          .steps = seq->steps,
+                          .group = group,
+                          .dim = s->dim,
+                          .scale = s->scale,
+                          .k = k,
+                          .q = x->q + seq->context * q + (size_t)hk * group * s->dim,
+                          .q_step = q,
+                          .given = x->given + (size_t)hk * x->r->tokens,
+                          .dense = s->first_layer + w->layer < x->c->dense,
+                          .list = x->list + first * x->cap,
+                          .set = x->set + first,
+                          .list_step = lists * x->cap,
+                          .set_step = lists,
+                          .dropped = x->dropped + (size_t)hk * group,
+                          .dropped_step = s->heads };
     memset(t.given, 0, tokens * sizeof *t.given);
     bool ok = true;
     for (uint32_t g = 0; ok && x->c->kind == COMPARATOR_H2O && !t.dense && g < group; g++)
@@ -175,8 +187,10 @@ static bool attend(contest *x, uint32_t layer, uint32_t step) {
     const prhs_rows key = { { r->now[TRACE_K].buffer, 2 * kv * layer }, PRHS_F16, 0, 0 };
     const prhs_rows value = { { r->now[TRACE_V].buffer, 2 * kv * layer }, PRHS_F16, 0, 0 };
     const prhs_rows out = { r->out, PRHS_F32, 0, 0 };
-    bool ok = replay_take(r, step + 1) && prhs_op_append(x->ops, r->queue, &batch, &r->kv[layer], &key, &value, none) == PRHS_OK &&
-              prhs_queue_write(r->queue, (prhs_mem){ x->work, x->layout.sets }, x->set + step * lists, lists * sizeof *x->set) == PRHS_OK;
+    bool ok = replay_take(r, step + 1) &&
+              prhs_op_append(x->ops, r->queue, &batch, &r->kv[layer], &key, &value, none) == PRHS_OK &&
+              prhs_queue_write(r->queue, (prhs_mem){ x->work, x->layout.sets }, x->set + step * lists, lists * sizeof *x->set) ==
+                  PRHS_OK;
     for (size_t i = 0; ok && i < seqs; i++)
         ok = prhs_queue_write(r->queue, (prhs_mem){ x->state, i * x->layout.slot_bytes + x->layout.lists },
                               x->list + (step * lists + i * x->units) * x->cap, own * sizeof *x->list) == PRHS_OK;
@@ -241,8 +255,10 @@ bool replay_compare(replay *r, replay_result *result) {
     contest x;
     replay_samples s = { 0 };
     if (result->rival.kind == COMPARATOR_H2O && !r->shape.prompts) {
-        fprintf(stderr, "prhs replay: --policy %s: the trace lacks the queries of the prompts' rows, by which h2o goes (prhs-llama "
-                        "--record-prompts)\n", result->name);
+        fprintf(stderr,
+                "prhs replay: --policy %s: the trace lacks the queries of the prompts' rows, by which h2o goes (prhs-llama "
+                "--record-prompts)\n",
+                result->name);
         return false;
     }
     bool ok = open_contest(r, &result->rival, &x) && replay_samples_make(r, &s);

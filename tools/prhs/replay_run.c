@@ -129,7 +129,8 @@ void replay_errors(const replay *r, const float *outs, uint32_t layer, uint32_t 
     const double *exact = r->exact + (((size_t)layer * r->steps + step) * r->shape.seqs + seq) * row;
     for (uint32_t h = 0; h < r->shape.heads; h++) {
         const size_t at = (size_t)h * r->shape.dim;
-        const double off = norm_of_difference(outs + at, exact + at, r->shape.dim), size = norm_of_difference(NULL, exact + at, r->shape.dim);
+        const double off = norm_of_difference(outs + at, exact + at, r->shape.dim),
+                     size = norm_of_difference(NULL, exact + at, r->shape.dim);
         /* What is not finite in the trace's own dense attention is left out of the figures, and only that. */
         double error = isnan(off) ? INFINITY : off == 0.0 ? 0.0 : off / size;
         s->error[replay_sample_at(r, step, seq, layer) + h] = isfinite(size) ? error : NAN;

@@ -77,8 +77,8 @@ static size_t gather(const replay *r, const replay_samples *s, what w, uint32_t 
 }
 
 /* Of shared steps in layers [layer, end) of sequences [seq, stop). */
-static replay_estimate estimate(const replay *r, const replay_samples *s, uint32_t layer, uint32_t end, uint32_t seq, uint32_t stop,
-                                double *x) {
+static replay_estimate estimate(const replay *r, const replay_samples *s, uint32_t layer, uint32_t end, uint32_t seq,
+                                uint32_t stop, double *x) {
     replay_estimate e = { 0, NAN, NAN, NAN, NAN };
     double hat = 0.0, exact = 0.0;
     size_t n = 0, within = 0;
