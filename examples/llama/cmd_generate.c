@@ -36,8 +36,9 @@ static const char help[] =
     "usage: prhs-llama generate --model FILE [options] PROMPT...\n"
     "  --model FILE        GGUF model of the llama family\n"
     "  --device NAME       cpu, opencl, cuda, each also as NAME:INDEX, or any (default)\n"
-    "  --policy NAME[,key=value...]  default cis-mass; keys: k s gate tau floor eps m rb rf g sinks local dense n join residual\n"
-    "                      psaw psaw_layer phi alpha etf etf_layer psi gamma\n"
+    "  --policy NAME[,key=value...]  default cis-mass; keys: k kmin target s refs gate tau floor eps m rb rf g sinks local\n"
+    "                      dense n join residual psaw psaw_layer phi alpha etf etf_layer psi gamma;\n"
+    "                      map=0.1.1.3...: the layer whose lists each layer uses\n"
     "  --kv TYPE           f16 (default), f32 or bf16\n"
     "  --linear WHERE      auto (default): on a cuda device cuBLAS, on an OpenCL GPU CLBlast, elsewhere and without them this machine's\n"
     "                      BLAS; host: this machine's BLAS; clblast: CLBlast, on any OpenCL device; or the file of a libcublas or libclblast\n"
@@ -264,6 +265,7 @@ static int parse(generation *g, int argc, char **argv) {
         case STATS: g->stats = true; break;
         case 'R':
         case 'L':
+        case 'Q':
         case 'M': ok = record_option(c, optarg, &g->record); break;
         case VERBOSE: g->common.level = PRHS_LOG_DEBUG; break;
         case 'h': fputs(help, stdout); return 0;

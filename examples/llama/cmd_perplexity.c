@@ -281,7 +281,7 @@ static bool parse_contenders(job *j) {
     bool h2o = false;
     for (size_t i = 0; i < j->policies; i++) {
         contender *c = &j->contenders[i];
-        if (!comparator_parse(j->policy_text[i], &c->rival) ||
+        if (!comparator_parse("prhs-llama", j->policy_text[i], &c->rival) ||
             (c->rival.kind == COMPARATOR_NONE && !parse_policy(j->policy_text[i], j->l.m.layers, &c->policy, &c->list_layers)))
             return false;
         h2o = h2o || c->rival.kind == COMPARATOR_H2O;
@@ -414,6 +414,7 @@ static int parse(job *j, int argc, char **argv) {
         case JSON: j->json_file = optarg; break;
         case 'R':
         case 'L':
+        case 'Q':
         case 'M': ok = record_option(c, optarg, &j->record_options); break;
         case VERBOSE: j->common.level = PRHS_LOG_DEBUG; break;
         case 'h': fputs(help, stdout); return 0;

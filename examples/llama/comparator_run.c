@@ -76,6 +76,11 @@ static bool in_parallel(job_function *run, void *user, uint32_t jobs) {
     return c.good;
 }
 
+static void blas_product(uint32_t rows, uint32_t n, uint32_t dim, float scale, const float *q, size_t q_step, const float *k, size_t k_step, float *out,
+                         size_t out_step) {
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)n, (int)dim, scale, q, (int)q_step, k, (int)k_step, 0.0f, out, (int)out_step);
+}
+
 /* --- prompts --- */
 
 bool comparator_prompts_make(comparator_prompts *p, const engine *e) {
@@ -99,7 +104,7 @@ static bool give_head(void *user, uint32_t h) {
     const model *m = p->e->m;
     const uint32_t hk = h / (m->heads / m->kv_heads), dim = m->head_dim;
     return comparator_give(p->q + (size_t)h * dim, (size_t)m->heads * dim, p->k + (size_t)hk * dim, (size_t)m->kv_heads * dim, p->rows, dim,
-                           1.0f / sqrtf((float)dim), p->given + (size_t)h * p->rows);
+                           1.0f / sqrtf((float)dim), p->given + (size_t)h * p->rows, blas_product);
 }
 
 bool comparator_prompts_take(comparator_prompts *p, engine *e, uint32_t layer, uint32_t seq, uint32_t rows) {
@@ -257,7 +262,7 @@ static bool choose_head(void *user, uint32_t job) {
         .list = r->list + first * r->cap, .set = r->set + first, .list_step = lists * r->cap, .set_step = lists,
         .dropped = r->audits ? dropped : NULL,
     };
-    if (!comparator_lists(&r->c, &t))
+    if (!comparator_lists(&r->c, &t, blas_product))
         return false;
     const double rows = (double)r->shape.docs * r->shape.decode;
     pthread_mutex_lock(&l->lock);

@@ -26,6 +26,7 @@ bool record_option(int option, const char *text, record_options *o) {
     case 'R': o->file = text; return *text != 0;
     case 'L': return parse_layers(text, o);
     case 'M': return parse_u32(text, &o->limit) && o->limit > 0;
+    case 'Q': return o->prompts = true;
     default: return false;
     }
 }
@@ -35,7 +36,8 @@ bool record_begin(record *r, const record_options *o, const model *m, const uint
     if (!o->file)
         return true;
     trace_shape shape = { .layers = m->layers, .layer_count = m->layers, .heads = m->heads, .kv_heads = m->kv_heads,
-                          .dim = m->head_dim, .scale = (float)(1.0 / sqrt((double)m->head_dim)), .seqs = seqs };
+                          .dim = m->head_dim, .scale = (float)(1.0 / sqrt((double)m->head_dim)), .seqs = seqs,
+                          .prompts = o->prompts };
     if (o->some) {
         shape.first_layer = o->first;
         shape.layer_count = o->last - o->first + 1;

@@ -11,14 +11,17 @@ typedef struct record_options {
     bool some;        /* layers [first, last] only */
     uint32_t first, last;
     uint32_t limit;   /* MiB */
+    bool prompts;     /* with the queries of the prompts' rows */
 } record_options;
 
 #define RECORD_DEFAULTS { .limit = 1024 }
 /* For getopt_long(); what it returns for them goes to record_option(). */
-#define RECORD_OPTIONS { "record", 1, 0, 'R' }, { "record-layers", 1, 0, 'L' }, { "record-limit", 1, 0, 'M' }
+#define RECORD_OPTIONS { "record", 1, 0, 'R' }, { "record-layers", 1, 0, 'L' }, { "record-limit", 1, 0, 'M' }, \
+                       { "record-prompts", 0, 0, 'Q' }
 #define RECORD_HELP \
     "  --record FILE       write the run's queries, keys and values, for 'prhs replay'\n" \
     "  --record-layers A-B of these layers only (all)\n" \
+    "  --record-prompts    with the queries of all of the prompts' rows, which 'prhs replay --policy h2o' asks for\n" \
     "  --record-limit MIB  do not begin where the file could grow larger (1024)\n"
 
 /* false: the value is none for this option. */

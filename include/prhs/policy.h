@@ -73,8 +73,8 @@ typedef struct prhs_policy {
 } prhs_policy;
 
 /**
- * Fills *policy with the preset `name`: dense, streaming, topk, hshare, cis, cpe, cis-mass. `layers` is the model's number of
- * layers (cpe starts at layers / 2). Thread-safe. PRHS_ERR_ARGUMENT: NULL, layers 0, or no such preset (*policy is untouched).
+ * Fills *policy with the preset `name`: dense, streaming, topk, hshare, cis, cpe, cis-mass, cis-recall. `layers` is the model's
+ * number of layers (cpe starts at layers / 2). Thread-safe. PRHS_ERR_ARGUMENT: NULL, layers 0, or no such preset (*policy is untouched).
  */
 PRHS_API prhs_status prhs_policy_preset(const char *name, uint32_t layers, prhs_policy *policy);
 

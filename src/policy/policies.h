@@ -18,5 +18,6 @@ extern const prhs_policy_entry prhs_policy_hshare;
 extern const prhs_policy_entry prhs_policy_cis;
 extern const prhs_policy_entry prhs_policy_cpe;
 extern const prhs_policy_entry prhs_policy_cis_mass;
+extern const prhs_policy_entry prhs_policy_cis_recall;
 
 #endif

@@ -7,7 +7,7 @@
 
 static const prhs_policy_entry *const entries[] = {
     &prhs_policy_dense, &prhs_policy_streaming, &prhs_policy_topk,     &prhs_policy_hshare,
-    &prhs_policy_cis,   &prhs_policy_cpe,       &prhs_policy_cis_mass,
+    &prhs_policy_cis,   &prhs_policy_cpe,       &prhs_policy_cis_mass, &prhs_policy_cis_recall,
 };
 #define ENTRIES (sizeof entries / sizeof entries[0])
 

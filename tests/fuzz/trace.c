@@ -130,7 +130,7 @@ static void one(const unsigned char *good, size_t size, size_t index, unsigned c
 int main(int argc, char **argv) {
     static const uint32_t contexts[] = { 70, 3 }, steps[] = { 2, 66 };
     const synth small = {
-        .shape = { 3, 1, 2, 2, 1, 8, 0.35f, 2 }, .contexts = contexts, .steps = steps, .seed = 1, .drift = 1.0f
+        .shape = { 3, 1, 2, 2, 1, 8, 0.35f, 2, 0 }, .contexts = contexts, .steps = steps, .seed = 1, .drift = 1.0f
     };
     uint64_t seed = 1, files = 0, least = 200000;
     long seconds = 0;

@@ -52,6 +52,16 @@ static const struct p_row {
         .tau = 0.5f,
         .eps = 0.1f,
         .residual = PRHS_RESIDUAL_MEAN } },
+    { "cis-recall",
+      { .k = 476,
+        .sinks = 4,
+        .local = 32,
+        .block = 512,
+        .references = 8,
+        .gate = PRHS_GATE_MASS,
+        .tau = 0.5f,
+        .eps = 0.12f,
+        .residual = PRHS_RESIDUAL_MEAN } },
 };
 #define PRESETS (int)(sizeof presets / sizeof *presets)
 
@@ -65,7 +75,7 @@ static void check_preset(t_ctx *t, const struct p_row *row) {
     want.granularity = 1;
     want.dense_layers = 1;
     want.k_min = 128;
-    want.references = 1;
+    want.references = want.references ? want.references : 1;
     memset(&got, 0, sizeof got);
     T_OK(t, prhs_policy_preset(row->name, 30, &got));
 #define SAME(field) T_CHECK(t, got.field == want.field, #field " is %g instead of %g", (double)got.field, (double)want.field)

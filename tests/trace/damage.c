@@ -35,7 +35,7 @@ static bool check(bool good, const char *format, ...) {
 
 static const uint32_t contexts[] = { 130, 5 }, steps[] = { 3, 70 };
 static const synth small = {
-    .shape = { 5, 2, 2, 4, 2, 8, 0.25f, 2 }, .contexts = contexts, .steps = steps, .seed = 7, .drift = 0.5f
+    .shape = { 5, 2, 2, 4, 2, 8, 0.25f, 2, 0 }, .contexts = contexts, .steps = steps, .seed = 7, .drift = 0.5f
 };
 
 /* --- what was written is read ------------------------------------------------------------------------------------------ */
@@ -140,7 +140,7 @@ static void not_recorded(void) {
     refused_shape("nothing to decode", good, contexts, 0, limit, "needs a prompt");
     refused_shape("2^24 tokens", good, long_one, 70, limit, "2^24 tokens");
     refused_shape("more than the limit", good, contexts, 70, 20000, "would take up to");
-    s = (trace_shape){ 4096, 0, 4096, 65536, 65536, 256, 1.0f, 2 };
+    s = (trace_shape){ 4096, 0, 4096, 65536, 65536, 256, 1.0f, 2, 0 };
     refused_shape("more than 2^64", s, (const uint32_t[]){ 1 << 23, 1 << 23 }, 1 << 23, UINT64_C(1) << 60, "would take up to");
     check(!trace_create("/nonexistent/x.trace", &good, contexts, 70, limit, error) && strstr(error, "No such file"),
           "no folder: %s", error);
@@ -152,7 +152,7 @@ static bool record(const trace_rows *rows, size_t n, bool *added) {
     static const float row[256];
     char other[600];
     snprintf(other, sizeof other, "%s.other", path);
-    trace_shape shape = { 1, 0, 1, 2, 1, 8, 1.0f, 2 };
+    trace_shape shape = { 1, 0, 1, 2, 1, 8, 1.0f, 2, 0 };
     const uint32_t short_ones[] = { 1, 1 };
     trace_writer *w = trace_create(other, &shape, short_ones, 2, 1 << 20, error);
     *added = w != NULL;
@@ -207,7 +207,7 @@ static void full_disk(void) {
     tight.rlim_max = old.rlim_max;
     float row[32] = { 0 };
     const uint32_t long_one[] = { 4000 };
-    trace_shape shape = { 1, 0, 1, 2, 1, 8, 1.0f, 1 };
+    trace_shape shape = { 1, 0, 1, 2, 1, 8, 1.0f, 1, 0 };
     trace_writer *w = trace_create(other, &shape, long_one, 1, 1 << 20, error);
     setrlimit(RLIMIT_FSIZE, &tight);
     for (uint32_t i = 0; i < 4001; i++)
@@ -286,10 +286,8 @@ static void flipped(const unsigned char *data, size_t size) {
     static const struct {
         size_t at;
         const char *words;
-    } cases[] = {
-        { 0, "begins with other bytes" },  { AT_VERSION, "has version" },        { AT_HEADS, "header is damaged" },
-        { AT_SCALE, "header is damaged" }, { AT_RESERVED, "header is damaged" }, { AT_HEADER_HASH, "header is damaged" }
-    };
+    } cases[] = { { 0, "begins with other bytes" },  { AT_VERSION, "has version" },     { AT_HEADS, "header is damaged" },
+                  { AT_SCALE, "header is damaged" }, { AT_FLAGS, "header is damaged" }, { AT_HEADER_HASH, "header is damaged" } };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         memcpy(copy, data, size);
         copy[cases[i].at] ^= 4;
@@ -320,7 +318,9 @@ static void absurd(const unsigned char *data, size_t size) {
         uint64_t value;
     } cases[] = {
         { "header of 2^32 - 1 bytes", "header", AT_HEADER_SIZE, 4, UINT32_MAX },
-        { "reserved field", "header", AT_RESERVED, 8, 1 },
+        { "a flag that there is not", "header", AT_FLAGS, 8, 2 },
+        { "flags of 64 bits", "header", AT_FLAGS, 8, UINT64_C(1) << 63 },
+        { "queries that are not there", "name every row", AT_FLAGS, 8, 1 },
         { "no layers", "layers", AT_LAYERS, 4, 0 },
         { "2^32 - 1 layers", "layers", AT_LAYERS, 4, UINT32_MAX },
         { "first layer past the last", "layers", AT_FIRST_LAYER, 4, 5 },
@@ -395,6 +395,34 @@ static void gap(const unsigned char *data, size_t size) {
     free(copy);
 }
 
+/* With the prompts' queries: all of them are there, and a file that denies or claims them is refused. */
+static void with_prompts(void) {
+    synth s = small;
+    size_t size;
+    s.shape.prompts = 1;
+    synth_write(&s, path);
+    trace *t = trace_open(path, error);
+    if (!check(t && trace_get_shape(t)->prompts == 1, "a file with the prompts' queries: %s", error))
+        return;
+    for (uint32_t seq = 0; seq < 2; seq++) {
+        check(trace_begin(trace_get_seq(t, seq), TRACE_Q) == 0, "sequence %u: where queries begin", seq);
+        check_rows(t, 3, seq, TRACE_Q, 0, contexts[seq] + steps[seq]);
+        check_rows(t, 2, seq, TRACE_Q, 2, 3);
+    }
+    trace_close(t);
+    unsigned char *data = synth_bytes(path, &size);
+    check(sound(data, size, "with the prompts' queries"), "with the prompts' queries: %s", error);
+    trace_put64(data + AT_FLAGS, 0);
+    seal(data, size);
+    check(!sound(data, size, "queries denied") && strstr(error, "name every row"), "queries denied: %s", error);
+    free(data);
+    refused_shape("queries past the limit", s.shape, contexts, 70, 60000, "would take up to");
+    s.shape.prompts = 0;
+    trace_writer *w = trace_create(path, &s.shape, contexts, 70, 60000, error);
+    check(w != NULL && trace_finish(w, false, error), "within the limit without them: %s", error);
+    synth_write(&small, path);
+}
+
 static void foreign(void) {
     static const unsigned char zeros[200];
     check(!sound(zeros, 0, "empty") && strstr(error, "less than 8"), "an empty file: %s", error);
@@ -424,6 +452,7 @@ int main(int argc, char **argv) {
     absurd(data, size);
     gap(data, size);
     foreign();
+    with_prompts();
     free(data);
     remove(path);
     printf("%d checks, %d failed\n", checks, failures);

@@ -143,6 +143,9 @@ def sweep(replay):
     points = {p["policy"]: p for p in replay.document("--sweep", "--policy", f"cis-mass,{BASE},k=40,kmin=1", "--target", "0.05,0.2,0.6")["sweep"]["points"]}
     tight, middle, loose = (points[f"cis-mass,{BASE},k=40,kmin=1,target={t}"] for t in ("0.05", "0.2", "0.6"))
     check(tight["delta"] < middle["delta"] < loose["delta"] and tight["missed"] > loose["missed"], "a sweep over targets")
+    points = replay.document("--sweep", "--policy", f"cis-mass,{BASE},k=24,s=64,eps=0.02", "--refs", "1,2,8")["sweep"]["points"]
+    check(sorted(p["policy"].rpartition(",")[2] for p in points) == ["refs=1", "refs=2", "refs=8"] and
+          len({p["rho"] for p in points}) > 1, f"a sweep over references: {[p['rho'] for p in points]}")
     done = replay.run("--sweep", "--policy", f"cis,m=8,{BASE}", "--k", "8,24,48")
     check(done.returncode == 0 and "2 combinations;" in done.stdout and "1 combinations left out" in done.stderr,
           "a combination that contradicts itself is left out")

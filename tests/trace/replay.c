@@ -17,7 +17,7 @@
 #include "policy_text.h"
 #include "synth.h"
 
-enum { MAX_HEADS = 8, MAX_LAYERS = 4, MAX_RATIOS = 1 << 16, MAX_STEPS = 32 };
+enum { MAX_HEADS = 8, MAX_LAYERS = 4, MAX_RATIOS = 1 << 16, MAX_STEPS = 32, MAX_SEQS = 4 };
 
 static int checks, failures;
 
@@ -51,6 +51,8 @@ typedef struct layer_sums {
 typedef struct expected {
     layer_sums layer[MAX_LAYERS];
     double ratio[MAX_RATIOS], hat, exact; /* hat, exact: sums of shared steps */
+    double seq_ratio[MAX_SEQS][MAX_RATIOS];
+    int seq_ratios[MAX_SEQS];
     int ratios;
     double error[MAX_RATIOS];
     int errors;
@@ -64,6 +66,7 @@ typedef struct job {
     oracle_result *res;
     expected *e;
     bool seed;
+    uint32_t seq;
 } job;
 
 static oracle_params params_of(const synth *s, const prhs_policy *p) {
@@ -84,6 +87,7 @@ static oracle_params params_of(const synth *s, const prhs_policy *p) {
         .dense_layers = (int)p->dense_layers,
         .min_sparse_n = (int)p->min_sparse_n,
         .block = (int)p->block,
+        .references = (int)p->references,
         .gate = gates[p->gate],
         .tau = (double)p->tau,
         .eps = (double)p->eps,
@@ -137,7 +141,7 @@ static void count_unit(const job *j, layer_sums *l, const oracle_unit *u, int po
     l->share += u->mode == ORACLE_SHARE;
     l->retrieve += u->mode == ORACLE_RETRIEVE;
     l->mass_failed += u->mode == ORACLE_RETRIEVE && u->cause == ORACLE_CAUSE_MASS;
-    l->close += fabs(u->margin) < 1e-4;
+    l->close += fabs(u->margin) < 1e-4 || u->tied;
     if (u->mode == ORACLE_RETRIEVE)
         l->scored += u->set.sink_end + (double)(pos + 1) - u->set.mid_begin;
     if (u->mode == ORACLE_DENSE)
@@ -171,7 +175,9 @@ static void count_heads(const job *j, layer_sums *l, const double *q, const doub
         to->masses++;
         if (mode != ORACLE_SHARE || j->e->ratios == MAX_RATIOS)
             continue;
-        j->e->ratio[j->e->ratios++] = (head->delta + 1e-4) / (head->delta_full + 1e-4);
+        const double ratio = (head->delta + 1e-4) / (head->delta_full + 1e-4);
+        j->e->ratio[j->e->ratios++] = ratio;
+        j->e->seq_ratio[j->seq][j->e->seq_ratios[j->seq]++] = ratio;
         j->e->hat += head->delta;
         j->e->exact += head->delta_full;
     }
@@ -213,8 +219,10 @@ static void expect(const synth *s, const prhs_policy *policy, bool seed, expecte
         return;
     j.res = oracle_result_new(j.o, 1);
     for (uint32_t index = 0; index < s->shape.layer_count; index++)
-        for (uint32_t seq = 0; seq < s->shape.seqs; seq++)
+        for (uint32_t seq = 0; seq < s->shape.seqs; seq++) {
+            j.seq = seq;
             run_layer(&j, index, seq);
+        }
     oracle_result_free(j.res);
     oracle_session_free(j.o);
 }
@@ -253,22 +261,30 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static void check_estimator(const char *policy, const cJSON *object, expected *e) {
-    const cJSON *got = cJSON_GetObjectItem(object, "estimator");
+static void check_ratios(const char *policy, const cJSON *got, double *ratio, int n) {
     int within = 0, edge = 0;
-    qsort(e->ratio, (size_t)e->ratios, sizeof e->ratio[0], by_value);
-    for (int i = 0; i < e->ratios; i++) {
-        within += e->ratio[i] >= 0.8 && e->ratio[i] <= 1.25;
-        edge += fabs(e->ratio[i] - 0.8) < 1e-3 || fabs(e->ratio[i] - 1.25) < 1e-3;
+    qsort(ratio, (size_t)n, sizeof ratio[0], by_value);
+    for (int i = 0; i < n; i++) {
+        within += ratio[i] >= 0.8 && ratio[i] <= 1.25;
+        edge += fabs(ratio[i] - 0.8) < 1e-3 || fabs(ratio[i] - 1.25) < 1e-3;
     }
-    const int n = e->ratios;
-    const double median = n == 0 ? NAN : n % 2 ? e->ratio[n / 2] : (e->ratio[n / 2 - 1] + e->ratio[n / 2]) / 2;
+    const double median = n == 0 ? NAN : n % 2 ? ratio[n / 2] : (ratio[n / 2 - 1] + ratio[n / 2]) / 2;
     near("estimates", policy, -1, -1, number(got, "n"), n, 0);
-    near("mean estimate", policy, -1, -1, number(got, "mean"), n ? e->hat / n : NAN, 1e-5);
-    near("mean of the exact masses", policy, -1, -1, number(got, "exact_mean"), n ? e->exact / n : NAN, 2e-6);
     near("median ratio", policy, -1, -1, number(got, "median_ratio"), median, 1e-3);
     near("ratios within 1.25", policy, -1, -1, number(got, "within_1.25"), n ? (double)within / n : NAN,
          n ? (edge + 0.5) / n : 0);
+}
+
+static void check_estimator(const char *policy, const cJSON *object, uint32_t seqs, expected *e) {
+    const cJSON *got = cJSON_GetObjectItem(object, "estimator"), *sequences = cJSON_GetObjectItem(object, "sequences");
+    const int n = e->ratios;
+    near("mean estimate", policy, -1, -1, number(got, "mean"), n ? e->hat / n : NAN, 1e-5);
+    near("mean of the exact masses", policy, -1, -1, number(got, "exact_mean"), n ? e->exact / n : NAN, 2e-6);
+    check_ratios(policy, got, e->ratio, n);
+    check((uint32_t)cJSON_GetArraySize(sequences) == seqs, "%s: %d sequences", policy, cJSON_GetArraySize(sequences));
+    for (uint32_t i = 0; i < seqs; i++)
+        check_ratios(policy, cJSON_GetObjectItem(cJSON_GetArrayItem(sequences, (int)i), "estimator"), e->seq_ratio[i],
+                     e->seq_ratios[i]);
 }
 
 /* Of all heads together; 99 of 100 are not above the percentile. */
@@ -340,7 +356,7 @@ static void check_policy(const cJSON *object, const synth *s, const char *text, 
         }
         check_heads(text, layer, (int)i, l, s->shape.heads);
     }
-    check_estimator(text, object, &e);
+    check_estimator(text, object, s->shape.seqs, &e);
     check_errors(text, object, &e);
     check_steps(text, object, &e);
     check_bytes(text, object, s, &policy, &e);
@@ -392,9 +408,14 @@ int main(int argc, char **argv) {
     static const char *const other[] = { "cis-mass,k=24,s=16,eps=0.02,tau=0.2,sinks=2,local=8,dense=2",
                                          "cis,k=24,m=0,g=4,s=8,tau=0.9,sinks=3,local=9,join=max,dense=0",
                                          "cis-mass,k=16,s=8,eps=0.05,tau=0.5,sinks=2,local=8,join=head",
-                                         "cpe,k=16,m=2,s=8,tau=0.9,sinks=2,local=8,psaw_layer=1,dense=0,etf=0", NULL };
-    synth a = { .shape = { 4, 1, 2, 4, 2, 32, 0.1767767f, 2 }, .contexts = contexts, .steps = steps, .seed = 11, .drift = 0.6f };
-    synth b = { .shape = { 3, 0, 3, 6, 2, 64, 0.1f, 3 }, .contexts = contexts, .steps = steps, .seed = 5, .drift = 0.5f };
+                                         "cis-mass,k=16,s=64,refs=3,eps=0.05,tau=0.5,sinks=2,local=8",
+                                         "cis-recall,k=16,eps=0.02,sinks=2,local=8",
+                                         "cpe,k=16,m=2,s=8,tau=0.9,sinks=2,local=8,psaw_layer=1,dense=0,etf=0",
+                                         NULL };
+    synth a = {
+        .shape = { 4, 1, 2, 4, 2, 32, 0.1767767f, 2, 0 }, .contexts = contexts, .steps = steps, .seed = 11, .drift = 0.6f
+    };
+    synth b = { .shape = { 3, 0, 3, 6, 2, 64, 0.1f, 3, 1 }, .contexts = contexts, .steps = steps, .seed = 5, .drift = 0.5f };
     char device[128];
     if (argc < 3) {
         fprintf(stderr, "usage: trace-replay PRHS FOLDER [BACKEND [CAPS]]\n");

@@ -13,7 +13,7 @@ size_t trace_row(const trace_shape *shape, trace_kind kind) {
     return (size_t)(kind == TRACE_Q ? shape->heads : shape->kv_heads) * shape->dim;
 }
 
-uint32_t trace_begin(const trace_seq *seq, trace_kind kind) { return kind == TRACE_Q ? seq->context - 1 : 0; }
+uint32_t trace_begin(const trace_seq *seq, trace_kind kind) { return kind == TRACE_Q ? seq->first_query : 0; }
 
 const char *trace_shape_error(const trace_shape *s) {
     if (s->layers == 0 || s->layers > TRACE_MAX_LAYERS)

@@ -19,6 +19,7 @@ typedef enum trace_kind { TRACE_Q, TRACE_K, TRACE_V, TRACE_KINDS } trace_kind;
 /* One sequence: decoding begins at position `context`; the last of its rows is at context + steps - 1. */
 typedef struct trace_seq {
     uint32_t context, steps;
+    uint32_t first_query; /* position: 0 where the prompts' queries were recorded, else context - 1 */
 } trace_seq;
 
 typedef struct trace_shape {
@@ -27,11 +28,12 @@ typedef struct trace_shape {
     uint32_t heads, kv_heads, dim;
     float scale; /* of the scores */
     uint32_t seqs;
+    uint32_t prompts; /* 1: with the queries of the prompts' rows; 0: with the last one of each */
 } trace_shape;
 
 /* Floats of one row of a kind. */
 size_t trace_row(const trace_shape *shape, trace_kind kind);
-/* First position that a sequence has rows of a kind for: queries begin with the prompt's last row, which seeds. */
+/* First position that a sequence has rows of a kind for: queries begin with the prompt's last row, which seeds, or its first. */
 uint32_t trace_begin(const trace_seq *seq, trace_kind kind);
 
 float trace_from_f16(uint16_t half);

@@ -31,9 +31,12 @@ enum {
     AT_INDEX = 56,
     AT_FILE_SIZE = 64,
     AT_INDEX_HASH = 72,
-    AT_RESERVED = 80,
+    AT_FLAGS = 80,
     AT_HEADER_HASH = 88
 };
+
+/* Flags. */
+enum { TRACE_HAS_PROMPTS = 1 };
 
 /* Offsets in an entry of the index. */
 enum { AT_OFFSET = 0, AT_HASH = 8, AT_LAYER = 16, AT_SEQ = 20, AT_KIND = 24, AT_FIRST = 28, AT_ROWS = 32, AT_ZERO = 36 };

@@ -66,7 +66,7 @@ static bool read_header(trace *t, unsigned char h[TRACE_HEADER], char error[TRAC
     }
     if (trace_hash(h, AT_HEADER_HASH) != trace_get64(h + AT_HEADER_HASH))
         return say(t, error, "the header is damaged: its checksum is wrong");
-    if (trace_get32(h + AT_HEADER_SIZE) != TRACE_HEADER || trace_get64(h + AT_RESERVED) != 0)
+    if (trace_get32(h + AT_HEADER_SIZE) != TRACE_HEADER || trace_get64(h + AT_FLAGS) > TRACE_HAS_PROMPTS)
         return say(t, error, "the header is not that of a trace of version 1");
     if (trace_get64(h + AT_FILE_SIZE) != t->size) {
         snprintf(error, TRACE_ERROR, "%.120s: the file has %" PRIu64 " bytes, its header says %" PRIu64, t->name, t->size,
@@ -86,6 +86,7 @@ static bool parse_shape(trace *t, const unsigned char *h, char error[TRACE_ERROR
         .kv_heads = trace_get32(h + AT_KV_HEADS),
         .dim = trace_get32(h + AT_DIM),
         .seqs = trace_get32(h + AT_SEQS),
+        .prompts = trace_get64(h + AT_FLAGS) == TRACE_HAS_PROMPTS,
     };
     memcpy(&t->shape.scale, &scale, sizeof scale);
     const char *why = trace_shape_error(&t->shape);
@@ -122,7 +123,9 @@ static bool parse_seqs(trace *t, const unsigned char *tail, char error[TRACE_ERR
         return say(t, error, "no memory for the sequences");
     for (uint32_t i = 0; i < t->shape.seqs; i++) {
         trace_seq *s = &t->seqs[i];
-        *s = (trace_seq){ trace_get32(tail + (size_t)i * TRACE_SEQ), trace_get32(tail + (size_t)i * TRACE_SEQ + 4) };
+        *s = (trace_seq){ .context = trace_get32(tail + (size_t)i * TRACE_SEQ),
+                          .steps = trace_get32(tail + (size_t)i * TRACE_SEQ + 4) };
+        s->first_query = t->shape.prompts ? 0 : s->context - 1;
         if (s->context == 0 || s->steps == 0 || s->context > TRACE_MAX_TOKENS - 1 || s->steps > TRACE_MAX_TOKENS - s->context)
             return say(t, error, "the lengths of a sequence are out of range");
     }

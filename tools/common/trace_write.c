@@ -39,10 +39,12 @@ static bool fail(trace_writer *w, const char *what) {
 
 /* Bytes of a complete file, at most; in floating point, because absurd shapes pass 2^64. */
 static double size_bound(const trace_shape *s, const uint32_t *contexts, uint32_t steps) {
-    double rows = 0, blocks = 0, queries = (double)s->seqs * (steps + 1.0);
+    double rows = 0, blocks = 0, queries = 0;
     for (uint32_t i = 0; i < s->seqs; i++) {
+        const double asked = s->prompts ? contexts[i] + (double)steps : steps + 1.0;
         rows += contexts[i] + (double)steps;
-        blocks += 3 + (2 * (contexts[i] + (double)steps) + steps) / TRACE_BLOCK_ROWS;
+        queries += asked;
+        blocks += 3 + (2 * (contexts[i] + (double)steps) + asked) / TRACE_BLOCK_ROWS;
     }
     double values = rows * (double)(trace_row(s, TRACE_K) + trace_row(s, TRACE_V)) + queries * (double)trace_row(s, TRACE_Q);
     return TRACE_HEADER + (double)s->seqs * TRACE_SEQ + s->layer_count * (2 * values + blocks * TRACE_ENTRY);
@@ -80,7 +82,7 @@ static bool allocate(trace_writer *w, const uint32_t *contexts, const char *path
     snprintf(w->path, length + 1, "%s", path);
     snprintf(w->part, length + sizeof ".part", "%s.part", path);
     for (size_t i = 0; i < seqs; i++)
-        w->seqs[i].context = contexts[i];
+        w->seqs[i] = (trace_seq){ .context = contexts[i], .first_query = w->shape.prompts ? 0 : contexts[i] - 1 };
     for (size_t i = 0; i < streams; i++)
         w->streams[i].next = trace_begin(&w->seqs[i / TRACE_KINDS % seqs], (trace_kind)(i % TRACE_KINDS));
     return true;
@@ -235,6 +237,7 @@ static void fill_header(const trace_writer *w, uint64_t index_size, uint64_t ind
     trace_put64(h + AT_INDEX, w->at);
     trace_put64(h + AT_FILE_SIZE, w->at + index_size);
     trace_put64(h + AT_INDEX_HASH, index_hash);
+    trace_put64(h + AT_FLAGS, s->prompts ? TRACE_HAS_PROMPTS : 0);
     trace_put64(h + AT_HEADER_HASH, trace_hash(h, AT_HEADER_HASH));
 }
 

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "policy_text.h"
 #include "replay.h"
 
 static const char help[] =
@@ -16,7 +15,8 @@ static const char help[] =
     "attention in double precision, the estimator's error, bytes read, and time a layer step.\n" TOOL_DEVICE_HELP
     "  --policy NAME[,key=value...]  may be repeated (dense, cis, cis-mass); keys as in prhs-llama: k kmin target s refs gate tau "
     "floor eps m\n"
-    "                    rb rf g sinks local dense n join residual psaw psaw_layer phi alpha\n"
+    "                    rb rf g sinks local dense n join residual psaw psaw_layer phi alpha; or a comparator, of which accuracy\n"
+    "                    is told: quest (keys: k page dense), h2o (keys: k recent dense; asks for --record-prompts)\n"
     "  --only PART       accuracy or time (both; with --sweep accuracy)\n"
     "  --heads           also a line for every layer, with every head's dropped mass and error\n"
     "  --no-seed         the prompts' last queries do not seed: the first step retrieves everywhere\n"
@@ -28,10 +28,10 @@ static const char help[] =
     "  --confidence X    of the bounds (0.95)\n"
     "  --audit-rate X    timed runs audit this share of the steps whose mass is not known (0)\n"
     "  --json FILE       all figures as a document ('-': standard output)\n"
-    "  --sweep           every combination of --k, --s, --eps, --tau and --target on top of each --policy (cis-mass); prints those that no "
-    "other one\n"
-    "                    beats in both bytes and error\n"
-    "  --k, --s, --eps, --tau, --target LIST   e.g. 128,256,476; a list that is not given is not walked\n"
+    "  --sweep           every combination of --k, --s, --refs, --eps, --tau and --target on top of each --policy (cis-mass); prints those "
+    "that no\n"
+    "                    other one beats in both bytes and error\n"
+    "  --k, --s, --refs, --eps, --tau, --target LIST   e.g. 128,256,476; a list that is not given is not walked\n"
     "  --target-error X  the least bytes whose mean output error is at most X\n"
     "  --target-delta X  the same for the mean dropped mass; with both, both hold. Exit status 1: nothing meets them\n";
 
@@ -64,12 +64,13 @@ static bool parse_only(const char *text, replay_options *o) {
 
 static bool add_policy(const char *text, replay_options *o) {
     prhs_policy policy;
+    comparator rival;
     if (o->policy_count == REPLAY_POLICIES) {
         fprintf(stderr, "prhs: replay takes at most %d policies\n", REPLAY_POLICIES);
         return false;
     }
     o->policies[o->policy_count++] = text;
-    return policy_parse("prhs replay", text, TRACE_MAX_LAYERS, &policy, NULL); /* checked again with the model's layers */
+    return replay_parse(text, TRACE_MAX_LAYERS, &policy, &rival); /* checked again with the model's layers */
 }
 
 /* One option; -1: go on, else the exit status. */
@@ -97,6 +98,7 @@ static int take(int c, const char *value, replay_options *o) {
     case 'S': o->sweep = true; break;
     case 'K': good = replay_list_parse("--k", "k", value, &o->lists[REPLAY_K]); break;
     case 'B': good = replay_list_parse("--s", "s", value, &o->lists[REPLAY_S]); break;
+    case 'F': good = replay_list_parse("--refs", "refs", value, &o->lists[REPLAY_REFS]); break;
     case 'E': good = replay_list_parse("--eps", "eps", value, &o->lists[REPLAY_EPS]); break;
     case 'T': good = replay_list_parse("--tau", "tau", value, &o->lists[REPLAY_TAU]); break;
     case 'D': good = replay_list_parse("--target", "target", value, &o->lists[REPLAY_TARGET]); break;
@@ -138,6 +140,7 @@ static const struct option options[] = {
     { "sweep", 0, 0, 'S' },
     { "k", 1, 0, 'K' },
     { "s", 1, 0, 'B' },
+    { "refs", 1, 0, 'F' },
     { "eps", 1, 0, 'E' },
     { "tau", 1, 0, 'T' },
     { "target", 1, 0, 'D' },

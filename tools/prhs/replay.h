@@ -10,6 +10,7 @@
 
 #include <stddef.h>
 
+#include "comparator.h"
 #include "tool.h"
 #include "trace.h"
 
@@ -26,7 +27,7 @@ typedef struct replay_list {
     uint32_t count;
 } replay_list;
 
-enum { REPLAY_K, REPLAY_S, REPLAY_EPS, REPLAY_TAU, REPLAY_TARGET, REPLAY_LISTS };
+enum { REPLAY_K, REPLAY_S, REPLAY_REFS, REPLAY_EPS, REPLAY_TAU, REPLAY_TARGET, REPLAY_LISTS };
 
 typedef struct replay_options {
     prhs_device_params device;
@@ -84,6 +85,8 @@ static inline const trace_seq *replay_seq(const replay *r, uint32_t seq) { retur
 
 /* --- replay_exact.c --- */
 
+/* Threads for so many items of work of the host's. */
+uint32_t replay_threads(const replay *r, uint32_t items);
 /* Dense attention of all decoded rows of one layer and sequence, in double, on host threads. Rows are those of the trace. */
 bool replay_exact(replay *r, uint32_t layer, uint32_t seq, const uint16_t *q, const uint16_t *k, const uint16_t *v);
 
@@ -121,13 +124,14 @@ typedef struct replay_layer {
 
 typedef struct replay_result {
     char name[256];
-    prhs_policy policy;
+    prhs_policy policy;   /* zeros: it is a comparator */
+    comparator rival;     /* COMPARATOR_NONE: it is a policy */
     uint32_t parts;       /* REPLAY_*: what there is */
     replay_layer *layers; /* [layer_count] */
     prhs_stats stats;     /* all layers */
     replay_summary delta; /* exact dropped mass of sparse unit-steps, by head */
     replay_summary error; /* |o~ - o| / |o| of every head, step and layer */
-    replay_estimate estimate;
+    replay_estimate estimate, *sequences; /* of all; [seqs]: of each */
     replay_summary retrieving; /* by step: the share of units that retrieve, which is what makes steps differ */
     double retrieving_median;
     double bytes, dense_bytes;       /* of K and V that must be read, a step of one sequence through all recorded layers */
@@ -136,6 +140,8 @@ typedef struct replay_result {
     replay_coverage coverage;
 } replay_result;
 
+/* A policy for a model of so many layers, or a comparator (*policy is zeros then). false: a sentence was written. */
+bool replay_parse(const char *text, uint32_t layers, prhs_policy *policy, comparator *rival);
 bool replay_policy(replay *r, const char *text, uint32_t parts, replay_result *result);
 void replay_result_free(const replay *r, replay_result *result);
 
@@ -150,11 +156,27 @@ typedef struct replay_samples {
     uint32_t *retrieved, *units; /* [steps]: units that retrieved, of how many that keep books */
 } replay_samples;
 
+static inline size_t replay_sample_at(const replay *r, uint32_t step, uint32_t seq, uint32_t layer) {
+    return (((size_t)step * r->shape.seqs + seq) * r->shape.layer_count + layer) * r->shape.heads;
+}
 bool replay_samples_make(const replay *r, replay_samples *s);
 void replay_samples_free(replay_samples *s);
 bool replay_summarise(const replay *r, const replay_samples *s, replay_result *result);
 /* seconds[repeat][steps + 1]: a layer of every step, then of the seeding. */
 bool replay_times(const replay *r, const double *seconds, replay_result *result);
+
+/* --- replay_run.c, again: what a comparator's run takes from it --- */
+
+/* Puts the records and rows of a step where the layers read them: step 0 is what is cached, with the prompts' last queries. */
+bool replay_take(const replay *r, uint32_t step);
+prhs_batch replay_batch(const replay *r, uint32_t kinds);
+/* Errors of a layer's outputs [heads * dim] of a sequence. */
+void replay_errors(const replay *r, const float *outs, uint32_t layer, uint32_t step, uint32_t seq, replay_samples *s);
+
+/* --- replay_compare.c --- */
+
+/* result->rival over the trace: masses, errors and bytes. */
+bool replay_compare(replay *r, replay_result *result);
 
 /* --- replay_coverage.c --- */
 

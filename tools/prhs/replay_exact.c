@@ -64,7 +64,7 @@ static void *work(void *arg) {
     return NULL;
 }
 
-static uint32_t thread_count(const replay *r, uint32_t items) {
+uint32_t replay_threads(const replay *r, uint32_t items) {
     long n = r->o->device.threads ? (long)r->o->device.threads : sysconf(_SC_NPROCESSORS_ONLN);
     n = n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
     return items < (uint32_t)n ? items : (uint32_t)n;
@@ -72,7 +72,7 @@ static uint32_t thread_count(const replay *r, uint32_t items) {
 
 /* Splits the rows of a KV head among threads; where none can be had, this one does the share itself. */
 static bool run(const head_work *w, uint32_t tokens) {
-    const uint32_t items = w->r->shape.heads / w->r->shape.kv_heads * w->steps, threads = thread_count(w->r, items);
+    const uint32_t items = w->r->shape.heads / w->r->shape.kv_heads * w->steps, threads = replay_threads(w->r, items);
     double *scores = replay_alloc((size_t)threads * tokens, sizeof *scores);
     pthread_t ids[MAX_THREADS];
     share_work shares[MAX_THREADS];

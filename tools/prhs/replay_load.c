@@ -119,7 +119,7 @@ static bool load_rows(replay *r, uint32_t layer, uint32_t seq, const staging *s)
     const trace_seq *q = replay_seq(r, seq);
     char error[TRACE_ERROR];
     for (int kind = 0; kind < TRACE_KINDS; kind++) {
-        uint32_t first = trace_begin(q, (trace_kind)kind);
+        const uint32_t first = kind == TRACE_Q ? q->context - 1 : 0; /* earlier queries only tell a comparator something */
         if (!trace_read(r->file, r->shape.first_layer + layer, seq, (trace_kind)kind, first, q->context + q->steps - first,
                         s->rows[kind], error)) {
             fprintf(stderr, "prhs replay: %s\n", error);

@@ -106,6 +106,10 @@ void replay_table_line(const replay *r, const replay_result *x) {
 void replay_coverage_line(const replay *r, const replay_result *x) {
     FILE *to = table(r);
     const replay_coverage *c = &x->coverage;
+    if (x->rival.kind != COMPARATOR_NONE) {
+        fprintf(to, "%s: a comparator, which no session audits\n", x->name);
+        return;
+    }
     if (!c->runs) {
         fprintf(to, "%s: no step whose dropped mass only an audit knows\n", x->name);
         return;
@@ -202,6 +206,8 @@ static cJSON *layer_object(const replay *r, const replay_result *x, uint32_t l) 
 static cJSON *policy_object(const replay *r, const replay_result *x) {
     cJSON *o = cJSON_CreateObject();
     cJSON_AddStringToObject(o, "policy", x->name);
+    if (x->rival.kind != COMPARATOR_NONE)
+        cJSON_AddTrueToObject(o, "comparator");
     if (x->parts & REPLAY_ACCURACY) {
         add_stats(o, &x->stats);
         number(o, "bytes_per_step", x->bytes);
@@ -209,6 +215,12 @@ static cJSON *policy_object(const replay *r, const replay_result *x) {
         add_delta(o, &x->delta);
         add_summary(child(o, "error"), &x->error);
         add_estimate(o, x, &x->estimate);
+        cJSON *sequences = cJSON_AddArrayToObject(o, "sequences");
+        for (uint32_t i = 0; i < r->shape.seqs; i++) {
+            cJSON *sequence = cJSON_CreateObject();
+            add_estimate(sequence, x, &x->sequences[i]);
+            cJSON_AddItemToArray(sequences, sequence);
+        }
         cJSON *steps = child(o, "retrieving_by_step");
         add_summary(steps, &x->retrieving);
         number(steps, "median", x->retrieving_median);

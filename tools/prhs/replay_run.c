@@ -57,8 +57,7 @@ static void run_close(run *x) {
 
 /* --- steps ------------------------------------------------------------------------------------------------------------- */
 
-/* Puts the records and rows of a step where the layers read them: step 0 is what is cached, with the prompts' last queries. */
-static bool take(const replay *r, uint32_t step) {
+bool replay_take(const replay *r, uint32_t step) {
     const uint64_t records = r->shape.seqs * sizeof(prhs_seq);
     bool ok = prhs_queue_copy(r->queue, r->seqs, (prhs_mem){ r->records.buffer, step * records }, records) == PRHS_OK;
     for (int kind = 0; ok && kind < TRACE_KINDS; kind++) {
@@ -70,7 +69,7 @@ static bool take(const replay *r, uint32_t step) {
     return ok;
 }
 
-static prhs_batch batch_of(const replay *r, uint32_t kinds) {
+prhs_batch replay_batch(const replay *r, uint32_t kinds) {
     return (prhs_batch){ r->seqs, r->pages, r->shape.seqs, r->page_stride, r->shape.seqs, 1, kinds };
 }
 
@@ -80,7 +79,7 @@ static prhs_status layer_step(const run *x, uint32_t layer, bool seeding) {
     const size_t row = trace_row(&r->shape, TRACE_Q) * r->shape.seqs, kv_row = trace_row(&r->shape, TRACE_K) * r->shape.seqs;
     prhs_step step = PRHS_STEP_INIT;
     step.layer = r->shape.first_layer + layer;
-    step.batch = batch_of(r, seeding ? PRHS_HAS_SEED : PRHS_HAS_DECODE);
+    step.batch = replay_batch(r, seeding ? PRHS_HAS_SEED : PRHS_HAS_DECODE);
     step.kv = r->kv[layer];
     step.q = (prhs_rows){ { r->now[TRACE_Q].buffer, 2 * row * layer }, PRHS_F16, 0, 0 };
     step.out.mem = (prhs_mem){ r->out.buffer, sizeof(float) * row * layer };
@@ -107,18 +106,14 @@ static bool mark(const run *x, uint32_t event) {
 /* The prompts as they are cached; without seeds the first step retrieves everywhere. */
 static bool begin(const run *x) {
     const replay *r = x->r;
-    const prhs_batch batch = batch_of(r, PRHS_HAS_SEED);
-    bool ok = take(r, 0);
+    const prhs_batch batch = replay_batch(r, PRHS_HAS_SEED);
+    bool ok = replay_take(r, 0);
     for (uint32_t layer = 0; ok && layer < r->shape.layer_count; layer++)
         ok = prhs_session_attach(x->session, r->queue, r->shape.first_layer + layer, &batch, &r->kv[layer]) == PRHS_OK;
     return ok && mark(x, 2 * r->steps) && (r->o->no_seed || all_layers(x, true)) && mark(x, 2 * r->steps + 1);
 }
 
 /* --- audited: what every step did -------------------------------------------------------------------------------------- */
-
-static size_t sample_at(const replay *r, uint32_t step, uint32_t seq, uint32_t layer) {
-    return (((size_t)step * r->shape.seqs + seq) * r->shape.layer_count + layer) * r->shape.heads;
-}
 
 static double norm_of_difference(const float *a, const double *b, uint32_t n) {
     double sum = 0.0;
@@ -129,19 +124,17 @@ static double norm_of_difference(const float *a, const double *b, uint32_t n) {
     return sqrt(sum);
 }
 
-static void look_at_outputs(const run *x, uint32_t step, uint32_t seq, replay_samples *s) {
-    const replay *r = x->r;
+void replay_errors(const replay *r, const float *outs, uint32_t layer, uint32_t step, uint32_t seq, replay_samples *s) {
     const size_t row = trace_row(&r->shape, TRACE_Q);
-    for (uint32_t layer = 0; layer < r->shape.layer_count; layer++)
-        for (uint32_t h = 0; h < r->shape.heads; h++) {
-            const double *exact =
-                r->exact + (((size_t)layer * r->steps + step) * r->shape.seqs + seq) * row + (size_t)h * r->shape.dim;
-            const float *out = x->outs + ((size_t)layer * r->shape.seqs + seq) * row + (size_t)h * r->shape.dim;
-            const double off = norm_of_difference(out, exact, r->shape.dim), size = norm_of_difference(NULL, exact, r->shape.dim);
-            /* What is not finite in the trace's own dense attention is left out of the figures, and only that. */
-            double error = isnan(off) ? INFINITY : off == 0.0 ? 0.0 : off / size;
-            s->error[sample_at(r, step, seq, layer) + h] = isfinite(size) ? error : NAN;
-        }
+    const double *exact = r->exact + (((size_t)layer * r->steps + step) * r->shape.seqs + seq) * row;
+    for (uint32_t h = 0; h < r->shape.heads; h++) {
+        const size_t at = (size_t)h * r->shape.dim;
+        const double off = norm_of_difference(outs + at, exact + at, r->shape.dim),
+                     size = norm_of_difference(NULL, exact + at, r->shape.dim);
+        /* What is not finite in the trace's own dense attention is left out of the figures, and only that. */
+        double error = isnan(off) ? INFINITY : off == 0.0 ? 0.0 : off / size;
+        s->error[replay_sample_at(r, step, seq, layer) + h] = isfinite(size) ? error : NAN;
+    }
 }
 
 /* Masses from the exported slot, and what retrievals read. */
@@ -154,7 +147,7 @@ static bool look_at_state(const run *x, const prhs_policy *policy, uint32_t step
             prhs_unit_view view;
             if (prhs_session_view(x->session, blob, r->shape.first_layer + layer, u, &view) != PRHS_OK)
                 return false;
-            const size_t at = sample_at(r, step, seq, layer) + (size_t)u * view.head_count;
+            const size_t at = replay_sample_at(r, step, seq, layer) + (size_t)u * view.head_count;
             const int mode = view.set.mode;
             for (uint32_t h = 0; mode != PRHS_MODE_DENSE && mode != PRHS_MODE_IDLE && h < view.head_count; h++) {
                 s->delta[at + h] = view.heads[h].audit;
@@ -182,7 +175,8 @@ static bool look(run *x, const prhs_policy *policy, uint32_t step, replay_sample
     ok = ok && prhs_queue_finish(r->queue) == PRHS_OK;
     for (uint32_t i = 0; ok && i < seqs; i++)
         if (step < replay_seq(r, i)->steps) {
-            look_at_outputs(x, step, i, s);
+            for (uint32_t layer = 0; layer < r->shape.layer_count; layer++)
+                replay_errors(r, x->outs + ((size_t)layer * seqs + i) * trace_row(&r->shape, TRACE_Q), layer, step, i, s);
             ok = look_at_state(x, policy, step, i, s);
         }
     return ok;
@@ -213,7 +207,7 @@ static bool measure(replay *r, replay_result *result) {
     ok = ok && (x.outs = replay_alloc(outs, sizeof *x.outs)) && (x.host_blobs = replay_alloc(r->shape.seqs, x.stride)) &&
          (x.stride == 0 || prhs_buffer_create(r->dev, r->shape.seqs * x.stride, &x.blobs) == PRHS_OK) && begin(&x);
     for (uint32_t step = 0; ok && step < r->steps; step++)
-        ok = take(r, step + 1) && all_layers(&x, false) && look(&x, &result->policy, step, &s);
+        ok = replay_take(r, step + 1) && all_layers(&x, false) && look(&x, &result->policy, step, &s);
     ok = ok && take_stats(&x, result) && replay_summarise(r, &s, result) && replay_cover(r, &s, result);
     replay_samples_free(&s);
     run_close(&x);
@@ -254,7 +248,7 @@ static bool time_once(run *x, uint32_t repeat) {
     double *seconds = x->seconds + (size_t)repeat * (r->steps + 1);
     bool ok = begin(x) && prhs_queue_finish(r->queue) == PRHS_OK && (repeat > 0 || capture(x));
     for (uint32_t step = 0; ok && step < r->steps; step++) {
-        ok = take(r, step + 1) && mark(x, 2 * step);
+        ok = replay_take(r, step + 1) && mark(x, 2 * step);
         ok = ok && (x->graph ? tool_graph_launch(x->graph, r->queue) == PRHS_OK : all_layers(x, false)) && mark(x, 2 * step + 1);
     }
     ok = ok && prhs_queue_finish(r->queue) == PRHS_OK;
@@ -273,17 +267,28 @@ static bool time_steps(replay *r, replay_result *result) {
     return ok;
 }
 
+bool replay_parse(const char *text, uint32_t layers, prhs_policy *policy, comparator *rival) {
+    *policy = (prhs_policy){ 0 };
+    return comparator_parse("prhs replay", text, rival) &&
+           (rival->kind != COMPARATOR_NONE || policy_parse("prhs replay", text, layers, policy, NULL));
+}
+
 bool replay_policy(replay *r, const char *text, uint32_t parts, replay_result *result) {
     *result = (replay_result){ .parts = parts };
     snprintf(result->name, sizeof result->name, "%s", text);
-    if (!policy_parse("prhs replay", text, r->shape.layers, &result->policy, NULL))
+    if (!replay_parse(text, r->shape.layers, &result->policy, &result->rival))
         return false;
     result->layers = replay_alloc(r->shape.layer_count, sizeof *result->layers);
-    bool ok = result->layers != NULL;
+    result->sequences = replay_alloc(r->shape.seqs, sizeof *result->sequences);
+    bool ok = result->layers != NULL && result->sequences != NULL;
     for (uint32_t layer = 0; ok && layer < r->shape.layer_count; layer++) {
         result->layers[layer].head_delta = replay_alloc(r->shape.heads, sizeof(replay_summary));
         result->layers[layer].head_error = replay_alloc(r->shape.heads, sizeof(replay_summary));
         ok = result->layers[layer].head_delta && result->layers[layer].head_error;
+    }
+    if (result->rival.kind != COMPARATOR_NONE) { /* chosen on the host: there is no time to tell */
+        result->parts = parts & REPLAY_ACCURACY;
+        return ok && (!result->parts || replay_compare(r, result));
     }
     return ok && (!(parts & REPLAY_ACCURACY) || measure(r, result)) && (!(parts & REPLAY_TIME) || time_steps(r, result));
 }
@@ -294,5 +299,6 @@ void replay_result_free(const replay *r, replay_result *result) {
         free(result->layers[layer].head_error);
     }
     free(result->layers);
+    free(result->sequences);
     *result = (replay_result){ 0 };
 }

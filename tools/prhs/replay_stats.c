@@ -59,8 +59,8 @@ static double median(const double *sorted, size_t n) {
     return n == 0 ? NAN : n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
 }
 
-/* Values of layers [layer, end) and heads [head, stop); ratio: of hat and delta, each + 1e-4. */
-typedef enum what { DELTA, ERROR, RATIO } what;
+/* Values of layers [layer, end), heads [head, stop). */
+typedef enum what { DELTA, ERROR } what;
 
 static size_t gather(const replay *r, const replay_samples *s, what w, uint32_t layer, uint32_t end, uint32_t head, uint32_t stop,
                      double *x) {
@@ -69,36 +69,34 @@ static size_t gather(const replay *r, const replay_samples *s, what w, uint32_t 
         for (uint32_t l = layer; l < end; l++)
             for (uint32_t h = head; h < stop; h++) {
                 const size_t i = (step * r->shape.layer_count + l) * r->shape.heads + h;
-                const double delta = (double)s->delta[i];
-                const double value = w == DELTA ? delta : w == ERROR ? s->error[i] : ((double)s->hat[i] + 1e-4) / (delta + 1e-4);
+                const double value = w == DELTA ? (double)s->delta[i] : s->error[i];
                 if (!isnan(value))
                     x[n++] = value;
             }
     return n;
 }
 
-static replay_estimate estimate(const replay *r, const replay_samples *s, uint32_t layer, uint32_t end, double *x) {
-    const size_t n = gather(r, s, RATIO, layer, end, 0, r->shape.heads, x);
-    replay_estimate e = { n, NAN, NAN, NAN, NAN };
+/* Of shared steps in layers [layer, end) of sequences [seq, stop). */
+static replay_estimate estimate(const replay *r, const replay_samples *s, uint32_t layer, uint32_t end, uint32_t seq,
+                                uint32_t stop, double *x) {
+    replay_estimate e = { 0, NAN, NAN, NAN, NAN };
     double hat = 0.0, exact = 0.0;
-    size_t within = 0;
+    size_t n = 0, within = 0;
+    for (uint32_t step = 0; step < r->steps; step++)
+        for (uint32_t q = seq; q < stop; q++)
+            for (size_t i = replay_sample_at(r, step, q, layer); i < replay_sample_at(r, step, q, end); i++) {
+                if (isnan(s->hat[i]) || isnan(s->delta[i]))
+                    continue;
+                hat += (double)s->hat[i];
+                exact += (double)s->delta[i];
+                x[n++] = ((double)s->hat[i] + 1e-4) / ((double)s->delta[i] + 1e-4);
+            }
     if (n == 0)
         return e;
     qsort(x, n, sizeof *x, by_value);
     for (size_t i = 0; i < n; i++)
         within += x[i] >= 1 / 1.25 && x[i] <= 1.25;
-    for (size_t step = 0; step < (size_t)r->steps * r->shape.seqs; step++)
-        for (size_t i = (step * r->shape.layer_count + layer) * r->shape.heads;
-             i < (step * r->shape.layer_count + end) * r->shape.heads; i++)
-            if (!isnan(s->hat[i]) && !isnan(s->delta[i])) {
-                hat += (double)s->hat[i];
-                exact += (double)s->delta[i];
-            }
-    e.median = median(x, n);
-    e.within = (double)within / (double)n;
-    e.mean = hat / (double)n;
-    e.exact = exact / (double)n;
-    return e;
+    return (replay_estimate){ n, median(x, n), (double)within / (double)n, hat / (double)n, exact / (double)n };
 }
 
 /* K and V rows that a step must read. The library's dense layers keep no books: they read all. */
@@ -130,12 +128,14 @@ bool replay_summarise(const replay *r, const replay_samples *s, replay_result *r
         return false;
     result->delta = summary(x, gather(r, s, DELTA, 0, layers, 0, heads, x));
     result->error = summary(x, gather(r, s, ERROR, 0, layers, 0, heads, x));
-    result->estimate = estimate(r, s, 0, layers, x);
+    result->estimate = estimate(r, s, 0, layers, 0, r->shape.seqs, x);
+    for (uint32_t seq = 0; seq < r->shape.seqs; seq++)
+        result->sequences[seq] = estimate(r, s, 0, layers, seq, seq + 1, x);
     for (uint32_t l = 0; l < layers; l++) {
         replay_layer *layer = &result->layers[l];
         layer->delta = summary(x, gather(r, s, DELTA, l, l + 1, 0, heads, x));
         layer->error = summary(x, gather(r, s, ERROR, l, l + 1, 0, heads, x));
-        layer->estimate = estimate(r, s, l, l + 1, x);
+        layer->estimate = estimate(r, s, l, l + 1, 0, r->shape.seqs, x);
         for (uint32_t h = 0; h < heads; h++) {
             layer->head_delta[h] = summary(x, gather(r, s, DELTA, l, l + 1, h, h + 1, x));
             layer->head_error[h] = summary(x, gather(r, s, ERROR, l, l + 1, h, h + 1, x));
@@ -147,7 +147,8 @@ bool replay_summarise(const replay *r, const replay_samples *s, replay_result *r
             x[n++] = (double)s->retrieved[step] / s->units[step];
     result->retrieving = summary(x, n);
     result->retrieving_median = median(x, n);
-    count_bytes(r, s->scored, result);
+    if (result->rival.kind == COMPARATOR_NONE)
+        count_bytes(r, s->scored, result);
     free(x);
     return true;
 }

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "policy_text.h"
 #include "replay.h"
 
 enum { GRID_MAX = 4096 };
@@ -79,6 +78,7 @@ static bool run_grid(replay *r, grid *g) {
     const replay_options *o = r->o;
     char name[256];
     prhs_policy policy;
+    comparator rival;
     uint32_t combinations = g->room / o->policy_count, skipped = 0;
     for (uint32_t p = 0; p < o->policy_count; p++)
         for (uint32_t i = 0; i < combinations; i++) {
@@ -86,7 +86,7 @@ static bool run_grid(replay *r, grid *g) {
                 fprintf(stderr, "prhs replay: the policy's name is too long\n");
                 return false;
             }
-            if (!policy_parse("prhs replay", name, r->shape.layers, &policy, NULL))
+            if (!replay_parse(name, r->shape.layers, &policy, &rival))
                 skipped++;
             else if (!add_point(r, name, g))
                 return false;

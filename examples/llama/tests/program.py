@@ -7,6 +7,7 @@ it records is what the model made of its tokens.
 """
 import json
 import os
+import re
 import string
 import subprocess
 import sys
@@ -34,6 +35,15 @@ def parts():
     }
     tensors = tensors_of(1, DIM, DIM, 64, 4)
     return meta, tensors
+
+
+def helped(run):
+    """--help names every key of a policy that is understood."""
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..", "tools", "common", "policy_text.c"), encoding="utf-8") as f:
+        keys = set(re.findall(r'\{ "(\w+)", (?:&p->|")', f.read())) | {"map"}
+    for command in ("generate", "perplexity"):
+        missing = keys - set(re.findall(r"\w+", run(command, "--help").stdout.partition("keys:")[2].partition("  --")[0]))
+        check(len(keys) > 25 and not missing, f"{command} --help: {len(keys)} keys, without {sorted(missing)}")
 
 
 def document(root, kv_heads, head_dim):
@@ -139,6 +149,9 @@ def records(run, work, model, words, letters):
     check(forced.shape == (3, 1, 2, 4, 2, 32) and forced.sequences == [(60, 7)], f"two layers of a document: {forced.sequences}")
     check(all(near(forced.rows(layer, 0, kind), whole.rows(layer, 0, kind)) and forced.rows(layer, 0, kind)
               for layer in (1, 2) for kind in range(3)), "the same text gives the same rows")
+    asked, _ = trace("perplexity", "--docs", "1", "--context", "60", "--decode", "7", "--policy", "dense", "--record-prompts", text)
+    queries = asked.rows(1, 0, 0)
+    check([p for p, _ in queries] == list(range(67)) and queries[59:] == forced.rows(1, 0, 0), "with the queries of the prompt's rows")
     for what, args, status, sentence in (
             ("layers that the model lacks", ("--record-layers", "2-3"), 1, "not layers of the model"),
             ("layers backwards", ("--record-layers", "1-0"), 2, "no value"), ("no layers", ("--record-layers", "x"), 2, "no value"),
@@ -200,6 +213,8 @@ def main():
                          (("generate", "--model", model, "--device", "cpu", "--linear", work + "/libcublas.so", "a"), 1)):
         r = run(*args)
         check(r.returncode == status and (r.stdout if status == 0 else r.stderr), f"{' '.join(args)}: {status}")
+
+    helped(run)
 
     # A random model: what the policies' prompts leave behind shows in the tokens and in what they count.
     letters, small = string.ascii_letters, "k=16,m=0,sinks=4,local=8,n=0,dense=0"

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "comparator.h"
 
-#include <cblas.h>
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -22,7 +21,7 @@ static bool read_number(const char *text, uint32_t *to) {
     return true;
 }
 
-bool comparator_parse(const char *text, comparator *c) {
+bool comparator_parse(const char *program, const char *text, comparator *c) {
     char copy[128], *save = NULL;
     snprintf(copy, sizeof copy, "%s", text);
     char *name = strtok_r(copy, ",", &save);
@@ -44,12 +43,12 @@ bool comparator_parse(const char *text, comparator *c) {
                        : !quest && strcmp(item, "recent") == 0 ? &c->recent
                                                                : NULL;
         if (!value || !to || !read_number(value, to)) {
-            fprintf(stderr, "prhs-llama: '%s' in --policy %s is not understood (see --help)\n", item, text);
+            fprintf(stderr, "%s: '%s' in --policy %s is not understood (see --help)\n", program, item, text);
             return false;
         }
     }
     if (c->k == 0 || (quest && c->page == 0) || (!quest && c->recent == 0)) {
-        fprintf(stderr, "prhs-llama: --policy %s: k, page and recent must be above 0\n", text);
+        fprintf(stderr, "%s: --policy %s: k, page and recent must be above 0\n", program, text);
         return false;
     }
     return true;
@@ -65,6 +64,20 @@ bool comparator_per_head(const comparator *c) { return c->kind == COMPARATOR_QUE
 double comparator_reads(const comparator *c, double n) { return c->kind == COMPARATOR_QUEST ? 2 * n / c->page : 0; }
 
 /* --- weights --- */
+
+void comparator_product_plain(uint32_t rows, uint32_t n, uint32_t dim, float scale, const float *q, size_t q_step, const float *k, size_t k_step,
+                              float *out, size_t out_step) {
+    for (uint32_t i = 0; i < rows; i++)
+        for (uint32_t j = 0; j < n; j++) {
+            const float *a = q + i * q_step, *b = k + j * k_step;
+            float sums[LANES] = { 0 };
+            for (uint32_t d = 0; d < dim; d += LANES)
+                for (uint32_t l = 0; l < LANES; l++)
+                    sums[l] += a[d + l] * b[d + l];
+            out[i * out_step + j] =
+                scale * (((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
+        }
+}
 
 static float largest(const float *s, uint32_t n) {
     float m[LANES], top;
@@ -114,14 +127,14 @@ static float make_weights(float *s, uint32_t n) {
     return sum;
 }
 
-bool comparator_give(const float *q, size_t q_step, const float *k, size_t k_step, uint32_t n, uint32_t dim, float scale, float *given) {
+bool comparator_give(const float *q, size_t q_step, const float *k, size_t k_step, uint32_t n, uint32_t dim, float scale, float *given,
+                     comparator_product *product) {
     float *s = malloc(sizeof *s * BLOCK * n);
     if (!s)
         return false;
     for (uint32_t at = 0; at < n; at += BLOCK) {
         const uint32_t rows = n - at < BLOCK ? n - at : BLOCK, seen = at + rows;
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)seen, (int)dim, scale, q + at * q_step, (int)q_step, k, (int)k_step,
-                    0.0f, s, (int)n);
+        product(rows, seen, dim, scale, q + at * q_step, q_step, k, k_step, s, n);
         for (uint32_t r = 0; r < rows; r++) {
             float *row = s + (size_t)r * n;
             const float each = 1.0f / make_weights(row, at + r + 1);
@@ -314,7 +327,7 @@ static void settle(chooser *x, uint32_t step, float *weights, size_t stride) {
         if (h2o)
             walk(x, set_of(x, step, i), list_of(x, step, i), w, (float)(1.0 / kept));
         if (t->dropped)
-            t->dropped[g] += kept < all ? 1.0 - kept / all : 0.0;
+            t->dropped[step * t->dropped_step + g] += kept < all ? 1.0 - kept / all : 0.0;
     }
 }
 
@@ -335,7 +348,7 @@ static bool make_chooser(chooser *x, const comparator *c, comparator_task *t) {
     return c->kind != COMPARATOR_H2O || keep_prompt(x);
 }
 
-bool comparator_lists(const comparator *c, comparator_task *t) {
+bool comparator_lists(const comparator *c, comparator_task *t, comparator_product *product) {
     chooser x;
     const size_t n = (size_t)t->context + t->steps;
     const bool weighs = !t->dense && (t->dropped || c->kind == COMPARATOR_H2O);
@@ -344,9 +357,8 @@ bool comparator_lists(const comparator *c, comparator_task *t) {
     for (uint32_t at = 0; ok && at < t->steps; at += BLOCK) {
         const uint32_t rows = t->steps - at < BLOCK ? t->steps - at : BLOCK;
         for (uint32_t g = 0; g < t->group && weighs; g++)
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)(t->context + at + rows), (int)t->dim, t->scale,
-                        t->q + at * t->q_step + (size_t)g * t->dim, (int)t->q_step, t->k, (int)t->dim, 0.0f, x.s + g * n,
-                        (int)(t->group * n));
+            product(rows, t->context + at + rows, t->dim, t->scale, t->q + at * t->q_step + (size_t)g * t->dim, t->q_step, t->k, t->dim,
+                    x.s + g * n, t->group * n);
         for (uint32_t r = 0; r < rows; r++) {
             choose(&x, at + r);
             settle(&x, at + r, weighs ? x.s + (size_t)r * t->group * n : NULL, n);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Lists of Quest and H2O beside their papers' rules in double precision, on random rows: which pages have the largest bounds, who is evicted,
- * what is dropped. usage: llama-comparators [SEED]
+ * what is dropped. usage: comparators [SEED]
  */
-#include "../comparator.h"
+#include "comparator.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -91,12 +91,12 @@ static void quest(void) {
     comparator c;
     double dropped[GROUP] = { 0 }, want[GROUP] = { 0 }, w[TOKENS];
     unsigned char in[TOKENS];
-    check(comparator_parse("quest,k=64,page=8", &c) && c.kind == COMPARATOR_QUEST && c.dense == 2, "quest's options", 0, 0);
+    check(comparator_parse("test", "quest,k=64,page=8", &c) && c.kind == COMPARATOR_QUEST && c.dense == 2, "quest's options", 0, 0);
     comparator_task t = task(dropped);
     t.list_step = (size_t)GROUP * comparator_list_cap(&c);
     static int32_t packed[STEPS][GROUP][8];
     t.list = packed[0][0];
-    check(comparator_list_cap(&c) == 8 && comparator_per_head(&c) && comparator_lists(&c, &t), "quest", 0, 0);
+    check(comparator_list_cap(&c) == 8 && comparator_per_head(&c) && comparator_lists(&c, &t, comparator_product_plain), "quest", 0, 0);
     for (int s = 0; s < STEPS; s++)
         for (int g = 0; g < GROUP; g++) {
             const int last = (CONTEXT + s) / 8;
@@ -121,13 +121,13 @@ static void h2o(void) {
     comparator c;
     double dropped[GROUP] = { 0 }, want[GROUP] = { 0 }, w[TOKENS];
     unsigned char in[TOKENS], before[TOKENS];
-    check(comparator_parse("h2o,k=20,recent=12", &c) && c.kind == COMPARATOR_H2O && c.dense == 0, "h2o's options", 0, 0);
+    check(comparator_parse("test", "h2o,k=20,recent=12", &c) && c.kind == COMPARATOR_H2O && c.dense == 0, "h2o's options", 0, 0);
     memset(given, 0, sizeof given);
     static float prompt[CONTEXT][GROUP][DIM];
     for (int i = 0; i < CONTEXT * GROUP * DIM; i++)
         (&prompt[0][0][0])[i] = draw();
     for (int g = 0; g < GROUP; g++) {
-        check(comparator_give(prompt[0][g], GROUP * DIM, K[0], DIM, CONTEXT, DIM, 1.0f, given), "give", 0, g);
+        check(comparator_give(prompt[0][g], GROUP * DIM, K[0], DIM, CONTEXT, DIM, 1.0f, given, comparator_product_plain), "give", 0, g);
         for (int i = 0; i < CONTEXT; i++) {
             softmax(prompt[i][g], i + 1, NULL, w);
             for (int j = 0; j <= i; j++)
@@ -143,7 +143,7 @@ static void h2o(void) {
     t.list_step = 20;
     t.set = sets;
     t.set_step = 1;
-    check(comparator_list_cap(&c) == 20 && !comparator_per_head(&c) && comparator_lists(&c, &t), "h2o", 0, 0);
+    check(comparator_list_cap(&c) == 20 && !comparator_per_head(&c) && comparator_lists(&c, &t, comparator_product_plain), "h2o", 0, 0);
     memset(before, 1, sizeof before);
     for (int s = 0; s < STEPS; s++) {
         set[s][0] = sets[s];
@@ -173,9 +173,9 @@ static void h2o(void) {
 
 static void texts(void) {
     comparator c;
-    check(comparator_parse("cis-mass,k=220", &c) && c.kind == COMPARATOR_NONE, "a policy is no comparator", 0, 0);
-    check(!comparator_parse("quest,recent=4", &c) && !comparator_parse("h2o,page=4", &c) && !comparator_parse("h2o,k", &c) &&
-              !comparator_parse("quest,page=0", &c) && !comparator_parse("h2o,k=-1", &c),
+    check(comparator_parse("test", "cis-mass,k=220", &c) && c.kind == COMPARATOR_NONE, "a policy is no comparator", 0, 0);
+    check(!comparator_parse("test", "quest,recent=4", &c) && !comparator_parse("test", "h2o,page=4", &c) && !comparator_parse("test", "h2o,k", &c) &&
+              !comparator_parse("test", "quest,page=0", &c) && !comparator_parse("test", "h2o,k=-1", &c),
           "options that are none", 0, 0);
 }
 
