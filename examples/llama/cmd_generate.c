@@ -18,7 +18,7 @@ typedef struct generation {
     const char *policy_text;
     char **prompts;
     uint32_t n_prompts, batch;         /* sequence s continues prompt s % n_prompts */
-    uint32_t count, seed;
+    uint32_t count, seed, cache_buffer; /* cache_buffer: KiB; 0: the device's limit */
     float temperature;
     bool file, ids, stats, graphs;
     record_options record;
@@ -40,6 +40,7 @@ static const char help[] =
     "                      dense n join residual psaw psaw_layer phi alpha etf etf_layer psi gamma;\n"
     "                      map=0.1.1.3...: the layer whose lists each layer uses\n"
     "  --kv TYPE           f16 (default), f32 or bf16\n"
+    "  --cache-buffer KIB  of the KV cache, which lies in as few buffers as hold it, none is larger (what the device allows)\n"
     "  --linear WHERE      auto (default): on a cuda device cuBLAS, on an OpenCL GPU CLBlast, elsewhere and without them this machine's\n"
     "                      BLAS; host: this machine's BLAS; clblast: CLBlast, on any OpenCL device; or the file of a libcublas or libclblast\n"
     "  --weights TYPE      f32 (default); with cuBLAS also f16\n"
@@ -213,7 +214,7 @@ static bool set_up(generation *g) {
     }
     prhs_log log = stderr_log(&g->common);
     const forward_params p = { { .backend = g->common.backend, .index = g->common.index, .seqs = g->batch, .tokens = longest + g->count,
-                                 .kv_dtype = g->common.kv_dtype },
+                                 .kv_dtype = g->common.kv_dtype, .cache_buffer = (uint64_t)g->cache_buffer << 10 },
                                g->common.linear, g->common.half, g->graphs && !g->record.file };
     g->logits = malloc(sizeof(float) * g->l.m.vocab);
     g->end = calloc(g->batch, sizeof *g->end);
@@ -238,10 +239,10 @@ static bool parse_temperature(const char *text, float *out) {
 }
 
 static int parse(generation *g, int argc, char **argv) {
-    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, KV, BATCH, TEMPERATURE, SEED, FILE_, IDS, NO_GRAPH, STATS, VERBOSE };
+    enum { MODEL = 256, DEVICE, LINEAR, WEIGHTS, POLICY, KV, CACHE_BUFFER, BATCH, TEMPERATURE, SEED, FILE_, IDS, NO_GRAPH, STATS, VERBOSE };
     static const struct option options[] = {
         { "model", 1, 0, MODEL }, { "device", 1, 0, DEVICE }, { "linear", 1, 0, LINEAR },
-        { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "kv", 1, 0, KV },
+        { "weights", 1, 0, WEIGHTS }, { "policy", 1, 0, POLICY }, { "kv", 1, 0, KV }, { "cache-buffer", 1, 0, CACHE_BUFFER },
         { "tokens", 1, 0, 'n' }, { "batch", 1, 0, BATCH }, { "temperature", 1, 0, TEMPERATURE }, { "seed", 1, 0, SEED },
         { "file", 0, 0, FILE_ }, { "ids", 0, 0, IDS }, { "no-graph", 0, 0, NO_GRAPH }, { "stats", 0, 0, STATS }, RECORD_OPTIONS,
         { "verbose", 0, 0, VERBOSE }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 },
@@ -255,6 +256,7 @@ static int parse(generation *g, int argc, char **argv) {
         case WEIGHTS: ok = parse_weights(optarg, &g->common); break;
         case POLICY: g->policy_text = optarg; break;
         case KV: ok = parse_kv(optarg, &g->common); break;
+        case CACHE_BUFFER: ok = parse_u32(optarg, &g->cache_buffer) && g->cache_buffer > 0; break;
         case 'n': ok = parse_u32(optarg, &g->count) && g->count > 0; break;
         case BATCH: ok = parse_u32(optarg, &g->batch) && g->batch > 0 && g->batch <= MAX_PROMPTS; break;
         case TEMPERATURE: ok = parse_temperature(optarg, &g->temperature); break;

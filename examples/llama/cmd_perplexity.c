@@ -348,8 +348,9 @@ static int perplexity(job *j) {
     prhs_log log = stderr_log(&j->common);
     bool ok = documents_read(&j->texts, &j->l, j->text_files, j->text_count, &j->shape);
     const size_t steps = (size_t)j->shape.docs * j->shape.decode;
-    engine_params p = { j->common.backend, j->common.index, j->shape.docs, j->shape.context + j->shape.decode,
-                        PLAN_STEP + j->shape.decode, steps > j->shape.context ? steps : j->shape.context, j->common.kv_dtype };
+    const engine_params p = { .backend = j->common.backend, .index = j->common.index, .seqs = j->shape.docs,
+                              .tokens = j->shape.context + j->shape.decode, .plans = PLAN_STEP + j->shape.decode,
+                              .rows = steps > j->shape.context ? steps : j->shape.context, .kv_dtype = j->common.kv_dtype };
     if (ok && engine_open(&j->e, &j->l.m, &p, &log) && (j->c = compute_open(&j->e, j->common.linear, j->common.half)) && allocate(j) &&
         run_all(j)) {
         prhs_device_info info = { .size = sizeof info };

@@ -9,18 +9,35 @@ static prhs_mem at(prhs_buffer *buffer, uint64_t offset) { return (prhs_mem){ bu
 static size_t q_floats(const engine *e) { return (size_t)e->m->heads * e->m->head_dim; }
 static size_t kv_floats(const engine *e) { return (size_t)e->m->kv_heads * e->m->head_dim; }
 
-/* One buffer holds all layers' K and V, page by page; sequence i owns pages [i * pages_per_seq, ...). */
-static bool make_cache(engine *e) {
+/* Room for so many arrays of `size` bytes: buffers of as many as one may hold. */
+static bool make_caches(engine *e, size_t size, uint32_t arrays, uint64_t largest, uint32_t *each) {
+    const uint64_t fit = largest ? largest / size : arrays;
+    *each = fit < 1 ? 1 : fit < arrays ? (uint32_t)fit : arrays; /* not even one fits: the device says so */
+    e->caches = calloc((arrays + *each - 1) / *each, sizeof *e->caches);
+    for (uint32_t made = 0; e->caches && made < arrays; made += *each) {
+        const uint32_t more = arrays - made < *each ? arrays - made : *each;
+        if (prhs_buffer_create(e->dev, more * size, &e->caches[e->cache_count]) != PRHS_OK)
+            return false;
+        e->cache_count++;
+    }
+    return e->caches != NULL;
+}
+
+/*
+ * All layers' K and V, page by page; sequence i owns pages [i * pages_per_seq, ...). On devices whose buffers may be but a part of their memory
+ * layers lie in several.
+ */
+static bool make_cache(engine *e, uint64_t largest) {
     const model *m = e->m;
-    uint32_t pages = e->seqs * e->pages_per_seq;
-    size_t half = (size_t)pages * ENGINE_PAGE * kv_floats(e) * prhs_dtype_size(e->kv_dtype);
+    uint32_t pages = e->seqs * e->pages_per_seq, each = 0;
+    const size_t half = (size_t)pages * ENGINE_PAGE * kv_floats(e) * prhs_dtype_size(e->kv_dtype);
     e->kv = calloc(m->layers, sizeof *e->kv);
-    if (!e->kv || prhs_buffer_create(e->dev, 2 * half * m->layers, &e->cache) != PRHS_OK)
+    if (!e->kv || !make_caches(e, half, 2 * m->layers, largest, &each))
         return false;
     for (uint32_t i = 0; i < m->layers; i++) {
         e->kv[i] = (prhs_kv){ .dtype = e->kv_dtype, .page_size = ENGINE_PAGE, .pages = pages };
-        e->kv[i].k = at(e->cache, 2 * half * i);
-        e->kv[i].v = at(e->cache, 2 * half * i + half);
+        e->kv[i].k = at(e->caches[2 * i / each], 2 * i % each * half);
+        e->kv[i].v = at(e->caches[(2 * i + 1) / each], (2 * i + 1) % each * half);
         prhs_kv_strides_nhd(&e->kv[i], m->kv_heads, m->head_dim);
     }
     int32_t *table = malloc((size_t)pages * sizeof *table);
@@ -39,7 +56,9 @@ bool engine_open(engine *e, const model *m, const engine_params *p, const prhs_l
     prhs_device_params dp = PRHS_DEVICE_PARAMS_INIT;
     dp.backend = p->backend;
     dp.index = p->index;
-    return prhs_device_open(&dp, log, &e->dev) == PRHS_OK && prhs_queue_create(e->dev, &e->queue) == PRHS_OK && make_cache(e) &&
+    prhs_device_info info = { .size = sizeof info };
+    return prhs_device_open(&dp, log, &e->dev) == PRHS_OK && prhs_device_get_info(e->dev, &info) == PRHS_OK &&
+           prhs_queue_create(e->dev, &e->queue) == PRHS_OK && make_cache(e, p->cache_buffer ? p->cache_buffer : info.max_buffer) &&
            prhs_buffer_create(e->dev, (size_t)p->plans * p->seqs * sizeof(prhs_seq), &e->seq) == PRHS_OK;
 }
 
@@ -78,11 +97,14 @@ bool engine_read_rows(engine *e, const prhs_rows *from, size_t rows, size_t widt
 }
 
 void engine_close(engine *e) {
-    prhs_buffer *buffers[] = { e->cache, e->pages, e->seq, e->heads, e->result };
+    prhs_buffer *buffers[] = { e->pages, e->seq, e->heads, e->result };
     prhs_queue_destroy(e->queue);
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         prhs_buffer_destroy(buffers[i]);
+    for (uint32_t i = 0; i < e->cache_count; i++)
+        prhs_buffer_destroy(e->caches[i]);
     prhs_device_close(e->dev);
+    free(e->caches);
     free(e->kv);
     *e = (engine){ 0 };
 }

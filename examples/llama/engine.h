@@ -17,7 +17,9 @@ typedef struct engine {
     prhs_dtype kv_dtype;
     uint32_t seqs, tokens, pages_per_seq;
     prhs_kv *kv;                                     /* [layers] */
-    prhs_buffer *cache, *pages, *seq, *heads, *result;
+    prhs_buffer **caches;                            /* of the layers' K and V, in turn: as few buffers as hold them */
+    uint32_t cache_count;
+    prhs_buffer *pages, *seq, *heads, *result;
     prhs_rows q, k, v, out;                          /* float32, in `heads` and `result` */
     size_t rows;                                     /* that they hold */
     uint32_t plans;                                  /* prhs_seq arrays that `seq` holds */
@@ -41,6 +43,7 @@ typedef struct engine_params {
     uint32_t index, seqs, tokens, plans;
     size_t rows;
     prhs_dtype kv_dtype;
+    uint64_t cache_buffer; /* bytes of the largest buffer of the caches; 0: what the device allows */
 } engine_params;
 
 bool engine_open(engine *e, const model *m, const engine_params *params, const prhs_log *log);

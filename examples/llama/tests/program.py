@@ -234,6 +234,8 @@ def main():
     etf = [policy("generate", "--policy", f"cis,{small}{x}", "--ids", "-n", "12", words[:60]).stdout
            for x in ("", ",etf=1,etf_layer=0,psi=0.5,gamma=3", ",etf=1,etf_layer=2,psi=0.5,gamma=3")]
     check(etf[0] == etf[2] != etf[1], "frozen rows change what follows, in the last layer they do not")
+    apart = {policy("generate", "--policy", f"cis,{small}", "--ids", "-n", "12", "--cache-buffer", kib, words[:60]).stdout for kib in ("11", "25", "35")}
+    check(apart == {etf[0]}, "the layers' K and V one by one in buffers, two by two and by three")
     r = policy("perplexity", "--policy", f"cis,{small},tau=0.1", "--policy", f"cis,{small},tau=0.1,etf=1,etf_layer=2,psi=0.5,gamma=3",
                "--policy", f"cis,{small},tau=0.1,etf=1,etf_layer=0,psi=0.5,gamma=3", "--docs", "2", "--context", "60", "--decode", "12",
                "--json", "-", prompt)
