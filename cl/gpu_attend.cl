@@ -16,7 +16,7 @@
 #define PARTS_SIZE (TEAMS * SCORES * PITCH > TEAMS * PRHS_D ? TEAMS * SCORES * PITCH : TEAMS * PRHS_D)
 
 typedef struct memory {
-    walk walk;
+    walk_memory walk;
     long k_at[SPAN], v_at[SPAN];  /* byte offsets of rows */
     float parts[PARTS_SIZE];      /* of scores; at the end the teams' sums */
     float scores[TEAMS * SCORES]; /* [team][load][head] */
@@ -249,16 +249,16 @@ KERNEL void prhs_attend(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem st
     __local memory m;
     prhs_k_attend a = args;
     const long items = (long)a.batch.max_seqs * a.batch.rows * a.shape.units;
-    const long own = walk_begin(&m.walk, items);
-    for (long first = 0; first < own; first += WINDOW) {
+    walk w = walk_begin(items);
+    for (long first = 0; first << w.n < items; first += WINDOW) {
         int counts[EACH], place, chunk, work;
         for (int i = 0; i < EACH; i++) {
-            const long at = first + i * GROUP + LID;
-            const int n = at < own ? tokens_of(&a, walk_item(&m.walk, at), seqs, ws, &work) : 0;
+            const long item = walk_item(&w, first + i * GROUP + LID);
+            const int n = item < items ? tokens_of(&a, item, seqs, ws, &work) : 0;
             counts[i] = n > 0 ? chunk_count(n, a.work.chunk_min, a.work.chunks) : 0;
         }
-        walk_window(&m.walk, counts);
-        while (walk_chunk(&m.walk, &place, &chunk))
-            attend_chunk(&a, walk_item(&m.walk, first + place), chunk, seqs, pages, q, k_mem, v_mem, state, ws, &m);
+        walk_window(&w, counts, &m.walk);
+        while (walk_chunk(&w, &m.walk, &place, &chunk))
+            attend_chunk(&a, walk_item(&w, first + place), chunk, seqs, pages, q, k_mem, v_mem, state, ws, &m);
     }
 }
