@@ -56,6 +56,14 @@ void hand_on(const unit *x, int first, int work)
         x->work[(long)r * x->a->shape.units] = work;
 }
 
+/* Books row 0 of a sparse layer. */
+void book(const unit *x, int tokens, const float *mass)
+{
+    book_unit(x, tokens);
+    for (int i = 0; i < PRHS_UH; i++)
+        book_head(x, i, mass[i]);
+}
+
 /* Row 0 with the unit's set. false: the unit retrieves and attends again. */
 bool end_row0(unit *x, float *mass)
 {

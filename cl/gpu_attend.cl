@@ -249,16 +249,16 @@ KERNEL void prhs_attend(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem st
     __local memory m;
     prhs_k_attend a = args;
     const long items = (long)a.batch.max_seqs * a.batch.rows * a.shape.units;
-    walk w = { get_group_id(0), 0, 0 };
-    for (long first = 0; first < items; first += WINDOW) {
+    walk w = walk_begin(items);
+    for (long first = 0; first << w.n < items; first += WINDOW) {
         int counts[EACH], place, chunk, work;
         for (int i = 0; i < EACH; i++) {
-            const long item = first + i * GROUP + LID;
+            const long item = walk_item(&w, first + i * GROUP + LID);
             const int n = item < items ? tokens_of(&a, item, seqs, ws, &work) : 0;
             counts[i] = n > 0 ? chunk_count(n, a.work.chunk_min, a.work.chunks) : 0;
         }
         walk_window(&w, counts, &m.walk);
         while (walk_chunk(&w, &m.walk, &place, &chunk))
-            attend_chunk(&a, first + place, chunk, seqs, pages, q, k_mem, v_mem, state, ws, &m);
+            attend_chunk(&a, walk_item(&w, first + place), chunk, seqs, pages, q, k_mem, v_mem, state, ws, &m);
     }
 }

@@ -7,16 +7,30 @@
 
 #include "finish.clh"
 
+#define AHEAD 4 /* parts that are on their way before it is known what they weigh */
+
 /* Merges parts in order: this work-item's channels. No barrier and no exit within the loop: loads are on their way together. */
 float merge_channels(const __global float *o, const __global float *lse, int parts, float *out)
 {
-    float top = 0.0f, sum = 0.0f;
+    float top = 0.0f, sum = 0.0f, first[AHEAD][CHANNELS];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+        for (int c = 0; c < CHANNELS; c++)
+            first[i][c] = i < parts && LID + c * GROUP < PRHS_D ? o[i * PRHS_D + LID + c * GROUP] : 0.0f;
     const float total = merged_lse(lse, 1, parts, &top);
     const bool some = !isnan(total) && total != -INFINITY;
     for (int c = 0; c < CHANNELS; c++)
         out[c] = isnan(total) ? NAN : 0.0f;
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+        const bool empty = !some || i >= parts || lse[i] == -INFINITY;
+        const float w = empty ? 0.0f : exp(lse[i] - top);
+        sum += w;
+        for (int c = 0; c < CHANNELS; c++)
+            out[c] += w * (empty ? 0.0f : first[i][c]);
+    }
 #pragma unroll 4
-    for (int i = 0; i < (some ? parts : 0); i++) {
+    for (int i = AHEAD; i < (some ? parts : 0); i++) {
         const bool empty = lse[i] == -INFINITY;
         const float w = empty ? 0.0f : exp(lse[i] - top);
         sum += w;
@@ -41,14 +55,14 @@ float merge_head(const unit *x, int r, int i, int work, float *o)
     return l;
 }
 
-/* Writes row r with the masses given. */
-void output(const unit *x, int r, int work, const float *mass)
+/* Writes row r with the masses given; drops: they are of what it drops. */
+void output(const unit *x, int r, int work, bool drops, const float *mass)
 {
     const prhs_k_finish *a = x->a;
     for (int i = 0; i < PRHS_UH; i++) {
         float o[CHANNELS];
         const int h = x->u * PRHS_UH + i, hk = h / PRHS_G;
-        const float l = merge_head(x, r, i, work, o), d = a->policy.residual ? mass[i] : 0.0f;
+        const float l = merge_head(x, r, i, work, o), d = drops && a->policy.residual ? mass[i] : 0.0f;
         float scale = 0.0f;
         const __global long *sum = 0;
         const __global float *vhat = 0;
@@ -83,6 +97,24 @@ void hand_on(const unit *x, int first, int work)
         x->work[(long)r * x->a->shape.units] = work;
 }
 
+/*
+ * Books row 0 of a sparse layer: one work-item the unit, and others each a head, far enough away not to wait for it. After the row's output: nobody
+ * waits for what is written.
+ */
+void book(const unit *x, int tokens, const float *mass)
+{
+    if (LID == 0)
+        book_unit(x, tokens);
+    for (int first = 0; first < PRHS_UH; first += GROUP / 2) {
+        const int own = first + LID - GROUP / 2;
+        float m = 0.0f;
+        for (int i = 0; i < PRHS_UH; i++)
+            m = i == own ? mass[i] : m;
+        if (own >= first && own < PRHS_UH)
+            book_head(x, own, m);
+    }
+}
+
 /* Row 0 with the unit's set. false: the unit retrieves and attends again. */
 bool end_row0(unit *x, float *mass)
 {
@@ -108,17 +140,12 @@ bool end_row0(unit *x, float *mass)
     }
     for (int i = 0; i < PRHS_UH && x->set.mode == PRHS_MODE_SHARE && !judged; i++)
         mass[i] = x->heads[i].delta;
-    if (LID == 0 && !a->policy.dense)
+    if (x->e.kind == DECODE)
+        output(x, 0, PRHS_WORK_SET, x->set.mode == PRHS_MODE_RETRIEVE || x->set.mode == PRHS_MODE_SHARE, mass);
+    else if (LID == 0)
+        x->work[0] = PRHS_WORK_NONE;
+    if (!a->policy.dense)
         book(x, set_tokens(&x->set, x->e.pos0 + 1), mass);
-    if (x->e.kind == SEED) {
-        if (LID == 0)
-            x->work[0] = PRHS_WORK_NONE;
-        return true;
-    }
-    if (x->set.mode != PRHS_MODE_RETRIEVE && x->set.mode != PRHS_MODE_SHARE)
-        for (int i = 0; i < PRHS_UH; i++)
-            mass[i] = 0.0f;
-    output(x, 0, PRHS_WORK_SET, mass);
     if (judged)
         hand_on(x, 1, PRHS_WORK_SET);
     return true;
@@ -148,9 +175,9 @@ bool end_row(unit *x, int r, int work)
         }
         return true;
     }
-    if (r == 0 && LID == 0 && !a->policy.dense)
+    output(x, r, work, true, mass);
+    if (r == 0 && !a->policy.dense)
         book(x, x->e.pos0 + 1, mass);
-    output(x, r, work, mass);
     return true;
 }
 
@@ -178,9 +205,10 @@ KERNEL void prhs_finish(mem seqs, mem q, mem state, mem ws, mem out, mem lse, co
         x.heads = SLOT_AT(state, &a.state, head_off, x.e.slot, prhs_head_ref) + x.u * PRHS_UH;
         x.stat = STAT_AT(state, &a.state, unit_stat_off, x.e.slot, prhs_unit_stat) + x.u;
         x.head_stats = STAT_AT(state, &a.state, head_stat_off, x.e.slot, prhs_head_stat) + x.u * PRHS_UH;
+        const int first = x.work[0]; /* asked for together with the set */
         int rows = idle ? 0 : x.e.rows;
         for (int r = 0; r < rows; r++) {
-            const int work = x.work[(long)r * a.shape.units];
+            const int work = r == 0 ? first : x.work[(long)r * a.shape.units];
             SYNC_ALL(); /* all have seen it */
             if (!end_row(&x, r, work))
                 rows = 0;

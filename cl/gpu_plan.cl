@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * plan on GPUs: a group takes a unit, as cl/plan.cl does. All work-items come to the same conclusions, and the first one writes.
+ * plan on GPUs: a group takes a unit, as cl/plan.cl does. All work-items come to the same conclusions, and the first one writes. The append
+ * before it goes along, whose dtypes are no constants of the program.
  */
 #include "gpu.clh"
+
+#define CACHED(kv) ((kv).dtype)
+#define GIVEN(rows) ((rows).dtype)
+#include "gpu_append.clh"
 
 /* cos(row r, reference) > tau for all heads of the unit; ref NULL: against row 0. */
 bool cosines_hold(const prhs_k_plan *a, const entry *e, int r, int u, const __global float *ref, mem q, __local angles *m)
@@ -85,11 +90,21 @@ void plan_item(const prhs_k_plan *a, long item, mem seqs, mem q, mem state, mem 
         *set_at(ws, &a->work, &a->shape, b, u) = set;
 }
 
-KERNEL void prhs_plan(mem seqs, mem q, mem state, mem ws, const prhs_k_plan args)
+/* The mems and arguments of an append come last; one of no sequences appends nothing. Its items lie before plan's, and depend on none of these. */
+KERNEL void prhs_plan(mem seqs, mem q, mem state, mem ws, const prhs_k_plan args, mem rows_seqs, mem pages, mem k_in, mem v_in, mem k_mem,
+                      mem v_mem, mem sums, const prhs_k_append rows_args)
 {
-    __local angles m;
+    __local union {
+        angles plan;
+        append_memory append;
+    } m;
     prhs_k_plan a = args;
-    const long items = (long)a.batch.max_seqs * a.shape.units;
-    for (long item = get_group_id(0); item < items; item += get_num_groups(0))
-        plan_item(&a, item, seqs, q, state, ws, &m);
+    prhs_k_append rows = rows_args;
+    const long appends = (long)rows.batch.max_seqs * rows.shape.kv_heads, items = appends + (long)a.batch.max_seqs * a.shape.units;
+    long item = get_group_id(0);
+    for (; item < appends; item += get_num_groups(0))
+        append_item(&rows, item, rows_seqs, pages, k_in, v_in, k_mem, v_mem, sums, &m.append);
+    SYNC();
+    for (; item < items; item += get_num_groups(0))
+        plan_item(&a, item - appends, seqs, q, state, ws, &m.plan);
 }

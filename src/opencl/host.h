@@ -124,7 +124,8 @@ const struct prhs_cl_source *prhs_cl_source_of(prhs_op_kind kind, prhs_cl_flavou
 void prhs_cl_options(const prhs_op_key *key, prhs_cl_flavour flavour, char options[PRHS_CL_OPTIONS_MAX]);
 /* Work-items a group, of the `most` that the device can run of a kernel; 0: these are too few. */
 size_t prhs_cl_local(prhs_op_kind kind, prhs_cl_flavour flavour, size_t most);
-size_t prhs_cl_groups(uint64_t grid, const prhs_op *op);
+/* append: NULL, or what the launch takes along. */
+size_t prhs_cl_groups(uint64_t grid, const prhs_op *op, const prhs_op *append);
 
 /* cache.c: files of bytes under a 128-bit key. */
 typedef struct prhs_cl_cache_key {
@@ -176,8 +177,12 @@ prhs_chunking prhs_cl_chunking(const prhs_device *dev, const prhs_op_key *key);
 prhs_status prhs_cl_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n);
 /* The variant that serves a key; NULL: it was never prepared. */
 prhs_cl_variant *prhs_cl_find_variant(prhs_cl_device *dev, const prhs_op_key *key);
-/* Sets the arguments and launches; the caller holds the variant's lock, or is the only one to know the variant. */
-prhs_status prhs_cl_launch(prhs_cl_device *dev, prhs_cl_variant *v, cl_command_queue queue, const prhs_op *op);
+/* Whether launches of a variant can take an append along; whether the first two ops of a list are an append and what can take it. */
+bool prhs_cl_takes_append(const prhs_cl_variant *v);
+bool prhs_cl_go_together(const prhs_op *ops, size_t n);
+/* Sets the arguments and launches; the caller holds the variant's lock, or is the only one to know the variant. append: NULL, or one that goes
+   along. */
+prhs_status prhs_cl_launch(prhs_cl_device *dev, prhs_cl_variant *v, cl_command_queue queue, const prhs_op *op, const prhs_op *append);
 
 /* prepare.c */
 const char *prhs_cl_op_supported(const prhs_device *dev, const prhs_op_key *key, const char **why);

@@ -54,7 +54,7 @@ static prhs_status first_launch(prhs_cl_device *dev, prhs_cl_variant *v) {
     prhs_op op;
     memset(&op, 0, sizeof op);
     op.kind = v->key.kind;
-    prhs_status status = prhs_cl_launch(dev, v, dev->prepare_queue, &op);
+    prhs_status status = prhs_cl_launch(dev, v, dev->prepare_queue, &op, NULL);
     if (status != PRHS_OK)
         return status;
     prhs_count(&dev->head.counters.waits);

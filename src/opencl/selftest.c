@@ -2,7 +2,7 @@
 /*
  * The self-test of a variant: small cases run on the cpu backend, and every launch of the variant's kind also on the device, with
  * the very same bytes in all its buffers. Then these must be alike: integers and what the op does not write bit by bit, floats
- * but for rounding.
+ * but for rounding. A launch that takes a neighbour along is tested with it.
  */
 #include "host.h"
 
@@ -265,20 +265,37 @@ static void download(selftest *t, const prhs_op *op, const prhs_op *twin) {
     }
 }
 
+/* The twin of an op, with what all its buffers hold. */
+static prhs_op twin_of(selftest *t, const prhs_op *op) {
+    prhs_op twin = *op;
+    for (int m = 0; m < prhs_op_mems(op->kind); m++)
+        twin.mem[m] = op->mem[m] ? upload(t, op->mem[m]) : NULL;
+    return twin;
+}
+
+/* Runs ops[0] on both, or an append and what takes it along: `count` is 2. */
+static void run_both(selftest *t, prhs_queue *queue, const prhs_op *ops, size_t count) {
+    const prhs_op *own = &ops[count - 1];
+    const prhs_op twin = twin_of(t, own);
+    const prhs_op append = count > 1 ? twin_of(t, &ops[0]) : twin;
+    if (t->status == PRHS_OK)
+        t->status = prhs_cl_launch(t->cl, t->variant, t->cl->prepare_queue, &twin, count > 1 ? &append : NULL);
+    prhs_backend_cpu.ops_enqueue(queue, ops, count);
+    download(t, own, &twin);
+    if (count > 1)
+        download(t, &ops[0], &append);
+    t->launches++;
+}
+
 static prhs_status enqueue_both(prhs_queue *queue, const prhs_op *ops, size_t n) {
     selftest *t = (selftest *)(uintptr_t)queue->dev->backend;
-    for (size_t i = 0; i < n && t->status == PRHS_OK; i++) {
-        const prhs_op_key key = prhs_op_key_of(&ops[i]);
-        const bool ours = key.kind == t->variant->key.kind && key.moments == t->variant->key.moments && !t->words[0];
-        prhs_op twin = ops[i];
-        for (int m = 0; ours && m < prhs_op_mems(key.kind); m++)
-            twin.mem[m] = ops[i].mem[m] ? upload(t, ops[i].mem[m]) : NULL;
-        if (ours && t->status == PRHS_OK)
-            t->status = prhs_cl_launch(t->cl, t->variant, t->cl->prepare_queue, &twin);
-        prhs_backend_cpu.ops_enqueue(queue, &ops[i], 1);
-        if (ours)
-            download(t, &ops[i], &twin);
-        t->launches += ours;
+    for (size_t i = 0, count = 1; i < n && t->status == PRHS_OK; i += count) {
+        count = prhs_cl_takes_append(t->variant) && prhs_cl_go_together(ops + i, n - i) ? 2 : 1;
+        const prhs_op_key key = prhs_op_key_of(&ops[i + count - 1]);
+        if (key.kind == t->variant->key.kind && key.moments == t->variant->key.moments && !t->words[0])
+            run_both(t, queue, ops + i, count);
+        else
+            prhs_backend_cpu.ops_enqueue(queue, &ops[i], count);
     }
     return t->status;
 }

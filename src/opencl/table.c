@@ -154,9 +154,9 @@ static uint64_t items_of(const prhs_op *op) {
     return 1;
 }
 
-size_t prhs_cl_groups(uint64_t grid, const prhs_op *op) {
+size_t prhs_cl_groups(uint64_t grid, const prhs_op *op, const prhs_op *append) {
     /* A persistent grid whose groups stride over the items: its size follows the device, not the capacity. */
-    uint64_t items = items_of(op);
+    uint64_t items = items_of(op) + (append ? items_of(append) : 0);
     uint64_t groups = items < grid ? items : grid;
     return groups ? (size_t)groups : 1;
 }
