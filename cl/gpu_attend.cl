@@ -258,7 +258,7 @@ KERNEL void prhs_attend(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem st
             counts[i] = n > 0 ? chunk_count(n, a.work.chunk_min, a.work.chunks) : 0;
         }
         walk_window(&w, counts, &m.walk);
-        while (walk_chunk(&w, &m.walk, &place, &chunk))
+        for (; walk_chunk(&w, &m.walk, &place, &chunk); walk_on(&w))
             attend_chunk(&a, walk_item(&w, first + place), chunk, seqs, pages, q, k_mem, v_mem, state, ws, &m);
     }
 }

@@ -335,16 +335,17 @@ KERNEL void prhs_score(mem seqs, mem pages, mem q, mem k_mem, mem v_mem, mem ws,
     __local memory m;
     prhs_k_score a = args;
     const long items = (long)a.batch.max_seqs * a.shape.units;
-    walk w = walk_begin(items);
-    for (long first = 0; first << w.n < items; first += WINDOW) {
+    /* In one share, without rotation: its registers are those with which all groups run side by side. */
+    walk w = { get_group_id(0), 0, 0, 0 };
+    for (long first = 0; first < items; first += WINDOW) {
         int counts[EACH], place, chunk;
         for (int i = 0; i < EACH; i++) {
-            const long item = walk_item(&w, first + i * GROUP + LID);
+            const long item = first + i * GROUP + LID;
             const int n = item < items ? tokens_of(&a, item, seqs, ws) : 0;
             counts[i] = n > 0 ? chunk_count(n, a.work.score_chunk_min, a.work.score_chunks) : 0;
         }
         walk_window(&w, counts, &m.walk);
-        while (walk_chunk(&w, &m.walk, &place, &chunk))
-            score_chunk(&a, walk_item(&w, first + place), chunk, seqs, pages, q, k_mem, v_mem, ws, &m);
+        for (; walk_chunk(&w, &m.walk, &place, &chunk); w.next += get_num_groups(0))
+            score_chunk(&a, first + place, chunk, seqs, pages, q, k_mem, v_mem, ws, &m);
     }
 }
