@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""prhs-llama on a device beside the cpu backend, a random model of two layers: device.py PRHS-LLAMA cuda LIBCUBLAS, or opencl clblast
+"""prhs-llama on a device beside the cpu backend, a random model of two layers: device.py PRHS-LLAMA cuda LIBCUBLAS, or opencl clblast FLAKY
 
 Tokens are the same with and without a graph, by policy and batch; so are losses, and what the policies did. What happens where the library is
-missing. 77, a skip, where this machine has no CLBlast or no OpenCL device.
+missing, and where it fails (FLAKY: tests/flaky_clblast.c). 77, a skip, where this machine has no CLBlast or no OpenCL device.
 """
 import ctypes
 import json
@@ -24,7 +24,7 @@ MASS = POLICIES[2]
 RANDOM = random.Random(3)
 WORDS = "".join(RANDOM.choice(LETTERS) for _ in range(600))
 PROMPTS = [WORDS[:60], WORDS[100:380], WORDS[590:]]  # the second one is longer than a chunk
-LLAMA, DEVICE, LIBRARY = sys.argv[1:]
+LLAMA, DEVICE, LIBRARY, *FLAKY = sys.argv[1:]
 CUDA = DEVICE == "cuda"
 bad = 0
 
@@ -137,7 +137,10 @@ def failures(model):
     """A call of the driver fails, now and then: the same tokens or a sentence, and nothing left behind (the fake driver ends with 23 then)."""
     tail = ("--policy", "dense", "--ids", "-n", "12", PROMPTS[0][:20])
     want = run("generate", model, "cpu", *tail).stdout
-    for n in range(11, 480, 47):
+    for n in () if CUDA else (0, 1, 5, 6, 9, 10, 14, 15, 60, 101):
+        r = run("generate", model, DEVICE, *tail, env={"PRHS_FLAKY_CLBLAST": str(n)}, linear=FLAKY[0], status=None)
+        check(r.returncode == (n > 0) and ("CLBlast" in r.stderr if n else r.stdout == want), f"call {n} of CLBlast fails: {r.stderr.strip()}")
+    for n in range(11, 480, 47) if CUDA else ():
         r = run("generate", model, "cuda", *tail, env={"PRHS_FAKE_CUDA_FAIL": str(n)}, status=None)
         if r.returncode or r.stdout != want:
             check(r.returncode == 1 and "prhs-llama: " in r.stderr,
@@ -213,8 +216,7 @@ def main():
         losses(model, text)
         recordings(model, work)
         speed(model, text)
-        if CUDA:
-            failures(model)
+        failures(model)
         fallbacks(model, work, single)
     return 1 if bad else 0
 
