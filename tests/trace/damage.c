@@ -6,32 +6,17 @@
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "checks.h"
 #include "synth.h"
 #include "trace_format.h"
 
-static int checks, failures;
 static char path[512], error[TRACE_ERROR];
-
-static bool check(bool good, const char *format, ...) {
-    checks++;
-    if (good)
-        return true;
-    va_list args;
-    failures++;
-    va_start(args, format);
-    printf("FAIL ");
-    vprintf(format, args);
-    putchar('\n');
-    va_end(args);
-    return false;
-}
 
 static const uint32_t contexts[] = { 130, 5 }, steps[] = { 3, 70 };
 static const synth small = {

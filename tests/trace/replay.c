@@ -6,34 +6,18 @@
  */
 #include <cjson/cJSON.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "checks.h"
 #include "oracle.h"
 #include "policy_text.h"
 #include "synth.h"
 
 enum { MAX_HEADS = 8, MAX_LAYERS = 4, MAX_RATIOS = 1 << 16, MAX_STEPS = 32, MAX_SEQS = 4 };
-
-static int checks, failures;
-
-static bool check(bool good, const char *format, ...) {
-    checks++;
-    if (good)
-        return true;
-    va_list args;
-    failures++;
-    va_start(args, format);
-    printf("FAIL ");
-    vprintf(format, args);
-    putchar('\n');
-    va_end(args);
-    return false;
-}
 
 /* --- what the reference says ------------------------------------------------------------------------------------------- */
 

@@ -6,32 +6,16 @@
  */
 #include <cjson/cJSON.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "checks.h"
 #include "synth.h"
 
 enum { MOST_TOKENS = 256, MOST_HEADS = 8, MOST_DIM = 64 };
-
-static int checks, failures;
-
-static bool check(bool good, const char *format, ...) {
-    checks++;
-    if (good)
-        return true;
-    va_list args;
-    failures++;
-    va_start(args, format);
-    printf("FAIL ");
-    vprintf(format, args);
-    putchar('\n');
-    va_end(args);
-    return false;
-}
 
 /* What the rules come to; sums over the steps of all sequences. */
 typedef struct expected {
