@@ -42,7 +42,8 @@ DEV_CALL void judge_units(const prhs_k_score &a, byte *ws, int first, int most, 
 #pragma unroll 4
     for (int h = threadIdx.x; h < heads; h += blockDim.x) {
         const int index = each == 1 ? h : small_quotient(h, each);
-        if (candidates[index] < 0 && records[h].sum < VERDICT_ONE)
+        const int candidate = candidates[index], sum = records[h].sum; /* both at once, whether or not there is a verdict */
+        if ((candidate < 0) & (sum < VERDICT_ONE))
             atomicOr(&failed[index >> 5], 1u << (index & 31));
     }
     __syncthreads();

@@ -33,13 +33,16 @@ typedef struct prhs_quotient {
     prhs_u32 inverse;
 } prhs_quotient;
 
+/* What happens to a decode row besides that its K and V are stored as they come: anything, nothing, or that V is added to the sums. */
+typedef enum prhs_copies { PRHS_COPIES_NOT, PRHS_COPIES_ONLY, PRHS_COPIES_SUM } prhs_copies;
+
 /* append + plan, or plan alone (appends 0). */
 typedef struct prhs_cu_prepare {
     unsigned char *mem[PRHS_ROLES];
     prhs_k_append append;
     prhs_k_plan plan;
     prhs_quotient by_units, by_kv_heads, by_block;
-    prhs_i32 appends, copies;             /* copies 1: a decode row's K and V are stored as they come, and nothing else happens to them */
+    prhs_i32 appends, copies;             /* how decode rows that come alone are appended: see prhs_copies */
 } prhs_cu_prepare;
 
 /* finish. */

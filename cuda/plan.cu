@@ -395,6 +395,39 @@ DEV void append_one(const prhs_k_append &a, byte *const mem[], const entry &e, i
         *(uint4 *)(to + c) = load_stream(from + c);
 }
 
+/* The same, and V into the sums. False: these have missed rows, which append_by_warp() makes up for. */
+template <int T> DEV bool append_and_sum(const prhs_k_append &a, byte *const mem[], int table, int slot, int row, int pos, int hk)
+{
+    const prhs_k_kv &kv = a.kv;
+    const bool v = lane_id() >= 16;
+    const lanes l = { 2, lane_id() >> 4, (lane_id() & 15) * 8, (lane_id() & 15) * 8 < a.shape.dim };
+    prhs_value_count *count = SLOT_AT(mem[PRHS_R_STATE], a.state, vcount_off, slot, prhs_value_count) + hk;
+    i64 *sum = SLOT_AT(mem[PRHS_R_STATE], a.state, vsum_off, slot, i64) + (i64)hk * a.shape.dim + l.channel;
+    const int *pages = pages_of(a.batch, mem[PRHS_R_PAGES], table);
+    /* What is there already comes together with the row and its page. */
+    const int counted = count->rows, nonfinite = count->nonfinite;
+    kept_sums kept = {};
+    if (v && l.real)
+        kept = load_sums(sum);
+    const byte *from = v ? row_at(a.v, mem[PRHS_R_VIN], row, hk) : row_at(a.k, mem[PRHS_R_KIN], row, hk);
+    const raw8<T> raw = l.real ? load_raw<T>(from + l.channel * 2) : zero_raw<T>();
+    const place to = place_of(kv, pages, pos, hk);
+    if (hk == 0) /* attend looks at the pages next */
+        for (unsigned i = lane_id() * 32; i < page_index(kv, pos); i += 1024)
+            bring_closer(pages + i);
+    if (l.real)
+        store_raw<T>((v ? mem[PRHS_R_V] + to.v : mem[PRHS_R_K] + to.k) + l.channel * 2, raw);
+    if (counted != pos)
+        return counted > pos;
+    summed s = nothing_summed();
+    sum_row<T>(l, raw, v, &s);
+    if (v && l.real)
+        store_sums(sum, kept, s);
+    if (v && l.channel == 0)
+        *count = prhs_value_count{ pos + 1, nonfinite + s.nonfinite };
+    return true;
+}
+
 /* What the batch holds. */
 struct look {
     unsigned decoding, copied, rest; /* entries: active in what follows; whose only row append_one() copies; that append_rest() looks at */
@@ -404,13 +437,22 @@ DEV look look_around(const prhs_cu_prepare &p, const prhs_seq &s)
 {
     const prhs_k_batch &k = p.plan.batch;
     const bool ok = seq_ok(k, &s), plain = !(s.flags & (PRHS_SEQ_PREFILL | PRHS_SEQ_SEED));
-    const bool copied = ok && plain && s.row_count == 1 && p.copies, seeds = s.flags & PRHS_SEQ_SEED;
+    const bool copied = ok && plain && s.row_count == 1 && p.copies == PRHS_COPIES_ONLY, seeds = s.flags & PRHS_SEQ_SEED;
     look l = { __ballot_sync(FULL, ok && (seeds || (plain && s.row_count <= k.rows))), 0, 0 };
     if (p.appends) {
         l.copied = __ballot_sync(FULL, copied);
         l.rest = __ballot_sync(FULL, s.slot >= 0 && s.row_count != 0 && !copied);
     }
     return l;
+}
+
+template <int T> DEV void append_item(const prhs_cu_prepare &p, const prhs_seq &s, int b, int hk)
+{
+    const prhs_k_append &a = p.append;
+    const bool alone = seq_ok(a.batch, &s) && !(s.flags & (PRHS_SEQ_PREFILL | PRHS_SEQ_SEED)) && s.row_count == 1;
+    if (T != PRHS_K_F32 && alone && p.copies == PRHS_COPIES_SUM && append_and_sum<T>(a, p.mem, b, s.slot, s.row_begin, s.kv_len - 1, hk))
+        return;
+    append_by_warp<T>(a, p.mem, b, hk);
 }
 
 /* All entries for which it does not, in turns; the warp's first item is `first`. */
@@ -425,11 +467,11 @@ DEV_CALL void append_rest(const prhs_cu_prepare &p, int first)
         if (s.slot < 0 || s.row_count == 0 || look_around(p, s).copied)
             continue;
         if (a.kv.dtype == PRHS_K_F32)
-            append_by_warp<PRHS_K_F32>(a, p.mem, b, hk);
+            append_item<PRHS_K_F32>(p, s, b, hk);
         else if (a.kv.dtype == PRHS_K_F16)
-            append_by_warp<PRHS_K_F16>(a, p.mem, b, hk);
+            append_item<PRHS_K_F16>(p, s, b, hk);
         else
-            append_by_warp<PRHS_K_BF16>(a, p.mem, b, hk);
+            append_item<PRHS_K_BF16>(p, s, b, hk);
     }
 }
 

@@ -77,9 +77,13 @@ static prhs_quotient quotient_by(prhs_i32 divisor) {
     return (prhs_quotient){ divisor, UINT32_MAX / (prhs_u32)(divisor > 0 ? divisor : 1) };
 }
 
-/* Whether K and V are stored as they come, and nothing else happens to a decode row. */
-static bool copies_only(const prhs_k_append *a) {
-    return a->write && !a->validate && a->state.vsum_off == PRHS_NONE && a->k.dtype == a->kv.dtype && a->v.dtype == a->kv.dtype;
+static prhs_copies copies_of(const prhs_k_append *a) {
+    if (!a->write || a->validate || a->k.dtype != a->kv.dtype || a->v.dtype != a->kv.dtype)
+        return PRHS_COPIES_NOT;
+    if (a->state.vsum_off == PRHS_NONE)
+        return PRHS_COPIES_ONLY;
+    /* A row that half of a warp holds, 16 bytes a lane. */
+    return a->kv.dtype != PRHS_K_F32 && a->shape.dim <= 128 ? PRHS_COPIES_SUM : PRHS_COPIES_NOT;
 }
 
 /* Fills *l but for its buffers; pass: attends before these ops; moments: what a finish does first, or NULL. Returns its size. */
@@ -95,7 +99,7 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
         l->prepare.by_kv_heads = quotient_by(leader->args.plan.shape.kv_heads);
         l->prepare.by_block = quotient_by(leader->args.plan.policy.block);
         l->prepare.appends = count > 1;
-        l->prepare.copies = count > 1 && copies_only(&ops[0].args.append);
+        l->prepare.copies = count > 1 ? copies_of(&ops[0].args.append) : PRHS_COPIES_NOT;
         return sizeof l->prepare;
     case PRHS_OP_ATTEND:
         l->serve.attend = leader->args.attend;

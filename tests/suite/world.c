@@ -144,6 +144,19 @@ static void run_layer(t_world *w, uint32_t layer, int append) {
     t_get(t, w->lses[layer], w->lse.mem, w->lse.size);
 }
 
+/* Every other step says what it holds, as an engine does that decodes; the others that it may hold anything. */
+static uint32_t kinds_of(const t_entry *entries, int n) {
+    const uint32_t all = PRHS_HAS_DECODE | PRHS_HAS_PREFILL | PRHS_HAS_SEED;
+    uint32_t kinds = 0;
+    for (int i = 0; i < n; i++) {
+        const int32_t flags = entries[i].flags;
+        kinds |= flags & PRHS_SEQ_PREFILL ? PRHS_HAS_PREFILL : 0;
+        kinds |= flags & PRHS_SEQ_SEED ? PRHS_HAS_SEED : 0;
+        kinds |= flags & (PRHS_SEQ_PREFILL | PRHS_SEQ_SEED) ? 0 : PRHS_HAS_DECODE;
+    }
+    return n && entries[0].seq->len % 2 ? kinds : all;
+}
+
 int t_world_place(t_world *w, t_entry *entries, int n) {
     t_batch *b = &w->batch;
     int32_t row = 0;
@@ -167,6 +180,7 @@ int t_world_place(t_world *w, t_entry *entries, int n) {
         memcpy(b->pages + (size_t)at * b->b.page_stride, seq->page, (size_t)seq->pages * sizeof *seq->page);
     }
     T_CHECK(w->t, row <= (int32_t)w->s.max_rows, "the test's step has %d rows", row);
+    b->b.kinds = kinds_of(entries, n);
     t_batch_upload(w->t, b);
     return append;
 }
