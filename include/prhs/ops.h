@@ -150,7 +150,10 @@ typedef struct prhs_gate_params {
 #define PRHS_GATE_PARAMS_INIT \
     { sizeof(prhs_gate_params), 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 } }
 
-/** Cosine and estimated dropped mass of queries [rows][H][D] against references. The verdict is the caller's. */
+/**
+ * Cosine and estimated dropped mass of queries [rows][H][D] against references. The verdict is the caller's; a session's rests on the
+ * mass without spreads, and reports the one with them.
+ */
 PRHS_API prhs_status prhs_op_gate(prhs_ops *ops, prhs_queue *queue, const prhs_rows *q, const prhs_gate_params *params);
 
 /**

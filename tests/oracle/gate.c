@@ -229,15 +229,17 @@ double oracle_estimate(const double *q, const double *qref, int D, double scale,
     return 1 / (1 + exp(-l));
 }
 
-double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double hat,
+double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, int channels, double hat,
                            double bar) {
-    const double a = along(q, qref, D);
+    const double a = channels ? 0 : along(q, qref, D);
     double off = 4 * bar + 0.5 * a * a * m->V_bar;
     if (m->L_D == -(double)INFINITY)
         return 0;
     for (int d = 0; d < D; d++) {
-        double step = scale * fabs(q[d] - qref[d]), across = step + scale * fabs(a * qref[d]);
-        off += step * m->mu_bar[d] + 0.5 * across * across * (m->var_bar[d] + 1e-6 * m->var[d]) + 3e-7 * step * fabs(m->mu[d]);
+        double step = scale * fabs(q[d] - qref[d]), back = scale * a * qref[d], across = scale * (q[d] - qref[d]) - back;
+        off += step * m->mu_bar[d] + 0.5 * across * across * m->var_bar[d] + 3e-7 * step * fabs(m->mu[d]);
+        if (a != 0) /* the square may be multiplied out */
+            off += 1.5e-7 * (step + fabs(back)) * (step + fabs(back)) * m->var[d];
     }
     return hat * (1 - hat) * off + 2e-7 * hat;
 }

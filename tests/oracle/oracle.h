@@ -130,7 +130,7 @@ void oracle_dropped_value(const double *q, const double *K, const double *V, int
 double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, int channels, double L_C,
                        double *x);
 /* What float32 may be off in an estimate `hat`; `bar`: F7's of the scores behind L_C. Needs the moments' bars. */
-double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double hat,
+double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, int channels, double hat,
                            double bar);
 /* 0 where a vector is zero. */
 double oracle_cosine(const double *a, const double *b, int D);

@@ -112,11 +112,11 @@ static double estimate(const work *w, int row, int g, int channels, double L_C) 
 }
 
 /* What float32 may be off in the estimate `hat`; bar: of the log-sum-exp. */
-static double estimate_bar(const work *w, int row, int g, double hat, double bar) {
+static double estimate_bar(const work *w, int row, int g, int channels, double hat, double bar) {
     const oracle_ref *ref = reference(w);
     int D = w->s->p.D;
     oracle_moments m = oracle_ref_moments(ref, g, D);
-    return oracle_estimate_bar(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, hat, bar);
+    return oracle_estimate_bar(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, channels, hat, bar);
 }
 
 static double cosine(const work *w, int row, int g) {
@@ -219,7 +219,7 @@ static void judge(const work *w, int row, int g, double cos, double hat, verdict
         v->cause = v->cause == ORACLE_CAUSE_COSINE ? v->cause : ORACLE_CAUSE_MASS;
     }
     /* Where next to nothing is dropped its moments are differences of sums that are nearly equal. */
-    const double off = estimate_bar(w, row, g, hat, 1e-6);
+    const double off = estimate_bar(w, row, g, 1, hat, 1e-6);
     v->margin = isnan(by_mass) ? -(double)INFINITY : fmin(v->margin, off > FAR_OFF && fabs(by_mass) < off ? 0 : by_mass);
 }
 
@@ -364,7 +364,7 @@ static void row_head(const work *w, int row, int g) {
     if (!has_list(u->mode))
         return;
     h->delta_hat = estimate(w, row, g, 0, h->lse);
-    h->hat_bar = estimate_bar(w, row, g, h->delta_hat, h->bar);
+    h->hat_bar = estimate_bar(w, row, g, 0, h->delta_hat, h->bar);
     h->cos = cosine(w, row, g);
     h->delta_ref = ref->delta[g];
     h->L_D = ref->L_D[g];
