@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * L_D, the log-sum-exp of a head's dropped scores, and the variance of these. Positions are summed in groups of GROUP, each by a warp in an order of its own, and the
- * groups are added in theirs: the bits are the same whatever the blocks are.
+ * L_D, the log-sum-exp of a head's dropped scores, and the variance of these. Positions are summed in groups of GROUP, each by a warp in an order
+ * of its own, and the groups are added in theirs: the bits are the same whatever the blocks are.
  */
 #ifndef PRHS_DROPPED_CUH
 #define PRHS_DROPPED_CUH

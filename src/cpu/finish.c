@@ -53,8 +53,7 @@ static bool estimate_row(const task *k, int r) {
         const prhs_head_ref *head = prhs_cpu_head(&a->state, k->state, k->e->slot, k->first + j);
         const float *spread = prhs_cpu_spread(&a->state, k->state, k->e->slot) + k->first + j;
         float judged;
-        k->x->delta[j] =
-            prhs_cpu_estimate(q, ref, moments, spread, dim, a->shape.scale, head->l_dropped, k->x->lse[j], &judged);
+        k->x->delta[j] = prhs_cpu_estimate(q, ref, moments, spread, dim, a->shape.scale, head->l_dropped, k->x->lse[j], &judged);
         holds = holds && judged - (a->policy.least > 0 ? 0.0f : head->delta) <= a->policy.eps;
         if (r > 0) /* plan has checked row 0 */
             holds = holds && prhs_cpu_cosine(q, ref, dim) > a->policy.tau;

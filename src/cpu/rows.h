@@ -263,12 +263,13 @@ static inline float prhs_cpu_sigmoid(float x) { return 1.0f / (1.0f + expf(-x));
 static inline float prhs_cpu_mass(float l) { return prhs_cpu_sigmoid(l > 20.0f ? 20.0f : l); }
 
 /*
- * Dropped mass of query q by the second cumulant of what the reference dropped: moments are its keys' mean and variance, *spread is the
- * variance of their scores, which is what they vary by along the reference; across it, or where that is not known (NULL), the channels speak.
- * *by_channels (NULL: not wanted): where they speak alone, as they do where float32 is too small for the rest.
+ * Dropped mass of query q by the second cumulant of what the reference dropped: moments are its keys' mean and variance, *spread
+ * is the variance of their scores, which is what they vary by along the reference; across it, or where that is not known (NULL),
+ * the channels speak. *by_channels (NULL: not wanted): where they speak alone, as they do where float32 is too small for the
+ * rest.
  */
-static inline float prhs_cpu_estimate(const float *q, const float *qref, const float *moments, const float *spread, int dim, float scale,
-                                      float l_dropped, float lse, float *by_channels) {
+static inline float prhs_cpu_estimate(const float *q, const float *qref, const float *moments, const float *spread, int dim,
+                                      float scale, float l_dropped, float lse, float *by_channels) {
     float mean = 0.0f, var = 0.0f, across = 0.0f, dot = 0.0f, square = 0.0f;
     for (int d = 0; d < dim; d++) {
         float delta = q[d] - qref[d];
@@ -282,7 +283,8 @@ static inline float prhs_cpu_estimate(const float *q, const float *qref, const f
         float rest = q[d] - qref[d] - along * qref[d];
         across += rest * rest * moments[dim + d];
     }
-    const float plain = 0.5f * scale * scale * var, known = spread ? 0.5f * (along * along * *spread + scale * scale * across) : plain;
+    const float plain = 0.5f * scale * scale * var,
+                known = spread ? 0.5f * (along * along * *spread + scale * scale * across) : plain;
     const float second = fabsf(known) < INFINITY || (spread && isnan(*spread)) ? known : plain;
     const bool none = l_dropped == -INFINITY;
     if (by_channels)

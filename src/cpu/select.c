@@ -232,7 +232,8 @@ static void add_dropped(float *e, const float *x, int n, float sums[3]) {
     }
 }
 
-/* L_D of a head: exp of each dropped candidate's scores, relative to the middle's maximum, block by block; *spread: the scores' variance. */
+/* L_D of a head: exp of each dropped candidate's scores, relative to the middle's maximum, block by block; *spread: the scores'
+ * variance. */
 static float sum_dropped(const task *k, int h, float *spread) {
     const prhs_k_work *w = &k->a->work;
     const float *s = prhs_cpu_scores(w, &k->a->shape, k->work, k->b, h),
@@ -276,7 +277,8 @@ static void remember(const prhs_op *op, const task *k) {
                           prhs_cpu_qref(st, k->state, k->e->slot, h, dim));
         float spread = 0.0f;
         if (st->head_off != PRHS_NONE)
-            prhs_cpu_head(st, k->state, k->e->slot, h)->l_dropped = k->set->count == k->n ? -INFINITY : sum_dropped(k, h, &spread);
+            prhs_cpu_head(st, k->state, k->e->slot, h)->l_dropped =
+                k->set->count == k->n ? -INFINITY : sum_dropped(k, h, &spread);
         if (st->spread_off != PRHS_NONE)
             prhs_cpu_spread(st, k->state, k->e->slot)[h] = spread;
     }

@@ -92,8 +92,8 @@ static double bar_of_all(const double *q, const double *K, int D, double scale, 
 }
 
 /*
- * The variance of the n dropped scores by their own weights; of n = 0, and where all are -inf, 0. The bar: a score may be off by four of
- * F7's bars, and with it its weight; and the square is taken of distances from the largest score, wherever the mean lies.
+ * The variance of the n dropped scores by their own weights; of n = 0, and where all are -inf, 0. The bar: a score may be off by
+ * four of F7's bars, and with it its weight; and the square is taken of distances from the largest score, wherever the mean lies.
  */
 static void score_variance(const double *s, int n, double bar, oracle_moments *m) {
     double mean = 0, away = 0, reach = 0, top = -INFINITY;
@@ -211,8 +211,8 @@ static double along(const double *q, const double *qref, int D) {
     return square == 0 ? 0 : dot / square;
 }
 
-double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, int channels, double L_C,
-                       double *x) {
+double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, int channels,
+                       double L_C, double *x) {
     const double a = channels ? 0 : along(q, qref, D);
     double rise = 0.5 * a * a * m->V;
     for (int d = 0; d < D; d++) {
@@ -229,8 +229,8 @@ double oracle_estimate(const double *q, const double *qref, int D, double scale,
     return 1 / (1 + exp(-l));
 }
 
-double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, int channels, double hat,
-                           double bar) {
+double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, int channels,
+                           double hat, double bar) {
     const double a = channels ? 0 : along(q, qref, D);
     double off = 4 * bar + 0.5 * a * a * m->V_bar;
     if (m->L_D == -(double)INFINITY)

@@ -322,7 +322,8 @@ static void check_mass(void) {
     for (int d = 0; d < D; d++)
         x -= 0.25 * 0.01 * q[d] * mu[d] + 0.5 * 0.25 * 0.25 * 1e-4 * q[d] * q[d] * var[d];
     CHECK(fabs(x) < 1e-12);
-    /* and where the reference is zero, along one channel: the second cumulant is the second Taylor term of L_D: what is left is of third order. */
+    /* and where the reference is zero, along one channel: the second cumulant is the second Taylor term of L_D: what is left is
+     * of third order. */
     double step = 0.02, q2[D] = { 0 }, zeros[D] = { 0 }, exact;
     oracle_moments of_zero = { .mu = mu, .var = var };
     oracle_moments_make(zeros, K, D, 0.25, &set, list, n, ORACLE_FLOOR, &of_zero);
@@ -338,7 +339,8 @@ static void check_mass(void) {
     for (int j = 4; j < N - 16; j++)
         list[j - 4] = j;
     oracle_moments_make(q, K, D, 0.25, &set, list, N - 20, ORACLE_FLOOR, &m);
-    CHECK(m.L_D == -(double)INFINITY && oracle_estimate(q, q, D, 0.25, &m, 0, kept, NULL) == 0 && mu[0] == 0 && var[0] == 0 && m.V == 0);
+    CHECK(m.L_D == -(double)INFINITY && oracle_estimate(q, q, D, 0.25, &m, 0, kept, NULL) == 0 && mu[0] == 0 && var[0] == 0 &&
+          m.V == 0);
     double zero[D] = { 0 };
     CHECK(oracle_cosine(q, zero, D) == 0 && near(oracle_cosine(q, q, D), 1, 1e-15));
     free(q);

@@ -150,8 +150,8 @@ int oracle_frozen(const oracle_params *p, int layer, int prompt_len) {
 
 oracle_moments oracle_ref_moments(const oracle_ref *r, int g, int D) {
     size_t row = (size_t)g * (size_t)D;
-    return (oracle_moments){ r->L_D[g],   r->top[g],    r->Z_middle[g],  r->Z_f[g],        r->V[g],
-                             r->V_bar[g], r->mu + row, r->var + row,    r->mu_bar + row,  r->var_bar + row };
+    return (oracle_moments){ r->L_D[g],   r->top[g],   r->Z_middle[g], r->Z_f[g],       r->V[g],
+                             r->V_bar[g], r->mu + row, r->var + row,   r->mu_bar + row, r->var_bar + row };
 }
 
 static double *grow(double *old, int n, int capacity, int D) {
