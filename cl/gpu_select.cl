@@ -260,7 +260,26 @@ uint threshold(const prhs_k_select *a, int k, int *ties, int *staged, __local me
 /* What a work-item knows of the dropped tokens of every head. */
 typedef struct dropped {
     float top[PRHS_UH], sum[PRHS_UH]; /* NaN: one was no number */
+    float first[PRHS_UH], second[PRHS_UH]; /* the weights times their logarithms, and times the squares of these */
 } dropped;
+
+/* So much of a head that sums relative to `top` have been; they become relative to a larger one. */
+void move_top(dropped *x, int h, float top)
+{
+    const float by = fmax(x->top[h] - top, FARTHEST), e = exp(by);
+    x->second[h] = (x->second[h] + by * (2.0f * x->first[h] + by * x->sum[h])) * e;
+    x->first[h] = (x->first[h] + by * x->sum[h]) * e;
+    x->sum[h] *= e;
+    x->top[h] = top;
+}
+
+void add_weight(dropped *x, int h, bool bad, float l)
+{
+    const float w = bad ? NAN : exp(l), y = fmax(l, FARTHEST);
+    x->sum[h] += w;
+    x->first[h] += w * y;
+    x->second[h] += w * y * y;
+}
 
 /*
  * Tokens of the slice's runs that are not in: their largest score, then the sum relative to it. Scores that are keys: of runs [begin, end), whose
@@ -271,25 +290,25 @@ void add_dropped(const prhs_k_select *a, int from, int n, int begin, int end, ui
     const int run = a->policy.run;
     for (int h = 0; h < PRHS_UH; h++) {
         const __global float *s = m->j.scores + h * a->work.score_stride + m->j.first + (long)from * run;
-        float top = x->top[h], sum = 0.0f;
+        float top = x->top[h];
         if (is_raw(a)) {
             top = rest && rest < BAD ? fmax(top, value_of(rest)) : top;
+            move_top(x, h, top);
 #pragma unroll 8
             for (int i = begin; i < end; i++) {
                 const uint key = m->keys[i];
-                sum += key == BAD ? NAN : exp((key ? value_of(key) : -INFINITY) - top);
+                add_weight(x, h, key == BAD, (key ? value_of(key) : -INFINITY) - top);
             }
         } else {
 #pragma unroll 4
             for (int i = LID; i < n * run; i += GROUP)
                 top = m->keys[i / run] ? fmax(top, s[i]) : top;
+            move_top(x, h, top);
 #pragma unroll 4
             for (int i = LID; i < n * run; i += GROUP)
                 if (m->keys[i / run])
-                    sum += bad_score(s[i]) ? NAN : exp(s[i] - top);
+                    add_weight(x, h, bad_score(s[i]), s[i] - top);
         }
-        x->sum[h] = x->sum[h] * exp(x->top[h] - top) + sum;
-        x->top[h] = top;
     }
 }
 
@@ -354,14 +373,17 @@ int fill_list(const prhs_k_select *a, dropped *x, __local memory *m)
     return n;
 }
 
-/* Log-sum-exp of each head over the work-items. */
-void put_dropped(const prhs_k_select *a, const dropped *x, mem state, __local memory *m)
+/* Log-sum-exp of each head over the work-items, and the variance of its scores. */
+void put_dropped(const prhs_k_select *a, dropped *x, mem state, __local memory *m)
 {
     __local float *shared = (__local float *)m->sums;
     for (int h = 0; h < PRHS_UH; h++) {
         float top = x->top[h], same = top;
         max_two(&top, &same, shared, (__local float *)m->histogram);
-        const float sum = sum_over(x->sum[h] * exp(x->top[h] - top), shared);
+        move_top(x, h, top);
+        const float sum = sum_over(x->sum[h], shared), first = sum_over(x->first[h], shared), second = sum_over(x->second[h], shared);
+        if (LID == 0 && a->state.spread_off != PRHS_NONE)
+            SLOT_AT(state, &a->state, spread_off, m->j.e.slot, float)[m->j.u * PRHS_UH + h] = spread_of(sum, first, second);
         if (LID == 0 && a->state.head_off != PRHS_NONE)
             SLOT_AT(state, &a->state, head_off, m->j.e.slot, prhs_head_ref)[m->j.u * PRHS_UH + h].l_dropped =
                 isnan(sum) ? NAN : sum > 0.0f ? top + log(sum) : -INFINITY;
@@ -421,7 +443,7 @@ void select_item(const prhs_k_select *a, long item, mem seqs, mem q, mem state, 
         m->lse[h] = norms_lse(FLOATS(ws, a->work.norm_off) + (b * a->shape.heads + u * PRHS_UH + h) * (long)a->work.score_chunks * 4, chunks);
     for (int h = 0; h < PRHS_UH; h++) {
         x.top[h] = LOWEST;
-        x.sum[h] = 0.0f;
+        x.sum[h] = x.first[h] = x.second[h] = 0.0f;
     }
     const int n = fill_list(a, a->state.head_off != PRHS_NONE ? &x : 0, m);
     if (LID == 0) {

@@ -154,13 +154,40 @@ int fill_list(const job *j, int k, __global int *list)
     return take(j, k, walk_from(best, m), j->first, p->run, list);
 }
 
-/* L_D of every head: log-sum-exp of the scores at the middle's positions that no list entry, edge or window covers. */
-void dropped_lse(const job *j, const prhs_set *set, const __global int *list, float *out)
+/* What the weights' logarithms sum up to, once and squared, each times its weight: beside lse_pass, of the same tokens. */
+typedef struct spread_pass {
+    float first, second;
+    float16 parts[2];
+} spread_pass;
+
+void add_dropped(lse_pass *z, spread_pass *v, float16 s, int16 in, int last)
+{
+    const int16 counts = in & (s > -INFINITY);
+    const float16 x = select((float16)(0.0f), s - z->top, counts), w = select((float16)(0.0f), exp(s - z->top), counts);
+    z->part += w;
+    v->parts[0] += w * x;
+    v->parts[1] += w * x * x;
+    if (!last)
+        return;
+    z->total += sum16(z->part);
+    v->first += sum16(v->parts[0]);
+    v->second += sum16(v->parts[1]);
+    z->part = v->parts[0] = v->parts[1] = 0.0f;
+}
+
+/*
+ * Of every head's scores at the middle's positions that no list entry, edge or window covers: their log-sum-exp L_D, and their
+ * variance.
+ */
+void dropped_lse(const job *j, const prhs_set *set, const __global int *list, float *out, float *spread)
 {
     const int end = min(set->win_begin, set->mid_end);
     lse_pass z[PRHS_UH];
-    for (int h = 0; h < PRHS_UH; h++)
+    spread_pass v[PRHS_UH];
+    for (int h = 0; h < PRHS_UH; h++) {
         z[h] = (lse_pass){ -INFINITY, 0.0f, 0.0f, 0 };
+        v[h] = (spread_pass){ 0.0f, 0.0f, { 0.0f, 0.0f } };
+    }
     for (int pass = 0; pass < 2; pass++)
         for (int p = set->mid_begin / 16 * 16, next = 0; p < end; p += 16) {
             const int16 pos = p + LANES, out_of = ~attended16(set, list, &next, p) & (pos >= set->mid_begin) & (pos < end);
@@ -169,11 +196,13 @@ void dropped_lse(const job *j, const prhs_set *set, const __global int *list, fl
                 if (pass == 0)
                     lse_top(&z[h], s, out_of);
                 else
-                    lse_add(&z[h], s, out_of, p % 256 == 240 || p + 16 >= end);
+                    add_dropped(&z[h], &v[h], s, out_of, p % 256 == 240 || p + 16 >= end);
             }
         }
-    for (int h = 0; h < PRHS_UH; h++)
+    for (int h = 0; h < PRHS_UH; h++) {
         out[h] = lse_of(&z[h]);
+        spread[h] = z[h].bad ? NAN : spread_of(z[h].total, v[h].first, v[h].second);
+    }
 }
 
 void merge_norms(job *j, mem ws)
@@ -196,9 +225,9 @@ void store_reference(const job *j, const prhs_set *set, const __global int *list
         unit->set.end = j->e.pos0 + 1;
         unit->ref_pos = j->e.pos0;
     }
-    float dropped[PRHS_UH];
+    float dropped[PRHS_UH], spread[PRHS_UH];
     if (st->head_off != PRHS_NONE)
-        dropped_lse(j, set, list, dropped);
+        dropped_lse(j, set, list, dropped, spread);
     for (int i = 0; i < PRHS_UH; i++) {
         int h = j->u * PRHS_UH + i;
         if (st->qref_off != PRHS_NONE)
@@ -207,6 +236,8 @@ void store_reference(const job *j, const prhs_set *set, const __global int *list
                        SLOT_AT(state, st, qref_off, j->e.slot, float) + (long)h * PRHS_D);
         if (st->head_off != PRHS_NONE)
             SLOT_AT(state, st, head_off, j->e.slot, prhs_head_ref)[h].l_dropped = dropped[i];
+        if (st->spread_off != PRHS_NONE)
+            SLOT_AT(state, st, spread_off, j->e.slot, float)[h] = spread[i];
     }
 }
 

@@ -409,6 +409,28 @@ DEV float warp_sum(float x)
     return x;
 }
 
+/*
+ * N sums over the lanes (a power of two), v[i] the lane's part of sum i: lane l gets that of index l / (32 / N). As many additions as
+ * lanes, in the order of warp_sum(), with a fraction of its exchanges.
+ */
+template <int N, int W = 16> DEV float scattered_sums(float v[N])
+{
+    if constexpr (N == 1) {
+#pragma unroll
+        for (int w = W; w; w >>= 1)
+            v[0] += __shfl_xor_sync(FULL, v[0], w);
+        return v[0];
+    } else {
+        const bool high = lane_id() & W;
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            const float other = __shfl_xor_sync(FULL, high ? v[i] : v[i + N / 2], W);
+            v[i] = (high ? v[i + N / 2] : v[i]) + other;
+        }
+        return scattered_sums<N / 2, W / 2>(v);
+    }
+}
+
 DEV int warp_sum_int(int x)
 {
 #pragma unroll

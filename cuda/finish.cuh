@@ -173,7 +173,7 @@ DEV bool judge_head(const unit_job &x, const row_job &row, int i)
     const int mode = x.set.mode;
     const bool sparse = mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE;
     const int h = x.u * a.shape.unit_heads + i;
-    float dropped = NOTHING, delta = 0.0f, shift = 0.0f;
+    float dropped = NOTHING, delta = 0.0f, shift = 0.0f, spread = 0.0f;
     if (row.foreseen) {
         const head_record record = records_at(x.mem[PRHS_R_WORK], a.work)[x.b * a.shape.heads + h];
         dropped = record.dropped;
@@ -181,10 +181,12 @@ DEV bool judge_head(const unit_job &x, const row_job &row, int i)
     } else if (sparse) {
         dropped = heads_at(x)[i].l_dropped;
         delta = heads_at(x)[i].delta;
+        if (row.judged)
+            spread = SLOT_AT(x.mem[PRHS_R_STATE], a.state, spread_off, x.e.slot, float)[h];
     }
     const float *lse = FLOATS(x.mem[PRHS_R_WORK], a.work.part_lse_off) + row.at + (i64)i * a.work.chunks;
     const lse_parts parts = load_lse(lse, 1, row.parts);
-    finding f = { { 0.0f, 0.0f, 0.0f }, 0.0f, 0.0f };
+    finding f = {};
     if (row.judged) {
 #pragma unroll 1
         for (int base = 0; base < a.shape.dim; base += GATE_BLOCK)
@@ -194,10 +196,11 @@ DEV bool judge_head(const unit_job &x, const row_job &row, int i)
     float mass = 0.0f;
     bool holds = true;
     if (row.judged) {
-        const float cosine = whole_cosine(f.cosine);
-        shift = dropped_shift(f, a.shape.scale);
-        mass = dropped == NOTHING ? 0.0f : mass_of(dropped + shift - w.lse);
-        holds = mass - (a.policy.least > 0 ? 0.0f : delta) <= a.policy.eps && cosine > a.policy.tau;
+        f = sum_findings(f);
+        const float cosine = cosine_of(f.cosine.ab, f.cosine.aa, f.cosine.bb);
+        const float judged = dropped == NOTHING ? 0.0f : mass_of(dropped + channel_shift(f, a.shape.scale) - w.lse);
+        mass = dropped == NOTHING ? 0.0f : mass_of(dropped + dropped_shift(f, spread, a.shape.scale) - w.lse);
+        holds = judged - (a.policy.least > 0 ? 0.0f : delta) <= a.policy.eps && cosine > a.policy.tau;
     } else if (row.foreseen) {
         mass = dropped == NOTHING ? 0.0f : mass_of(dropped + shift - w.lse);
     } else if (row.r == 0 && mode == PRHS_MODE_RETRIEVE) {

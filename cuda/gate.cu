@@ -7,14 +7,18 @@ DEV void gate_row(const prhs_k_gate &a, byte *const mem[], int item)
     const int dim = a.shape.dim, head = item % a.shape.heads;
     const float *moments = FLOATS(mem[PRHS_R_MOMENTS_IN], a.moment_off) + (i64)item * 2 * dim;
     const float dropped = FLOATS(mem[PRHS_R_DROPPED], a.dropped_off)[item], lse = FLOATS(mem[PRHS_R_LSE], a.lse_off)[item];
-    finding f = { { 0.0f, 0.0f, 0.0f }, 0.0f, 0.0f };
+    finding f = {};
     for (int base = 0; base < dim; base += GATE_BLOCK) {
         evidence v;
         lane_channels(a.q, mem[PRHS_R_Q], item / a.shape.heads, head, dim, base, v.q);
         load_references(FLOATS(mem[PRHS_R_QREF], a.qref_off) + (i64)item * dim, moments, dim, base, &v);
         add_evidence(v, &f);
     }
-    const float cosine = whole_cosine(f.cosine), shift = dropped_shift(f, a.shape.scale);
+    const bool known = a.spread_off != PRHS_NONE;
+    const float spread = known ? FLOATS(mem[PRHS_R_SPREADS], a.spread_off)[item] : 0.0f;
+    f = sum_findings(f);
+    const float cosine = cosine_of(f.cosine.ab, f.cosine.aa, f.cosine.bb);
+    const float shift = known ? dropped_shift(f, spread, a.shape.scale) : channel_shift(f, a.shape.scale);
     if (lane_id())
         return;
     FLOATS(mem[PRHS_R_COSINE], a.cosine_off)[item] = cosine;

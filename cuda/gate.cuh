@@ -62,28 +62,6 @@ DEV void add_angle(const float a[4], const float b[4], angle *s)
     }
 }
 
-/*
- * N sums over the lanes (a power of two), v[i] the lane's part of sum i: lane l gets that of index l / (32 / N). As many additions as
- * lanes, in the order of warp_sum(), with a fraction of its exchanges.
- */
-template <int N, int W = 16> DEV float scattered_sums(float v[N])
-{
-    if constexpr (N == 1) {
-#pragma unroll
-        for (int w = W; w; w >>= 1)
-            v[0] += __shfl_xor_sync(FULL, v[0], w);
-        return v[0];
-    } else {
-        const bool high = lane_id() & W;
-#pragma unroll
-        for (int i = 0; i < N / 2; i++) {
-            const float other = __shfl_xor_sync(FULL, high ? v[i] : v[i + N / 2], W);
-            v[i] = (high ? v[i + N / 2] : v[i]) + other;
-        }
-        return scattered_sums<N / 2, W / 2>(v);
-    }
-}
-
 DEV float whole_cosine(const angle &s) { return cosine_of(warp_sum(s.ab), warp_sum(s.aa), warp_sum(s.bb)); }
 
 #define GATE_HEADS 4 /* whose rows are in flight together */
@@ -127,10 +105,13 @@ struct evidence {
     float q[4], ref[4], mean[4], var[4];
 };
 
-/* A lane's part of the sums over the evidence. */
+/*
+ * A lane's part of the sums over the evidence: of the step d from the reference times the mean; of d * d, d * reference and reference *
+ * reference times the variance; of d * reference.
+ */
 struct finding {
     angle cosine;
-    float linear, square;
+    float linear, square, cross, whole, dot;
 };
 
 DEV void load_references(const float *ref, const float *moments, int dim, int base, evidence *v)
@@ -146,15 +127,39 @@ DEV void add_evidence(const evidence &v, finding *f)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const float d = v.q[i] - v.ref[i];
+        const float w = v.ref[i] * v.var[i];
         f->linear += d * v.mean[i];
         f->square += d * d * v.var[i];
+        f->cross += d * w;
+        f->whole += v.ref[i] * w;
+        f->dot += d * v.ref[i];
     }
 }
 
-/* Second-order estimate of the dropped keys' log-sum-exp at the query, relative to the reference's. */
-DEV float dropped_shift(const finding &f, float scale)
+/* The sums of all lanes. */
+DEV finding sum_findings(const finding &f)
 {
-    return scale * warp_sum(f.linear) + 0.5f * scale * scale * warp_sum(f.square);
+    return finding{ { warp_sum(f.cosine.ab), warp_sum(f.cosine.aa), warp_sum(f.cosine.bb) },
+                    warp_sum(f.linear),
+                    warp_sum(f.square),
+                    warp_sum(f.cross),
+                    warp_sum(f.whole),
+                    warp_sum(f.dot) };
+}
+
+/* Second-order estimate of the dropped keys' log-sum-exp at the query, relative to the reference's; from sums of all lanes. */
+DEV float channel_shift(const finding &f, float scale) { return scale * f.linear + 0.5f * scale * scale * f.square; }
+
+/*
+ * The same where the scores' variance is known: the step is a multiple of the reference, in which direction that is what the keys vary by,
+ * and a rest, for which the channels speak. Where float32 is too small for that they speak alone.
+ */
+DEV float dropped_shift(const finding &f, float spread, float scale)
+{
+    const float along = f.cosine.bb == 0.0f ? 0.0f : f.dot / f.cosine.bb;
+    const float across = f.square - 2.0f * along * f.cross + along * along * f.whole;
+    const float shift = scale * f.linear + 0.5f * (along * along * spread + scale * scale * across);
+    return fabsf(shift) < INFINITY || isnan(spread) ? shift : channel_shift(f, scale);
 }
 
 #endif

@@ -20,7 +20,7 @@ struct held_task {
     int heads, padded;         /* padded: up to where groups have parts */
     bool largest, sums;        /* sums: L_D's parts are wanted */
     int *list;
-    float2 *parts;             /* [group][head] */
+    dropped_part *parts;       /* [group][head] */
 };
 
 /* What a thread holds: of group g of its warp the bits 32 t + lane. */
@@ -209,7 +209,7 @@ template <bool RAW, int G> DEV void sum_held(const held_task &j, const held_valu
         if (at >= j.n) {
             if (at < j.padded)
                 for (int h = lane_id(); h < j.heads; h += 32)
-                    j.parts[at / GROUP * j.heads + h] = make_float2(LOWEST, 0.0f);
+                    j.parts[at / GROUP * j.heads + h] = no_part();
             continue;
         }
 #pragma unroll 1
@@ -220,9 +220,7 @@ template <bool RAW, int G> DEV void sum_held(const held_task &j, const held_valu
 #pragma unroll
             for (int t = 0; t < 8; t++)
                 y[t] = gone >> (8 * g + t) & 1 ? NOTHING : RAW ? x.v[g][t] : y[t];
-            const float2 z = sum_eight(y);
-            if (lane_id() == 0)
-                j.parts[at / GROUP * (RAW ? 1 : j.heads) + h] = z;
+            put_part(j.parts + at / GROUP * (RAW ? 1 : j.heads) + h, sum_eight(y));
         }
     }
 }

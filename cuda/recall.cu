@@ -51,8 +51,11 @@ DEV_CALL void exchange(const recall_job &j, int i, int runs, bool save)
     unsigned *record = record_at(j, i);
     prhs_head_ref *head = (prhs_head_ref *)(slot + st.head_off) + j.u * heads;
     for (int h = threadIdx.x; h < heads; h += THREADS) { /* l_dropped and delta: the others are of the last step */
-        float2 *own = (float2 *)&head[h], *kept = (float2 *)record + h;
-        *(save ? kept : own) = *(save ? own : kept);
+        float *own = (float *)&head[h], *kept = (float *)record + 3 * h, *spread = (float *)(slot + st.spread_off) + j.u * heads + h;
+        (save ? kept : own)[0] = (save ? own : kept)[0];
+        (save ? kept : own)[1] = (save ? own : kept)[1];
+        if (st.spread_off != PRHS_NONE)
+            *(save ? kept + 2 : spread) = *(save ? spread : kept + 2);
     }
     record += PRHS_POOL_ROWS(heads) / 4;
     move_words(record, (unsigned *)(slot + st.qref_off) + (i64)j.u * row, row, save);

@@ -54,7 +54,7 @@ DEV_CALL outcome choose_in_memory(const prhs_cu_retrieve &p, const job &j, const
     return out;
 }
 
-/* L_D of the unit's heads, and its queries. The list is written. */
+/* L_D of the unit's heads and what their scores vary by, and its queries. The list is written. */
 DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, const outcome &got)
 {
     const prhs_k_select &a = p.select;
@@ -64,7 +64,7 @@ DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, 
     const candidates &c = j.c;
     byte *state = p.mem[PRHS_R_STATE];
     const bool some = st.head_off != PRHS_NONE && got.count < c.runs;
-    float2 *const parts = c.slices > 1 ? j.left.parts : (float2 *)mem.room;
+    dropped_part *const parts = c.slices > 1 ? j.left.parts : (dropped_part *)mem.room;
     int groups = 0;
     if (some && got.summed) {
         groups = sum_kept(a, j, mem.room, got.others);
@@ -80,12 +80,15 @@ DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, 
         for (int i = threadIdx.x; i < heads * dim; i += blockDim.x)
             to[i] = load_one(a.q.dtype, row_at(a.q, p.mem[PRHS_R_Q], j.e.row0, head + i / dim), i % dim);
     }
-    const float2 *near = some ? bring_parts(j, mem, groups * heads) : nullptr;
+    const dropped_part *near = some ? bring_parts(j, mem, groups * heads) : nullptr;
     __syncthreads();
     for (int h = warp_id(); h < heads && st.head_off != PRHS_NONE; h += blockDim.x >> 5) {
-        const float l = some ? join_groups(near ? near : parts, groups, heads, h) : NOTHING;
+        float spread = 0.0f;
+        const float l = some ? join_groups(near ? near : parts, groups, heads, h, &spread) : NOTHING;
         if (lane_id() == 0)
             SLOT_AT(state, st, head_off, j.e.slot, prhs_head_ref)[head + h].l_dropped = l;
+        if (lane_id() == 0 && st.spread_off != PRHS_NONE)
+            SLOT_AT(state, st, spread_off, j.e.slot, float)[head + h] = spread;
     }
 }
 
@@ -144,7 +147,7 @@ DEV void place_leavings(const prhs_cu_retrieve &p, unsigned *shared, job *j)
     j->forced = at + 2 * bitmap;
     j->left.keys = at + 3 * bitmap;
     j->left.counts = (int *)(j->left.keys + slices * PRHS_K_SLICE);
-    j->left.parts = (float2 *)(j->left.counts + (slices + 1) / 2 * 2);
+    j->left.parts = (dropped_part *)(j->left.counts + (slices + 3) / 4 * 4);
 }
 
 /* What registers may hold: single tokens, of a slice what it keeps; all of them the block's own, and no dilation, the list too. */
@@ -156,7 +159,7 @@ DEV void prepare_held(const prhs_k_select &a, const space &mem, int slice, job *
     j->holds = all && c.run == 1 && a.policy.dilate_m <= 0 && c.keep > 0 && c.runs > c.keep;
     j->held = held_task{ j->scores + c.origin + begin, j->lse, a.work.score_stride, n, max(c.n - c.runs - begin, 0), c.keep, c.origin,
                          heads, all ? n : c.each, a.policy.join == PRHS_K_JOIN_MAX, a.state.head_off != PRHS_NONE, j->list,
-                         all ? (float2 *)mem.room : j->left.parts + slice * slice_groups(c) * heads };
+                         all ? (dropped_part *)mem.room : j->left.parts + slice * slice_groups(c) * heads };
 }
 
 /* The slices of unit u of entry b: none where it does not retrieve. */

@@ -215,11 +215,8 @@ DEV void sum_dilated(const prhs_k_select &a, const job &j)
             other |= out.holds(p + lane_id() + 32 * t) != left.holds(p + lane_id() + 32 * t);
         if (!__any_sync(FULL, other))
             continue;
-        for (int h = 0; h < heads; h++) {
-            const float2 z = sum_group(left, j.scores + h * a.work.score_stride, p);
-            if (lane_id() == 0)
-                j.left.parts[i * heads + h] = z;
-        }
+        for (int h = 0; h < heads; h++)
+            put_part(j.left.parts + i * heads + h, sum_group(left, j.scores + h * a.work.score_stride, p));
     }
 }
 
@@ -241,17 +238,17 @@ DEV_CALL int sum_kept(const prhs_k_select &a, const job &j, unsigned *room, int 
 }
 
 /* The slices' parts in the room, where it holds them. Has barriers. */
-DEV const float2 *bring_parts(const job &j, const space &mem, int n)
+DEV const dropped_part *bring_parts(const job &j, const space &mem, int n)
 {
-    if (j.c.slices == 1 || 2 * n > j.cap)
+    if (j.c.slices == 1 || 4 * n > j.cap)
         return nullptr;
-    float2 *const to = (float2 *)mem.room;
+    float4 *const to = (float4 *)mem.room;
     __syncthreads();
 #pragma unroll 4
     for (int i = threadIdx.x; i < n; i += blockDim.x)
-        to[i] = __ldcg(j.left.parts + i);
+        to[i] = __ldcg((const float4 *)j.left.parts + i);
     __syncthreads();
-    return to;
+    return (const dropped_part *)to;
 }
 
 #define WORDS 4 /* of a bitmap, that a thread has on their way together */

@@ -9,7 +9,7 @@
 struct leavings {
     unsigned *inside, *keys; /* bitmap of the runs that may be listed; their keys, of each slice from its first bit on */
     int *counts;             /* by slice */
-    float2 *parts;           /* what the other tokens sum up to: [group][head] */
+    dropped_part *parts;     /* what the other tokens sum up to: [group][head] */
 };
 
 /* A unit, the same for all threads of the block. */

@@ -137,6 +137,7 @@ typedef struct prhs_k_state {
     prhs_i64 qref_off;                    /* f32[heads][dim] */
     prhs_i64 head_off;                    /* prhs_head_ref[heads] */
     prhs_i64 moment_off;                  /* f32[heads][2][dim]: mean, variance of the dropped keys; PRHS_NONE without mass gate */
+    prhs_i64 spread_off;                  /* f32[heads]: variance of the dropped tokens' scores at the reference; as moment_off */
     prhs_i64 vhat_off;                    /* f32[heads][dim]: mean value of the dropped tokens; PRHS_NONE without a retrieved residual */
     prhs_i64 vsum_off;                    /* i64[kv_heads][dim]; PRHS_NONE without a mean residual */
     prhs_i64 vcount_off;                  /* prhs_value_count[kv_heads] */
@@ -159,7 +160,7 @@ typedef struct prhs_k_pool {
     prhs_i64 record_bytes;
     prhs_i32 count, reserved;             /* 0: units keep one reference, and no pool */
 } prhs_k_pool;
-#define PRHS_POOL_ROWS(heads) (((heads) * 8 + 15) / 16 * 16)
+#define PRHS_POOL_ROWS(heads) (((heads) * 12 + 15) / 16 * 16)
 
 /* Work of a row of a unit, i32[max_seqs*rows][units]; written by plan and finish, read by attend and finish. */
 #define PRHS_WORK_NONE 0
@@ -181,7 +182,7 @@ typedef struct prhs_k_pool {
 #define PRHS_K_SLICES(n) (((n) + PRHS_K_SLICE - 1) / PRHS_K_SLICE)
 #define PRHS_K_GROUPS(n) ((n) / PRHS_K_GROUP + 2 * PRHS_K_SLICES(n) + 384) /* with those of the candidates that are dropped */
 #define PRHS_K_SLICE_WORDS(n, heads) \
-    ((PRHS_K_SLICES(n) * (3 * PRHS_K_SLICE / 32 + PRHS_K_SLICE + 2) + 2 * PRHS_K_GROUPS(n) * (heads) + 31) / 32 * 32)
+    ((PRHS_K_SLICES(n) * (3 * PRHS_K_SLICE / 32 + PRHS_K_SLICE + 2) + 4 + 4 * PRHS_K_GROUPS(n) * (heads) + 31) / 32 * 32)
 
 /* Units whose sets, work and counts may be read before it is known how many sequences are active. */
 #define PRHS_AHEAD 1024
@@ -421,6 +422,7 @@ typedef struct prhs_k_gate {
     prhs_i64 qref_off;                    /* f32[rows][heads][dim] */
     prhs_i64 moment_off;                  /* f32[rows][heads][2][dim] */
     prhs_i64 dropped_off;                 /* f32[rows][heads]: L_D */
+    prhs_i64 spread_off;                  /* f32[rows][heads]: variance of the dropped scores; PRHS_NONE: the channels speak for it */
     prhs_i64 lse_off;                     /* f32[rows][heads]: L_C */
     prhs_i64 cosine_off, delta_off;       /* outputs */
     prhs_i32 rows, reserved;

@@ -42,6 +42,7 @@ static bool make_state(const prhs_extent *e, prhs_layout *l) {
     k->head_off = take(&end, true, s->heads, sizeof(prhs_head_ref));
     k->qref_off = take(&end, e->lists, (prhs_i64)s->heads * s->dim, 4);
     k->moment_off = take(&end, e->moments, (prhs_i64)s->heads * 2 * s->dim, 4);
+    k->spread_off = take(&end, e->moments, s->heads, 4);
     k->vhat_off = take(&end, e->values, (prhs_i64)s->heads * s->dim, 4);
     k->vsum_off = take(&end, e->sums, (prhs_i64)s->kv_heads * s->dim, 8);
     k->vcount_off = take(&end, e->sums, s->kv_heads, sizeof(prhs_value_count));
@@ -51,7 +52,7 @@ static bool make_state(const prhs_extent *e, prhs_layout *l) {
     k->slot_bytes = align_up(first + l->layer * e->layers, PRHS_ALIGN);
     if (k->slot_bytes > (INT64_C(1) << 60) / e->max_slots)
         return false;
-    prhs_i64 *offs[] = { &k->head_off, &k->qref_off, &k->moment_off, &k->vhat_off, &k->vsum_off, &k->vcount_off, &k->list_off,
+    prhs_i64 *offs[] = { &k->head_off, &k->qref_off, &k->moment_off, &k->spread_off, &k->vhat_off, &k->vsum_off, &k->vcount_off, &k->list_off,
                          &l->pool.record_off };
     for (size_t i = 0; i < sizeof offs / sizeof offs[0]; i++)
         if (*offs[i] != PRHS_NONE)
@@ -131,6 +132,7 @@ prhs_k_state prhs_layout_state(const prhs_layout *layout, prhs_i32 layer, uint64
     move(&k.head_off, by);
     move(&k.qref_off, by);
     move(&k.moment_off, by);
+    move(&k.spread_off, by);
     move(&k.vhat_off, by);
     move(&k.vsum_off, by);
     move(&k.vcount_off, by);

@@ -64,6 +64,7 @@ prhs_status prhs_ops_get_layout(prhs_device *device, const prhs_ops_params *para
         .size = sizeof *layout,
         .state_bytes = (uint64_t)o.layout.state_bytes, .slot_bytes = (uint64_t)k->slot_bytes, .lists = (uint64_t)k->list_off,
         .queries = (uint64_t)k->qref_off, .masses = (uint64_t)k->head_off, .moments = (uint64_t)k->moment_off,
+        .spreads = (uint64_t)k->spread_off,
         .values = (uint64_t)k->vhat_off, .sums = (uint64_t)k->vsum_off, .counts = (uint64_t)k->vcount_off,
         .workspace_bytes = (uint64_t)o.layout.work_bytes,
         .sets = (uint64_t)w->set_off, .scores = (uint64_t)w->score_off, .score_stride = (uint64_t)w->score_stride,
@@ -365,13 +366,14 @@ prhs_status prhs_op_gate(prhs_ops *ops, prhs_queue *queue, const prhs_rows *q, c
         c.status = prhs_check_capacity(&ops->dev->log, "prhs_op_gate", "rows", params->rows, (uint32_t)c.limits.max_rows);
     const uint64_t heads = (uint64_t)params->rows * (uint64_t)s.heads, dim = (uint64_t)s.dim;
     prhs_op op = { .kind = PRHS_OP_GATE,
-                   .mem = { q->mem.buffer, params->queries.buffer, params->moments.buffer, params->dropped.buffer, params->lse.buffer,
-                            params->cosine.buffer, params->delta.buffer } };
+                   .mem = { q->mem.buffer, params->queries.buffer, params->moments.buffer, params->dropped.buffer,
+                            params->spreads.buffer, params->lse.buffer, params->cosine.buffer, params->delta.buffer } };
     op.args.gate = (prhs_k_gate){
         .shape = s, .q = check_rows(&c, "q", q, params->rows, s.heads, c.limits.q_dtype),
         .qref_off = check_floats(&c, "queries", params->queries, heads * dim, false),
         .moment_off = check_floats(&c, "moments", params->moments, heads * dim * 2, false),
         .dropped_off = check_floats(&c, "dropped", params->dropped, heads, false),
+        .spread_off = check_floats(&c, "spreads", params->spreads, heads, true),
         .lse_off = check_floats(&c, "lse", params->lse, heads, false),
         .cosine_off = check_floats(&c, "cosine", params->cosine, heads, false),
         .delta_off = check_floats(&c, "delta", params->delta, heads, false), .rows = (prhs_i32)params->rows,

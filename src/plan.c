@@ -72,7 +72,7 @@ static prhs_k_state layer_state(const prhs_session *s, uint32_t layer) {
     prhs_i32 index = prhs_sparse_index(s, layer);
     prhs_k_state k = prhs_layout_state(&s->layout, index < 0 ? 0 : index, s->state.offset);
     if (index < 0) {
-        k.unit_off = k.list_off = k.qref_off = k.head_off = k.moment_off = k.vhat_off = PRHS_NONE;
+        k.unit_off = k.list_off = k.qref_off = k.head_off = k.moment_off = k.spread_off = k.vhat_off = PRHS_NONE;
         k.vsum_off = k.vcount_off = k.unit_stat_off = k.head_stat_off = PRHS_NONE;
     } else {
         k.list_off = source_state(s, layer).list_off;

@@ -4,8 +4,9 @@
 
 Walks the first sequence of a trace (`prhs-llama --record`) with the preset `cis-mass` in double precision (needs numpy). Of shared steps, by layer,
 distance from the reference and exact mass: the median of estimate / exact mass (each + 1e-4) and the share of ratios within 1.25, for the library's
-estimate (variance channel by channel), with all of the keys' covariance, with the third and the fourth cumulant as well, and for two between the first
-ones: with what the reference's query says of the covariance, and with the covariance's largest direction.
+verdicts (variance channel by channel), for its estimate (along the reference's query the variance of the scores), with all of the keys' covariance, with
+the third and the fourth cumulant as well, and for two in between: with all that the reference's query says of the covariance, and with the covariance's
+largest direction.
 """
 import argparse
 import sys
@@ -16,7 +17,7 @@ from layer_map import rows
 from tracefile import Trace
 
 BLOCK, K, SINKS, LOCAL, EPS, FLOOR = 64, 476, 4, 32, 0.1, 0.5  # the preset's
-NAMES = ("channels", "covariance", "+ third", "+ fourth", "query known", "one direction")
+NAMES = ("channels", "along q_ref", "covariance", "+ third", "+ fourth", "query known", "one direction")
 
 
 class Reference:
@@ -49,11 +50,12 @@ def shifts(scale, step, query, head):
     along = step @ query / (query @ query)
     rest = step - along * query
     known = (along * query + 2 * rest) @ covariance @ query * along + covariance.diagonal() @ (rest * rest)
+    apart_along = along * along * (query @ covariance @ query) + covariance.diagonal() @ (rest * rest)
     direction = (step @ axis) ** 2 + (covariance.diagonal() - axis * axis) @ (step * step)
     second = moments[2] / 2
     third = second + moments[3] / 6
     half = scale * scale / 2
-    return [first + x for x in (half * variances, second, third, third + (moments[4] - 3 * moments[2] ** 2) / 24, half * max(0.0, known), half * direction)]
+    return [first + x for x in (half * variances, half * apart_along, second, third, third + (moments[4] - 3 * moments[2] ** 2) / 24, half * max(0.0, known), half * direction)]
 
 
 def walk(trace, layer, unit, out):

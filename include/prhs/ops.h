@@ -44,6 +44,7 @@ typedef struct prhs_ops_layout {
     uint64_t queries;    /**< state: float32[H][D], reference queries */
     uint64_t masses;     /**< state: float32[H][4]: L_D, and three that ops leave alone */
     uint64_t moments;    /**< state: float32[H][2][D], mean and variance of the dropped keys */
+    uint64_t spreads;    /**< state: float32[H], variance of the dropped tokens' scores, each weighted by its attention */
     uint64_t values;     /**< state: float32[H][D], mean value of the dropped tokens */
     uint64_t sums;       /**< state: int64[H_kv][D], value sums in units of 2^-24 */
     uint64_t counts;     /**< state: int32[H_kv][2], rows in the sum, and of these non-finite ones */
@@ -120,7 +121,10 @@ typedef struct prhs_select_params {
 } prhs_select_params;
 #define PRHS_SELECT_PARAMS_INIT { sizeof(prhs_select_params), 0, 1, 0, 0, 0, PRHS_JOIN_SUM }
 
-/** Top-k of the middle for units in mode RETRIEVE: completes their sets, writes lists, reference queries and L_D. */
+/**
+ * Top-k of the middle for units in mode RETRIEVE: completes their sets, writes lists, reference queries, L_D and the
+ * scores' variance of what is dropped.
+ */
 PRHS_API prhs_status prhs_op_select(prhs_ops *ops, prhs_queue *queue, const prhs_batch *batch, const prhs_rows *q,
                                     const prhs_select_params *params, prhs_mem state, prhs_mem ws);
 
@@ -138,14 +142,18 @@ typedef struct prhs_gate_params {
     prhs_mem queries;      /**< [rows][H][D], the references */
     prhs_mem moments;      /**< [rows][H][2][D] */
     prhs_mem dropped;      /**< [rows][H]: L_D */
+    prhs_mem spreads;      /**< [rows][H]: variance of the dropped tokens' scores; buffer NULL: not known, the keys' variance stands in */
     prhs_mem lse;          /**< [rows][H]: log-sum-exp over the kept set for the row's own query */
     prhs_mem cosine;       /**< out: [rows][H] */
     prhs_mem delta;        /**< out: [rows][H], estimated dropped mass (an estimate, never a bound) */
 } prhs_gate_params;
 #define PRHS_GATE_PARAMS_INIT \
-    { sizeof(prhs_gate_params), 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 } }
+    { sizeof(prhs_gate_params), 0, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 }, { NULL, 0 } }
 
-/** Cosine and estimated dropped mass of queries [rows][H][D] against references. The verdict is the caller's. */
+/**
+ * Cosine and estimated dropped mass of queries [rows][H][D] against references. The verdict is the caller's; a session's rests on the
+ * mass without spreads, and reports the one with them.
+ */
 PRHS_API prhs_status prhs_op_gate(prhs_ops *ops, prhs_queue *queue, const prhs_rows *q, const prhs_gate_params *params);
 
 /**

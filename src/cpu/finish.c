@@ -51,8 +51,10 @@ static bool estimate_row(const task *k, int r) {
         const float *moments =
             (float *)prhs_cpu_state(&a->state, k->state, k->e->slot, a->state.moment_off) + (k->first + j) * 2 * dim;
         const prhs_head_ref *head = prhs_cpu_head(&a->state, k->state, k->e->slot, k->first + j);
-        k->x->delta[j] = prhs_cpu_estimate(q, ref, moments, dim, a->shape.scale, head->l_dropped, k->x->lse[j]);
-        holds = holds && k->x->delta[j] - (a->policy.least > 0 ? 0.0f : head->delta) <= a->policy.eps;
+        const float *spread = prhs_cpu_spread(&a->state, k->state, k->e->slot) + k->first + j;
+        float judged;
+        k->x->delta[j] = prhs_cpu_estimate(q, ref, moments, spread, dim, a->shape.scale, head->l_dropped, k->x->lse[j], &judged);
+        holds = holds && judged - (a->policy.least > 0 ? 0.0f : head->delta) <= a->policy.eps;
         if (r > 0) /* plan has checked row 0 */
             holds = holds && prhs_cpu_cosine(q, ref, dim) > a->policy.tau;
     }

@@ -57,7 +57,7 @@ static const float *floats(const prhs_op *op, int mem, prhs_i64 off) {
 }
 
 static void gate_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t item) {
-    enum { Q, QREF, MOMENTS_IN, DROPPED, LSE, COSINE, DELTA };
+    enum { Q, QREF, MOMENTS_IN, DROPPED, SPREADS, LSE, COSINE, DELTA };
     const prhs_k_gate *a = &op->args.gate;
     int row = (int)(item / (size_t)a->shape.heads), h = (int)(item % (size_t)a->shape.heads), dim = a->shape.dim;
     float q[PRHS_CPU_MAX_DIM];
@@ -65,10 +65,11 @@ static void gate_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t i
     prhs_cpu_load(a->q.dtype, prhs_cpu_row(&a->q, prhs_cpu_mem(op, Q), row, h), dim, q);
     const float *ref = floats(op, QREF, a->qref_off) + (prhs_i64)item * dim;
     const float *moments = floats(op, MOMENTS_IN, a->moment_off) + (prhs_i64)item * 2 * dim;
+    const float *spread = a->spread_off == PRHS_NONE ? NULL : floats(op, SPREADS, a->spread_off) + item;
     float dropped = floats(op, DROPPED, a->dropped_off)[item], lse = floats(op, LSE, a->lse_off)[item];
     ((float *)(void *)(prhs_cpu_mem(op, COSINE) + a->cosine_off))[item] = prhs_cpu_cosine(q, ref, dim);
     ((float *)(void *)(prhs_cpu_mem(op, DELTA) + a->delta_off))[item] =
-        prhs_cpu_estimate(q, ref, moments, dim, a->shape.scale, dropped, lse);
+        prhs_cpu_estimate(q, ref, moments, spread, dim, a->shape.scale, dropped, lse, NULL);
 }
 
 void prhs_cpu_gate(prhs_queue *queue, const prhs_op *op) {

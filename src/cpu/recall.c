@@ -46,8 +46,10 @@ static void exchange(const task *k, int i, bool save) {
     char *record = record_of(k, i);
     for (int j = 0; j < heads; j++) {
         prhs_head_ref *head = prhs_cpu_head(st, k->state, k->slot, k->u * heads + j);
-        transfer(record + 8 * j, &head->l_dropped, 4, save);
-        transfer(record + 8 * j + 4, &head->delta, 4, save);
+        transfer(record + 12 * j, &head->l_dropped, 4, save);
+        transfer(record + 12 * j + 4, &head->delta, 4, save);
+        if (st->spread_off != PRHS_NONE)
+            transfer(record + 12 * j + 8, prhs_cpu_spread(st, k->state, k->slot) + k->u * heads + j, 4, save);
     }
     record += PRHS_POOL_ROWS(heads);
     for (size_t j = 0; j < sizeof rows / sizeof rows[0]; j++) {

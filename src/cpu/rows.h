@@ -170,6 +170,10 @@ static inline prhs_head_ref *prhs_cpu_head(const prhs_k_state *st, char *state, 
     return (prhs_head_ref *)prhs_cpu_state(st, state, slot, st->head_off) + h;
 }
 
+static inline float *prhs_cpu_spread(const prhs_k_state *st, char *state, int slot) {
+    return (float *)prhs_cpu_state(st, state, slot, st->spread_off);
+}
+
 static inline prhs_unit_stat *prhs_cpu_unit_stat(const prhs_k_state *st, char *state, int slot, int u) {
     return (prhs_unit_stat *)(void *)(state + slot * st->stat_slot_bytes + st->unit_stat_off) + u;
 }
@@ -256,19 +260,36 @@ static inline float prhs_cpu_cosine(const float *a, const float *b, int dim) {
 
 static inline float prhs_cpu_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-/* Dropped mass of query q by the second cumulant of what the reference dropped: moments are its keys' mean and variance. */
-static inline float prhs_cpu_estimate(const float *q, const float *qref, const float *moments, int dim, float scale,
-                                      float l_dropped, float lse) {
-    if (l_dropped == -INFINITY)
-        return 0.0f;
-    float mean = 0.0f, var = 0.0f;
+static inline float prhs_cpu_mass(float l) { return prhs_cpu_sigmoid(l > 20.0f ? 20.0f : l); }
+
+/*
+ * Dropped mass of query q by the second cumulant of what the reference dropped: moments are its keys' mean and variance, *spread
+ * is the variance of their scores, which is what they vary by along the reference; across it, or where that is not known (NULL),
+ * the channels speak. *by_channels (NULL: not wanted): where they speak alone, as they do where float32 is too small for the
+ * rest.
+ */
+static inline float prhs_cpu_estimate(const float *q, const float *qref, const float *moments, const float *spread, int dim,
+                                      float scale, float l_dropped, float lse, float *by_channels) {
+    float mean = 0.0f, var = 0.0f, across = 0.0f, dot = 0.0f, square = 0.0f;
     for (int d = 0; d < dim; d++) {
         float delta = q[d] - qref[d];
         mean += delta * moments[d];
         var += delta * delta * moments[dim + d];
+        dot += delta * qref[d];
+        square += qref[d] * qref[d];
     }
-    float l = l_dropped + (scale * mean + 0.5f * scale * scale * var) - lse;
-    return prhs_cpu_sigmoid(l > 20.0f ? 20.0f : l);
+    const float along = square == 0.0f ? 0.0f : dot / square;
+    for (int d = 0; d < dim; d++) {
+        float rest = q[d] - qref[d] - along * qref[d];
+        across += rest * rest * moments[dim + d];
+    }
+    const float plain = 0.5f * scale * scale * var,
+                known = spread ? 0.5f * (along * along * *spread + scale * scale * across) : plain;
+    const float second = fabsf(known) < INFINITY || (spread && isnan(*spread)) ? known : plain;
+    const bool none = l_dropped == -INFINITY;
+    if (by_channels)
+        *by_channels = none ? 0.0f : prhs_cpu_mass(l_dropped + (scale * mean + plain) - lse);
+    return none ? 0.0f : prhs_cpu_mass(l_dropped + (scale * mean + second) - lse);
 }
 
 /* Parts with their log-sum-exps, `step` and `lse_step` floats apart, into o and the result. Empty parts weigh nothing. */

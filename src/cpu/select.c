@@ -222,13 +222,24 @@ static void merge_norms(task *k) {
     }
 }
 
-/* L_D of a head: exp of each dropped candidate's scores, relative to the middle's maximum, block by block. */
-static float sum_dropped(const task *k, int h) {
+/* Of n dropped tokens: sums of the weights e, of e*x and of e*x*x, x being their logarithms. */
+static void add_dropped(float *e, const float *x, int n, float sums[3]) {
+    sums[0] += prhs_cpu_sum(e, n);
+    for (int m = 1; m < 3; m++) {
+        for (int i = 0; i < n; i++)
+            e[i] *= x[i];
+        sums[m] += prhs_cpu_sum(e, n);
+    }
+}
+
+/* L_D of a head: exp of each dropped candidate's scores, relative to the middle's maximum, block by block; *spread: the scores'
+ * variance. */
+static float sum_dropped(const task *k, int h, float *spread) {
     const prhs_k_work *w = &k->a->work;
     const float *s = prhs_cpu_scores(w, &k->a->shape, k->work, k->b, h),
                 *norm = prhs_cpu_norms(w, &k->a->shape, k->work, k->b, h);
     int chunks = prhs_cpu_chunk_count(k->t + 1, w->score_chunk_min, w->score_chunks), at = 0;
-    float max = PRHS_CPU_LOWEST, sum = 0.0f, *e = k->x->weight;
+    float max = PRHS_CPU_LOWEST, sums[3] = { 0 }, *e = k->x->weight, *x = k->x->joint;
     for (int c = 0; c < chunks; c++)
         max = norm[4 * c + 2] > max ? norm[4 * c + 2] : max;
     for (int j = k->first, end = k->first + k->n * k->run; j < end; j += BLOCK) {
@@ -240,10 +251,14 @@ static float sum_dropped(const task *k, int h) {
                 e[p - j] = -INFINITY;
         if (at > 0 && k->list[at - 1] + k->run > j + n)
             at--; /* it goes on in the next block */
+        for (int i = 0; i < n; i++)
+            x[i] = e[i] > -200.0f ? e[i] : -200.0f; /* whose weight is 0 */
         k->lanes->exps(e, n);
-        sum += prhs_cpu_sum(e, n);
+        add_dropped(e, x, n, sums);
     }
-    return sum == 0.0f ? -INFINITY : max + logf(sum);
+    const float mean = sums[1] / sums[0], variance = sums[2] / sums[0] - mean * mean;
+    *spread = sums[0] == 0.0f || variance < 0.0f ? 0.0f : variance;
+    return sums[0] == 0.0f ? -INFINITY : max + logf(sums[0]);
 }
 
 static void remember(const prhs_op *op, const task *k) {
@@ -260,8 +275,12 @@ static void remember(const prhs_op *op, const task *k) {
         if (st->qref_off != PRHS_NONE)
             prhs_cpu_load(a->q.dtype, prhs_cpu_row(&a->q, prhs_cpu_mem(op, Q), prhs_cpu_row_index(k->e, 0), h), dim,
                           prhs_cpu_qref(st, k->state, k->e->slot, h, dim));
+        float spread = 0.0f;
         if (st->head_off != PRHS_NONE)
-            prhs_cpu_head(st, k->state, k->e->slot, h)->l_dropped = k->set->count == k->n ? -INFINITY : sum_dropped(k, h);
+            prhs_cpu_head(st, k->state, k->e->slot, h)->l_dropped =
+                k->set->count == k->n ? -INFINITY : sum_dropped(k, h, &spread);
+        if (st->spread_off != PRHS_NONE)
+            prhs_cpu_spread(st, k->state, k->e->slot)[h] = spread;
     }
 }
 

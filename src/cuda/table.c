@@ -205,7 +205,7 @@ int prhs_nv_role(prhs_op_kind kind, int i) {
         SEQS = PRHS_R_SEQS, PAGES = PRHS_R_PAGES, Q = PRHS_R_Q, KIN = PRHS_R_KIN, VIN = PRHS_R_VIN, K = PRHS_R_K, V = PRHS_R_V,
         STATE = PRHS_R_STATE, WORK = PRHS_R_WORK, OUT = PRHS_R_OUT, LSE = PRHS_R_LSE, PARTS = PRHS_R_PARTS,
         PARTS_LSE = PRHS_R_PARTS_LSE, QREF = PRHS_R_QREF, MOMENTS_IN = PRHS_R_MOMENTS_IN, DROPPED = PRHS_R_DROPPED,
-        COSINE = PRHS_R_COSINE, DELTA = PRHS_R_DELTA
+        SPREADS = PRHS_R_SPREADS, COSINE = PRHS_R_COSINE, DELTA = PRHS_R_DELTA
     };
     static const unsigned char roles[PRHS_OP_COUNT][PRHS_OP_MAX_MEMS] = {
 #define X(NAME, name, mems, ...) [PRHS_OP_##NAME] = { __VA_ARGS__ },

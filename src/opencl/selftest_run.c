@@ -235,6 +235,7 @@ static void run_gate(world *w, prhs_ops *ops, const prhs_rows *q) {
     p.queries = numbers(w, heads * w->shape.dim, PRHS_F32, 0);
     p.moments = numbers(w, heads * 2 * w->shape.dim, PRHS_F32, -3);
     p.dropped = numbers(w, heads, PRHS_F32, 1);
+    p.spreads = numbers(w, heads, PRHS_F32, 0);
     p.lse = numbers(w, heads, PRHS_F32, 1);
     p.cosine = memory(w, heads * 4);
     p.delta = memory(w, heads * 4);

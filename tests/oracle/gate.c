@@ -82,17 +82,43 @@ static void channel(const double *w, const unsigned char *attended, const double
     m->var[d] = m->L_D == -(double)INFINITY ? 0 : var < 0 ? 0 : var; /* a NaN passes */
 }
 
+static double bar_of_all(const double *q, const double *K, int D, double scale, int N) {
+    int *every = oracle_alloc((size_t)N, sizeof *every);
+    for (int j = 0; j < N; j++)
+        every[j] = j;
+    double bar = oracle_bar(q, K, D, scale, every, N);
+    free(every);
+    return bar;
+}
+
+/*
+ * The variance of the n dropped scores by their own weights; of n = 0, and where all are -inf, 0. The bar: a score may be off by
+ * four of F7's bars, and with it its weight; and the square is taken of distances from the largest score, wherever the mean lies.
+ */
+static void score_variance(const double *s, int n, double bar, oracle_moments *m) {
+    double mean = 0, away = 0, reach = 0, top = -INFINITY;
+    m->V = m->V_bar = 0;
+    if (m->L_D == -(double)INFINITY)
+        return;
+    for (int j = 0; j < n; j++)
+        mean += s[j] == -(double)INFINITY ? 0 : exp(s[j] - m->L_D) * s[j];
+    for (int j = 0; j < n; j++) {
+        double p = s[j] == -(double)INFINITY ? 0 : exp(s[j] - m->L_D), off = p == 0 ? 0 : s[j] - mean;
+        m->V += p * off * off;
+        away += p * fabs(off);
+        top = fmax(top, s[j]);
+    }
+    reach = fmax(m->top, top) - mean; /* from the middle's largest, if one likes */
+    m->V_bar = 4 * bar * (2 * away + 4 * m->V) + 1e-6 * (m->V + reach * reach) + bar * bar;
+}
+
 /*
  * Every weight of the middle may be off by four of F7's bars; what is kept is taken away again, so that its rounding errors stay,
  * relative to Z_f. The rest is rounding of what is left.
  */
 static void moment_bars(const double *q, const double *w, const double *K, const double *c, int D, double scale,
                         const oracle_set *set, oracle_moments *m) {
-    int *every = oracle_alloc((size_t)set->N, sizeof *every);
-    for (int j = 0; j < set->N; j++)
-        every[j] = j;
-    double eps = 4e-6 * oracle_bar(q, K, D, scale, every, set->N);
-    free(every);
+    double eps = 4e-6 * bar_of_all(q, K, D, scale, set->N);
     for (int d = 0; d < D; d++) {
         double a1 = 0, a2 = 0, m1 = fabs(m->mu[d] - c[d]);
         for (int j = set->mid_begin; j < set->mid_end; j++) {
@@ -129,6 +155,7 @@ void oracle_moments_make(const double *q, const double *K, int D, double scale, 
         m->Z_f = NAN;
     for (int j = set->mid_begin; j < set->mid_end; j++)
         s[j] = s[j] == -(double)INFINITY ? 0 : exp(s[j] - m->top);
+    score_variance(out, n, 1e-6 * bar_of_all(q, K, D, scale, N), m);
     for (int d = 0; d < D; d++)
         channel(s, attended, K + d, c[d], D, set, m, d);
     if (m->mu_bar)
@@ -174,11 +201,23 @@ void oracle_dropped_value(const double *q, const double *K, const double *V, int
     free(attended);
 }
 
-double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double L_C, double *x) {
-    double rise = 0;
+/* By which multiple of qref q has moved along it; 0 where qref is zero. */
+static double along(const double *q, const double *qref, int D) {
+    double dot = 0, square = 0;
     for (int d = 0; d < D; d++) {
-        double delta = q[d] - qref[d];
-        rise += scale * delta * m->mu[d] + 0.5 * scale * scale * delta * delta * m->var[d];
+        dot += (q[d] - qref[d]) * qref[d];
+        square += qref[d] * qref[d];
+    }
+    return square == 0 ? 0 : dot / square;
+}
+
+double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, int channels,
+                       double L_C, double *x) {
+    const double a = channels ? 0 : along(q, qref, D);
+    double rise = 0.5 * a * a * m->V;
+    for (int d = 0; d < D; d++) {
+        double delta = q[d] - qref[d], across = delta - a * qref[d];
+        rise += scale * delta * m->mu[d] + 0.5 * scale * scale * across * across * m->var[d];
     }
     if (x)
         *x = rise;
@@ -190,14 +229,17 @@ double oracle_estimate(const double *q, const double *qref, int D, double scale,
     return 1 / (1 + exp(-l));
 }
 
-double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double hat,
-                           double bar) {
-    double off = 4 * bar;
+double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, int channels,
+                           double hat, double bar) {
+    const double a = channels ? 0 : along(q, qref, D);
+    double off = 4 * bar + 0.5 * a * a * m->V_bar;
     if (m->L_D == -(double)INFINITY)
         return 0;
     for (int d = 0; d < D; d++) {
-        double step = scale * fabs(q[d] - qref[d]);
-        off += step * m->mu_bar[d] + 0.5 * step * step * m->var_bar[d] + 3e-7 * step * fabs(m->mu[d]);
+        double step = scale * fabs(q[d] - qref[d]), back = scale * a * qref[d], across = scale * (q[d] - qref[d]) - back;
+        off += step * m->mu_bar[d] + 0.5 * across * across * m->var_bar[d] + 3e-7 * step * fabs(m->mu[d]);
+        if (a != 0) /* the square may be multiplied out */
+            off += 1.5e-7 * (step + fabs(back)) * (step + fabs(back)) * m->var[d];
     }
     return hat * (1 - hat) * off + 2e-7 * hat;
 }

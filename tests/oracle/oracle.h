@@ -107,13 +107,14 @@ typedef struct oracle_moments {
     double L_D;           /* log-sum-exp of the dropped tokens of the middle, by direct summation */
     double top, Z_middle; /* the middle's maximum; sum exp(s - top) over the middle */
     double Z_f;
+    double V, V_bar;          /* variance of the dropped tokens' scores; what float32 may be off in it */
     double *mu, *var;         /* [D], the caller's */
     double *mu_bar, *var_bar; /* [D] or both NULL: what float32 may be off that takes the kept tokens from the middle's sums */
 } oracle_moments;
 
 #define ORACLE_FLOOR (1.0 / 1048576) /* of Z_f, in units of Z_middle */
 
-/* Moments of the middle's tokens that the set does not attend (at the decision row's N). Nothing dropped: mu = var = 0. */
+/* Moments of the middle's tokens that the set does not attend (at the decision row's N). Nothing dropped: mu = var = V = 0. */
 void oracle_moments_make(const double *q, const double *K, int D, double scale, const oracle_set *set, const int *list,
                          int n_list, double floor, oracle_moments *m);
 /*
@@ -122,11 +123,15 @@ void oracle_moments_make(const double *q, const double *K, int D, double scale, 
  */
 void oracle_dropped_value(const double *q, const double *K, const double *V, int D, double scale, const oracle_set *set,
                           const int *list, int n_list, const oracle_moments *m, double *vhat, double *bar);
-/* The dropped mass predicted for q; *x (or NULL) is the predicted rise of L_D. */
-double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double L_C, double *x);
+/*
+ * The dropped mass predicted for q; *x (or NULL) is the predicted rise of L_D: along qref by the scores' variance, across it
+ * channel by channel. channels: channel by channel everywhere, which is what verdicts rest on.
+ */
+double oracle_estimate(const double *q, const double *qref, int D, double scale, const oracle_moments *m, int channels,
+                       double L_C, double *x);
 /* What float32 may be off in an estimate `hat`; `bar`: F7's of the scores behind L_C. Needs the moments' bars. */
-double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, double hat,
-                           double bar);
+double oracle_estimate_bar(const double *q, const double *qref, int D, double scale, const oracle_moments *m, int channels,
+                           double hat, double bar);
 /* 0 where a vector is zero. */
 double oracle_cosine(const double *a, const double *b, int D);
 /* (1 - d) * o + d * v, in place; d == 0: v is not read. */
@@ -224,7 +229,7 @@ typedef struct oracle_head {
     double cos;        /* with the reference in force after the verdict */
     double delta_ref;  /* of the reference in force after the verdict */
     double L_D;        /* of the reference in force after the verdict */
-    double gate_cos, gate_hat, gate_ref; /* row 0: what its gate saw (reference before the verdict); else as above */
+    double gate_cos, gate_hat, gate_ref; /* what the row's gate saw (row 0: reference before the verdict), by the channels alone */
     double weight;                       /* in the output: of the mean, or of the dropped tokens' value */
     double bar;                          /* F7's: 1e-6 * oracle_bar() of what was attended */
     double hat_bar;                      /* what float32 may be off in delta_hat */

@@ -294,8 +294,8 @@ static void check_mass(void) {
 
     oracle_moments m = { .mu = mu, .var = var };
     oracle_moments_make(q, K, D, 0.25, &set, list, n, ORACLE_FLOOR, &m);
-    CHECK(near(m.L_D, L_D, 1e-13) && near(oracle_estimate(q, q, D, 0.25, &m, kept, &x), delta, 1e-14) && x == 0);
-    double brute_mu = 0, brute_sq = 0, Z = 0;
+    CHECK(near(m.L_D, L_D, 1e-13) && near(oracle_estimate(q, q, D, 0.25, &m, 0, kept, &x), delta, 1e-14) && x == 0);
+    double brute_mu = 0, brute_sq = 0, Z = 0, brute_s = 0, brute_ss = 0;
     for (int j = 4, i = 0; j < N - 16; j++) { /* the dropped keys' own weighted mean and variance, without a pivot */
         if (i < n && list[i] == j) {
             i++;
@@ -306,24 +306,41 @@ static void check_mass(void) {
         Z += exp(s);
         brute_mu += exp(s) * K[j * D];
         brute_sq += exp(s) * K[j * D] * K[j * D];
+        brute_s += exp(s) * s;
+        brute_ss += exp(s) * s * s;
     }
     CHECK(near(mu[0], brute_mu / Z, 1e-12) && near(var[0], brute_sq / Z - brute_mu * brute_mu / Z / Z, 1e-12));
-    /* Along one channel the second cumulant is the second Taylor term of L_D: what is left is of third order. */
-    double step = 0.02, q2[D], exact;
-    memcpy(q2, q, sizeof q2);
+    CHECK(near(m.V, brute_ss / Z - brute_s * brute_s / Z / Z, 1e-12) && m.V > 0);
+    /* So it is along the reference, */
+    double longer[D];
+    for (int d = 0; d < D; d++)
+        longer[d] = 1.01 * q[d];
+    const double risen = log_dropped(longer, K, D, &set, list, n) - L_D;
+    oracle_estimate(longer, q, D, 0.25, &m, 0, kept, &x);
+    CHECK(fabs(risen - x) < 0.05 * 0.5e-4 * m.V);
+    oracle_estimate(longer, q, D, 0.25, &m, 1, kept, &x);
+    for (int d = 0; d < D; d++)
+        x -= 0.25 * 0.01 * q[d] * mu[d] + 0.5 * 0.25 * 0.25 * 1e-4 * q[d] * q[d] * var[d];
+    CHECK(fabs(x) < 1e-12);
+    /* and where the reference is zero, along one channel: the second cumulant is the second Taylor term of L_D: what is left is
+     * of third order. */
+    double step = 0.02, q2[D] = { 0 }, zeros[D] = { 0 }, exact;
+    oracle_moments of_zero = { .mu = mu, .var = var };
+    oracle_moments_make(zeros, K, D, 0.25, &set, list, n, ORACLE_FLOOR, &of_zero);
     q2[3] += step;
-    exact = log_dropped(q2, K, D, &set, list, n) - L_D;
-    oracle_estimate(q2, q, D, 0.25, &m, kept, &x);
-    CHECK(fabs(exact - x) < 3 * step * step * step && fabs(x) > 0);
+    exact = log_dropped(q2, K, D, &set, list, n) - log_dropped(zeros, K, D, &set, list, n);
+    oracle_estimate(q2, zeros, D, 0.25, &of_zero, 0, kept, &x);
+    CHECK(fabs(exact - x) < 3 * step * step * step && fabs(x) > 0 && of_zero.V == 0);
     oracle_set_positions(&set, list, n, N - 1, at);
     q2[3] = NAN;
-    CHECK(isnan(oracle_estimate(q2, q, D, 0.25, &m, kept, NULL)));
+    CHECK(isnan(oracle_estimate(q2, q, D, 0.25, &m, 0, kept, NULL)));
     m.L_D = 1e3;
-    CHECK(near(oracle_estimate(q, q, D, 0.25, &m, 0, NULL), 1 / (1 + exp(-20.0)), 1e-16));
+    CHECK(near(oracle_estimate(q, q, D, 0.25, &m, 0, 0, NULL), 1 / (1 + exp(-20.0)), 1e-16));
     for (int j = 4; j < N - 16; j++)
         list[j - 4] = j;
     oracle_moments_make(q, K, D, 0.25, &set, list, N - 20, ORACLE_FLOOR, &m);
-    CHECK(m.L_D == -(double)INFINITY && oracle_estimate(q, q, D, 0.25, &m, kept, NULL) == 0 && mu[0] == 0 && var[0] == 0);
+    CHECK(m.L_D == -(double)INFINITY && oracle_estimate(q, q, D, 0.25, &m, 0, kept, NULL) == 0 && mu[0] == 0 && var[0] == 0 &&
+          m.V == 0);
     double zero[D] = { 0 };
     CHECK(oracle_cosine(q, zero, D) == 0 && near(oracle_cosine(q, q, D), 1, 1e-15));
     free(q);

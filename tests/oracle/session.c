@@ -39,6 +39,8 @@ static void make_refs(const oracle_session *s, oracle_ref **refs, int n) {
         r->top = oracle_alloc(heads, sizeof *r->top);
         r->Z_middle = oracle_alloc(heads, sizeof *r->Z_middle);
         r->Z_f = oracle_alloc(heads, sizeof *r->Z_f);
+        r->V = oracle_alloc(heads, sizeof *r->V);
+        r->V_bar = oracle_alloc(heads, sizeof *r->V_bar);
     }
 }
 
@@ -92,6 +94,8 @@ static void free_refs(oracle_ref *refs, int n) {
         free(r->top);
         free(r->Z_middle);
         free(r->Z_f);
+        free(r->V);
+        free(r->V_bar);
     }
     free(refs);
 }
@@ -146,8 +150,8 @@ int oracle_frozen(const oracle_params *p, int layer, int prompt_len) {
 
 oracle_moments oracle_ref_moments(const oracle_ref *r, int g, int D) {
     size_t row = (size_t)g * (size_t)D;
-    return (oracle_moments){ r->L_D[g],   r->top[g],    r->Z_middle[g],  r->Z_f[g],
-                             r->mu + row, r->var + row, r->mu_bar + row, r->var_bar + row };
+    return (oracle_moments){ r->L_D[g],   r->top[g],   r->Z_middle[g], r->Z_f[g],       r->V[g],
+                             r->V_bar[g], r->mu + row, r->var + row,   r->mu_bar + row, r->var_bar + row };
 }
 
 static double *grow(double *old, int n, int capacity, int D) {
@@ -221,6 +225,8 @@ void oracle_ref_copy(const oracle_session *s, oracle_ref *to, const oracle_ref *
     copy(to->top, from->top, heads);
     copy(to->Z_middle, from->Z_middle, heads);
     copy(to->Z_f, from->Z_f, heads);
+    copy(to->V, from->V, heads);
+    copy(to->V_bar, from->V_bar, heads);
 }
 
 void oracle_fork(oracle_session *s, int dst, int src) {

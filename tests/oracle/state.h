@@ -14,7 +14,7 @@ typedef struct oracle_ref {
     double *q;                                  /* [unit_heads][D] */
     double *mu, *var, *mu_bar, *var_bar;        /* [unit_heads][D] */
     double *value, *value_bar;                  /* [unit_heads][D]: of the dropped tokens */
-    double *L_D, *delta, *top, *Z_middle, *Z_f; /* [unit_heads] */
+    double *L_D, *delta, *top, *Z_middle, *Z_f, *V, *V_bar; /* [unit_heads] */
 } oracle_ref;
 
 /* One layer of one slot. */

@@ -103,19 +103,20 @@ static oracle_set shared_set(const work *w, const oracle_set *fresh) {
     return set;
 }
 
-static double estimate(const work *w, int row, int g, double L_C) {
+/* channels: as verdicts take it. */
+static double estimate(const work *w, int row, int g, int channels, double L_C) {
     const oracle_ref *ref = reference(w);
     int D = w->s->p.D;
     oracle_moments m = oracle_ref_moments(ref, g, D);
-    return oracle_estimate(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, L_C, NULL);
+    return oracle_estimate(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, channels, L_C, NULL);
 }
 
 /* What float32 may be off in the estimate `hat`; bar: of the log-sum-exp. */
-static double estimate_bar(const work *w, int row, int g, double hat, double bar) {
+static double estimate_bar(const work *w, int row, int g, int channels, double hat, double bar) {
     const oracle_ref *ref = reference(w);
     int D = w->s->p.D;
     oracle_moments m = oracle_ref_moments(ref, g, D);
-    return oracle_estimate_bar(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, hat, bar);
+    return oracle_estimate_bar(query(w, row, g), ref->q + (size_t)g * (size_t)D, D, w->s->p.scale, &m, channels, hat, bar);
 }
 
 static double cosine(const work *w, int row, int g) {
@@ -218,7 +219,7 @@ static void judge(const work *w, int row, int g, double cos, double hat, verdict
         v->cause = v->cause == ORACLE_CAUSE_COSINE ? v->cause : ORACLE_CAUSE_MASS;
     }
     /* Where next to nothing is dropped its moments are differences of sums that are nearly equal. */
-    const double off = estimate_bar(w, row, g, hat, 1e-6);
+    const double off = estimate_bar(w, row, g, 1, hat, 1e-6);
     v->margin = isnan(by_mass) ? -(double)INFINITY : fmin(v->margin, off > FAR_OFF && fabs(by_mass) < off ? 0 : by_mass);
 }
 
@@ -234,7 +235,7 @@ static verdict decide(const work *w, const oracle_set *shared) {
     for (int g = 0; g < w->s->unit_heads; g++) {
         oracle_head *h = head(w, 0, g);
         h->gate_cos = cosine(w, 0, g);
-        h->gate_hat = estimate(w, 0, g, attend(w, 0, g, shared, ref->list, ref->n_list, NULL, NULL));
+        h->gate_hat = estimate(w, 0, g, 1, attend(w, 0, g, shared, ref->list, ref->n_list, NULL, NULL));
         h->gate_ref = ref->delta[g];
         judge(w, 0, g, h->gate_cos, h->gate_hat, &v);
     }
@@ -327,6 +328,8 @@ static void retrieve(const work *w, const oracle_set *fresh, int k) {
         ref->top[g] = m.top;
         ref->Z_middle[g] = m.Z_middle;
         ref->Z_f[g] = m.Z_f;
+        ref->V[g] = m.V;
+        ref->V_bar[g] = m.V_bar;
         ref->delta[g] = oracle_mass(m.L_D, attend(w, 0, g, &ref->set, ref->list, ref->n_list, NULL, NULL));
     }
 }
@@ -360,8 +363,8 @@ static void row_head(const work *w, int row, int g) {
         h->delta = 0;
     if (!has_list(u->mode))
         return;
-    h->delta_hat = estimate(w, row, g, h->lse);
-    h->hat_bar = estimate_bar(w, row, g, h->delta_hat, h->bar);
+    h->delta_hat = estimate(w, row, g, 0, h->lse);
+    h->hat_bar = estimate_bar(w, row, g, 0, h->delta_hat, h->bar);
     h->cos = cosine(w, row, g);
     h->delta_ref = ref->delta[g];
     h->L_D = ref->L_D[g];
@@ -370,7 +373,7 @@ static void row_head(const work *w, int row, int g) {
         h->delta = ref->delta[g];
     if (row > 0) {
         h->gate_cos = h->cos;
-        h->gate_hat = h->delta_hat;
+        h->gate_hat = estimate(w, row, g, 1, h->lse);
         h->gate_ref = h->delta_ref;
     }
     /* Rule taken: a stale mass puts no residual in ("a residual on shared steps needs the mass gate", further rows share). */
@@ -416,7 +419,7 @@ static void serve_row(const work *w, int row, const double *mean) {
     for (int g = 0; g < w->s->unit_heads; g++) {
         row_head(w, row, g);
         if (row > 0 && has_list(u->mode))
-            judge(w, row, g, head(w, row, g)->cos, head(w, row, g)->delta_hat, &v);
+            judge(w, row, g, head(w, row, g)->cos, head(w, row, g)->gate_hat, &v);
     }
     w->r->margin[at] = row > 0 ? v.margin : u->margin;
     w->r->own_dense[at] = (unsigned char)!v.holds;

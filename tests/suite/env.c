@@ -99,6 +99,7 @@ static void make_ops(t_ctx *t, t_env *e) {
                                   floats,
                                   t_at(floats, 4u * n * d),
                                   t_at(floats, 12u * n * d),
+                                  t_at(floats, 14u * n * d),
                                   t_at(floats, 16u * n * d),
                                   t_at(floats, 20u * n * d),
                                   t_at(floats, 24u * n * d) };

@@ -26,20 +26,21 @@ static const char *shape_name(int row) { return t_shapes[row].name; }
 
 /* --- gate ------------------------------------------------------------------------------------------------------------------ */
 
-#define GATE_ROWS 9
+#define GATE_ROWS 11
 
 typedef struct gate_data {
     uint32_t rows, heads, dim;
-    float *q, *ref, *moments, *dropped, *lse;
+    float *q, *ref, *moments, *dropped, *spreads, *lse;
 } gate_data;
 
 static gate_data make_gate(t_ctx *t, const t_shape *sh) {
-    gate_data g = { GATE_ROWS, sh->heads, sh->dim, NULL, NULL, NULL, NULL, NULL };
+    gate_data g = { GATE_ROWS, sh->heads, sh->dim, NULL, NULL, NULL, NULL, NULL, NULL };
     size_t n = (size_t)g.rows * g.heads;
     g.q = t_alloc(t, n * g.dim * 4);
     g.ref = t_alloc(t, n * g.dim * 4);
     g.moments = t_alloc(t, n * g.dim * 8);
     g.dropped = t_alloc(t, n * 4);
+    g.spreads = t_alloc(t, n * 4);
     g.lse = t_alloc(t, n * 4);
     t_normals(g.ref, n * g.dim, t_rand(t));
     t_normals(g.q, n * g.dim, t_rand(t));
@@ -48,6 +49,7 @@ static gate_data make_gate(t_ctx *t, const t_shape *sh) {
         uint32_t row = (uint32_t)(i / g.heads);
         g.lse[i] = 5.0f + t_normal(t);
         g.dropped[i] = g.lse[i] - 3.0f + 2.0f * t_normal(t);
+        g.spreads[i] = 4.0f * fabsf(t_normal(t));
         for (uint32_t d = 0; d < g.dim; d++) {
             float *var = &g.moments[(2 * i + 1) * g.dim + d];
             *var = fabsf(*var);
@@ -68,25 +70,39 @@ static gate_data make_gate(t_ctx *t, const t_shape *sh) {
             g.lse[i] = NAN;
         if (row == 8)
             g.dropped[i] = g.lse[i] - 120.0f;
+        if (row == 9)
+            g.spreads[i] = NAN;
+        for (uint32_t d = 0; d < g.dim && row == 10; d++) /* along the reference only */
+            g.q[i * g.dim + d] = t_round(sh->q, 1.5f * g.ref[i * g.dim + d]);
     }
     return g;
 }
 
-static void check_gate(t_ctx *t, const gate_data *g, size_t i, float cosine, float delta) {
-    double qq = 0, rr = 0, qr = 0, first = 0, second = 0, size = 0, scale = (double)(float)(1.0 / sqrt((double)g->dim));
+/* known: the gate was told what scores vary by. */
+static void check_gate(t_ctx *t, const gate_data *g, size_t i, int known, float cosine, float delta) {
+    double qq = 0, rr = 0, qr = 0, dr = 0, first = 0, second = 0, size = 0, scale = (double)(float)(1.0 / sqrt((double)g->dim));
     for (uint32_t d = 0; d < g->dim; d++) {
         double q = (double)g->q[i * g->dim + d], r = (double)g->ref[i * g->dim + d];
-        double mean = (double)g->moments[2 * i * g->dim + d], var = (double)g->moments[(2 * i + 1) * g->dim + d];
+        double mean = (double)g->moments[2 * i * g->dim + d];
         qq += q * q;
         rr += r * r;
         qr += q * r;
+        dr += (q - r) * r;
         first += (q - r) * mean;
-        second += (q - r) * (q - r) * var;
-        size += fabs((q - r) * mean) * scale + 0.5 * scale * scale * (q - r) * (q - r) * var;
+        size += fabs((q - r) * mean) * scale;
     }
+    const double a = known && rr > 0 ? dr / rr : 0;
+    for (uint32_t d = 0; d < g->dim; d++) {
+        double q = (double)g->q[i * g->dim + d], r = (double)g->ref[i * g->dim + d], var = (double)g->moments[(2 * i + 1) * g->dim + d];
+        second += scale * scale * (q - r - a * r) * (q - r - a * r) * var;
+        size += 0.5 * scale * scale * ((q - r) * (q - r) + a * a * r * r) * var;
+    }
+    if (known)
+        second += a * a * (double)g->spreads[i];
+    size += known ? 0.5 * a * a * (double)g->spreads[i] : 0;
     double want = qq > 0 && rr > 0 ? qr / sqrt(qq * rr) : 0;
     T_CHECK(t, t_near((double)cosine, want, 1e-6), "row %zu: cosine %.9g instead of %.9g", i / g->heads, (double)cosine, want);
-    double l = (double)g->dropped[i] + scale * first + 0.5 * scale * scale * second - (double)g->lse[i];
+    double l = (double)g->dropped[i] + scale * first + 0.5 * second - (double)g->lse[i];
     double est = g->dropped[i] == -INFINITY ? 0 : 1 / (1 + exp(-(l > 20 ? 20 : l)));
     double bar = 1e-6 * fmax(1.0, size + (isinf(g->dropped[i]) ? 0 : fabs((double)g->dropped[i])) + fabs((double)g->lse[i]));
     T_CHECK(t, isnan(est) ? isnan(delta) : fabs((double)delta - est) <= bar * est + 1e-30,
@@ -105,13 +121,17 @@ static void run_gate(t_ctx *t, int row) {
                            t_buffer_of(t, g.ref, n * g.dim * 4).mem,
                            t_buffer_of(t, g.moments, n * g.dim * 8).mem,
                            t_buffer_of(t, g.dropped, n * 4).mem,
+                           t_buffer_of(t, g.spreads, n * 4).mem,
                            t_buffer_of(t, g.lse, n * 4).mem,
                            t_buffer(t, n * 4).mem,
                            t_buffer(t, n * 4).mem };
-    T_OK(t, prhs_op_gate(ops, t->queue, &q.r, &p));
-    float *cosine = t_fetch(t, p.cosine, n * 4), *delta = t_fetch(t, p.delta, n * 4);
-    for (size_t i = 0; i < n; i++)
-        check_gate(t, &g, i, cosine[i], delta[i]);
+    for (int known = 1; known >= 0; known--) {
+        p.spreads = known ? p.spreads : t_none();
+        T_OK(t, prhs_op_gate(ops, t->queue, &q.r, &p));
+        float *cosine = t_fetch(t, p.cosine, n * 4), *delta = t_fetch(t, p.delta, n * 4);
+        for (size_t i = 0; i < n; i++)
+            check_gate(t, &g, i, known, cosine[i], delta[i]);
+    }
 }
 
 const t_group t_group_gate = { "gate", S_COUNT, 4, shape_name, run_gate };

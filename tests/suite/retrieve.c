@@ -91,12 +91,16 @@ static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *se
         uint64_t head = unit * b->unit_heads + g;
         float *mass = t_fetch(t, t_at(b->state.mem, slot + b->layout.masses + head * 16), 16);
         float *mu = t_fetch(t, t_at(b->state.mem, slot + b->layout.moments + head * dim * 8), dim * 8), *var = mu + dim;
+        float *spread = t_fetch(t, t_at(b->state.mem, slot + b->layout.spreads + head * 4), 4);
         float *value = t_fetch(t, t_at(b->state.mem, slot + b->layout.values + head * dim * 4), dim * 4);
         float *q = t_fetch(t, t_at(b->state.mem, slot + b->layout.queries + head * dim * 4), dim * 4);
         t_dropped want;
         t_drop_moments(t, ref, g, set, list, &want);
         T_CHECK(t, t_near((double)mass[0], want.l, 2 * ref->bar) || (want.vanishes && mass[0] == -INFINITY),
                 "sequence %d unit %u head %u: dropped log-sum %.9g instead of %.9g", seq, unit, g, (double)mass[0], want.l);
+        T_CHECK(t, mass[0] == -INFINITY ? *spread == 0 : want.vanishes || t_near((double)*spread, want.spread, want.spread_bar / fmax(1, want.spread)),
+                "sequence %d unit %u head %u: scores vary by %.9g instead of %.9g, bar %.3g", seq, unit, g, (double)*spread, want.spread,
+                want.spread_bar);
         for (uint32_t d = 0; d < dim && mass[0] == -INFINITY; d++)
             T_CHECK(t, mu[d] == 0 && var[d] == 0 && value[d] == 0, "sequence %d unit %u head %u: moments of nothing are %g, %g, %g", seq,
                     unit, g, (double)mu[d], (double)var[d], (double)value[d]);

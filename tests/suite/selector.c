@@ -200,6 +200,21 @@ static void dropped_mass(const t_selection *s, const double *x, const uint8_t *k
     out->vanishes = out->l - top < -80;
 }
 
+/* The variance of the dropped scores, by their weights. Float32 takes it from squares of their distances to the largest. */
+static void dropped_spread(const t_selection *s, const double *x, const uint8_t *kept, double top, t_dropped *out) {
+    double mean = 0, sum = 0, away = 0;
+    for (int32_t j = s->mid_begin; j < s->mid_end; j++)
+        if (!kept[j] && x[j] != -(double)INFINITY)
+            mean += exp(x[j] - out->l) * x[j];
+    for (int32_t j = s->mid_begin; j < s->mid_end; j++)
+        if (!kept[j] && x[j] != -(double)INFINITY) {
+            sum += exp(x[j] - out->l) * (x[j] - mean) * (x[j] - mean);
+            away += exp(x[j] - out->l) * fabs(x[j] - mean);
+        }
+    out->spread = sum;
+    out->spread_bar = 4 * s->bar * (2 * away + 4 * sum) + 1e-6 * (sum + (top - mean) * (top - mean)) + s->bar * s->bar;
+}
+
 /* Channel d of the dropped tokens' mean value. What is not finite stays, attended (and taken away again) or not. */
 static void dropped_value(const t_selection *s, const double *x, const uint8_t *kept, double top, double zf, double eps, uint32_t d,
                           t_dropped *out) {
@@ -231,6 +246,7 @@ void t_drop_moments(t_ctx *t, const t_selection *s, uint32_t head, const prhs_se
     dropped_mass(s, x, kept, top, out);
     if (out->l == -(double)INFINITY)
         return;
+    dropped_spread(s, x, kept, top, out);
     double zf = fmax(exp(out->l - top), zm * 0x1p-20), eps = 4 * s->bar;
     for (uint32_t d = 0; d < s->u.dim; d++) {
         double m1 = 0, m2 = 0, a1 = 0, a2 = 0;

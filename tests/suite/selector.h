@@ -43,6 +43,7 @@ typedef struct t_dropped {
     double l;     /* log-sum-exp; -inf: nothing */
     int vanishes; /* so far below the middle's largest score that float32 weights are 0: -inf is right too */
     double mean[256], var[256], mean_bar[256], var_bar[256];   /* of its keys */
+    double spread, spread_bar;                                 /* of its scores: their variance */
     double value[256], value_bar[256];                         /* mean value */
 } t_dropped;
 

@@ -70,7 +70,7 @@ static void residuals(t_ctx *t) {
 
 /* What each of several references takes of a slot: its unit state, then masses, query, moments and list, all of it by 16 bytes. One takes nothing. */
 static void references(t_ctx *t) {
-    const uint64_t each = 64 + 4 * 8 + 3 * 4 * 128 * 4 + 476 * 4, units = 31 * 8;
+    const uint64_t each = 64 + 4 * 12 + 3 * 4 * 128 * 4 + 476 * 4, units = 31 * 8;
     uint64_t one = 0;
     double share[17] = { 0 };
     for (uint32_t n = 1; n <= 16; n++) {

@@ -178,8 +178,8 @@ static void make_gate_and_merge(op_bench *o) {
     uint64_t rows = o->s->batch, heads = rows * o->s->heads, dim = o->s->dim;
     o->gate = (prhs_gate_params){ .size = sizeof o->gate, .rows = (uint32_t)rows, .queries = bench_normals(b, PRHS_F32, heads * dim),
                                   .moments = bench_normals(b, PRHS_F32, heads * 2 * dim), .dropped = bench_normals(b, PRHS_F32, heads),
-                                  .lse = bench_normals(b, PRHS_F32, heads), .cosine = bench_buffer(b, heads * 4),
-                                  .delta = bench_buffer(b, heads * 4) };
+                                  .spreads = bench_normals(b, PRHS_F32, heads), .lse = bench_normals(b, PRHS_F32, heads),
+                                  .cosine = bench_buffer(b, heads * 4), .delta = bench_buffer(b, heads * 4) };
     o->merge = (prhs_merge_params){ .size = sizeof o->merge, .parts = PARTS, .rows = (uint32_t)rows,
                                     .o = bench_normals(b, PRHS_F32, PARTS * heads * dim),
                                     .lse = bench_normals(b, PRHS_F32, PARTS * heads) };
