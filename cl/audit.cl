@@ -39,10 +39,10 @@ void book_sample(__global prhs_sample_stat *s, float mass, float worst)
     s->worst_square += fixed(worst * worst);
 }
 
-/* One head's audit. Returns max(mass, the residual's weight), which `known` is where the step has one. */
-float book_head(const prhs_k_audit *a, __global prhs_head_stat *st, float mass, float known, int shared, int unknown)
+/* One head's audit; known: what the step said, weight: the residual's. Returns max(mass, weight) where there is one. */
+float book_head(const prhs_k_audit *a, __global prhs_head_stat *st, float mass, float known, float weight, int shared, int unknown)
 {
-    const float worst = a->residual != PRHS_K_RESIDUAL_NONE && known > mass ? known : mass;
+    const float worst = a->residual != PRHS_K_RESIDUAL_NONE && weight > mass ? weight : mass;
     if (isnan(mass)) {
         st->nan_count++;
         return mass;
@@ -86,7 +86,9 @@ KERNEL void prhs_audit(mem seqs, mem state, mem ws, const prhs_k_audit args)
             __global prhs_head_stat *st = STAT_AT(state, &a.state, head_stat_off, e.slot, prhs_head_stat) + h;
             __global prhs_head_ref *head = SLOT_AT(state, &a.state, head_off, e.slot, prhs_head_ref) + h;
             head->audit_last = mass;
-            worst += book_head(&a, st, mass, head->delta_last, set.mode == PRHS_MODE_SHARE, unknown);
+            const bool judged = set.mode == PRHS_MODE_SHARE && a.residual != PRHS_K_RESIDUAL_NONE;
+            const float weight = judged ? SLOT_AT(state, &a.state, spread_off, e.slot, float)[2 * h + 1] : head->delta_last;
+            worst += book_head(&a, st, mass, head->delta_last, weight, set.mode == PRHS_MODE_SHARE, unknown);
             sum += mass;
         }
         if (unknown && !isnan(sum))

@@ -15,7 +15,7 @@ float merge_head(const unit *x, int r, int i, int work, vf *o)
     return l;
 }
 
-/* Writes row r with the masses given. */
+/* Writes row r; mass: the residual's weights. */
 void output(const unit *x, int r, int work, const float *mass)
 {
     const prhs_k_finish *a = x->a;
@@ -57,21 +57,21 @@ void hand_on(const unit *x, int first, int work)
 }
 
 /* Books row 0 of a sparse layer. */
-void book(const unit *x, int tokens, const float *mass)
+void book(const unit *x, int tokens, const float *mass, const float *weight)
 {
     book_unit(x, tokens);
     for (int i = 0; i < PRHS_UH; i++)
-        book_head(x, i, mass[i]);
+        book_head(x, i, mass[i], weight[i]);
 }
 
 /* Row 0 with the unit's set. false: the unit retrieves and attends again. */
-bool end_row0(unit *x, float *mass)
+bool end_row0(unit *x, float *mass, float *weight)
 {
     const prhs_k_finish *a = x->a;
     const bool judged = x->set.mode == PRHS_MODE_SHARE && a->policy.gate == PRHS_K_GATE_MASS;
     for (int i = 0; i < PRHS_UH; i++)
         mass[i] = NAN;
-    if (judged && !gate_holds(x, 0, mass)) {
+    if (judged && !gate_holds(x, 0, mass, weight)) {
         x->set = fresh_set(&a->policy, x->e.pos0, x->e.kv_len);
         *x->out_set = x->set;
         x->stat->mass_failed++;
@@ -85,16 +85,18 @@ bool end_row0(unit *x, float *mass)
     }
     for (int i = 0; i < PRHS_UH && x->set.mode == PRHS_MODE_SHARE && !judged; i++)
         mass[i] = x->heads[i].delta;
+    for (int i = 0; i < PRHS_UH && !judged; i++)
+        weight[i] = mass[i];
     if (!a->policy.dense)
-        book(x, set_tokens(&x->set, x->e.pos0 + 1), mass);
+        book(x, set_tokens(&x->set, x->e.pos0 + 1), mass, weight);
     if (x->e.kind == SEED) {
         x->work[0] = PRHS_WORK_NONE;
         return true;
     }
     if (x->set.mode != PRHS_MODE_RETRIEVE && x->set.mode != PRHS_MODE_SHARE)
         for (int i = 0; i < PRHS_UH; i++)
-            mass[i] = 0.0f;
-    output(x, 0, PRHS_WORK_SET, mass);
+            weight[i] = 0.0f;
+    output(x, 0, PRHS_WORK_SET, weight);
     if (judged)
         hand_on(x, 1, PRHS_WORK_SET);
     return true;
@@ -103,7 +105,7 @@ bool end_row0(unit *x, float *mass)
 void end_rows(unit *x)
 {
     const prhs_k_finish *a = x->a;
-    float mass[PRHS_UH];
+    float mass[PRHS_UH], weight[PRHS_UH];
     for (int r = 0; r < x->e.rows; r++) {
         const int work = x->work[(long)r * a->shape.units], mode = x->set.mode;
         if (work == PRHS_WORK_NONE) {
@@ -115,21 +117,21 @@ void end_rows(unit *x)
         }
         if (r == 0 && work == PRHS_WORK_SET) {
             /* Rows that a verdict has just handed on wait for the next pass. */
-            if (!end_row0(x, mass) || (mode == PRHS_MODE_SHARE && a->policy.gate == PRHS_K_GATE_MASS))
+            if (!end_row0(x, mass, weight) || (mode == PRHS_MODE_SHARE && a->policy.gate == PRHS_K_GATE_MASS))
                 return;
             continue;
         }
         for (int i = 0; i < PRHS_UH; i++)
-            mass[i] = 0.0f;
+            mass[i] = weight[i] = 0.0f;
         if (work == PRHS_WORK_SET && (mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE) && a->policy.gate == PRHS_K_GATE_MASS &&
-            !gate_holds(x, r, mass)) {
+            !gate_holds(x, r, mass, weight)) {
             x->work[(long)r * a->shape.units] = PRHS_WORK_ALL;
             x->stat->rows_dense++;
             continue;
         }
         if (r == 0 && !a->policy.dense)
-            book(x, x->e.pos0 + 1, mass);
-        output(x, r, work, mass);
+            book(x, x->e.pos0 + 1, mass, weight);
+        output(x, r, work, weight);
     }
 }
 

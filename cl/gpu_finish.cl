@@ -55,7 +55,7 @@ float merge_head(const unit *x, int r, int i, int work, float *o)
     return l;
 }
 
-/* Writes row r with the masses given; drops: they are of what it drops. */
+/* Writes row r; drops: the residual has the weights `mass`. */
 void output(const unit *x, int r, int work, bool drops, const float *mass)
 {
     const prhs_k_finish *a = x->a;
@@ -101,28 +101,30 @@ void hand_on(const unit *x, int first, int work)
  * Books row 0 of a sparse layer: one work-item the unit, and others each a head, far enough away not to wait for it. After the row's output: nobody
  * waits for what is written.
  */
-void book(const unit *x, int tokens, const float *mass)
+void book(const unit *x, int tokens, const float *mass, const float *weight)
 {
     if (LID == 0)
         book_unit(x, tokens);
     for (int first = 0; first < PRHS_UH; first += GROUP / 2) {
         const int own = first + LID - GROUP / 2;
-        float m = 0.0f;
-        for (int i = 0; i < PRHS_UH; i++)
+        float m = 0.0f, w = 0.0f;
+        for (int i = 0; i < PRHS_UH; i++) {
             m = i == own ? mass[i] : m;
+            w = i == own ? weight[i] : w;
+        }
         if (own >= first && own < PRHS_UH)
-            book_head(x, own, m);
+            book_head(x, own, m, w);
     }
 }
 
 /* Row 0 with the unit's set. false: the unit retrieves and attends again. */
-bool end_row0(unit *x, float *mass)
+bool end_row0(unit *x, float *mass, float *weight)
 {
     const prhs_k_finish *a = x->a;
     const bool judged = x->set.mode == PRHS_MODE_SHARE && a->policy.gate == PRHS_K_GATE_MASS;
     for (int i = 0; i < PRHS_UH; i++)
         mass[i] = NAN;
-    if (judged && !gate_holds(x, 0, mass)) {
+    if (judged && !gate_holds(x, 0, mass, weight)) {
         x->set = fresh_set(&a->policy, x->e.pos0, x->e.kv_len);
         if (LID == 0) {
             *x->out_set = x->set;
@@ -140,12 +142,14 @@ bool end_row0(unit *x, float *mass)
     }
     for (int i = 0; i < PRHS_UH && x->set.mode == PRHS_MODE_SHARE && !judged; i++)
         mass[i] = x->heads[i].delta;
+    for (int i = 0; i < PRHS_UH && !judged; i++)
+        weight[i] = mass[i];
     if (x->e.kind == DECODE)
-        output(x, 0, PRHS_WORK_SET, x->set.mode == PRHS_MODE_RETRIEVE || x->set.mode == PRHS_MODE_SHARE, mass);
+        output(x, 0, PRHS_WORK_SET, x->set.mode == PRHS_MODE_RETRIEVE || x->set.mode == PRHS_MODE_SHARE, weight);
     else if (LID == 0)
         x->work[0] = PRHS_WORK_NONE;
     if (!a->policy.dense)
-        book(x, set_tokens(&x->set, x->e.pos0 + 1), mass);
+        book(x, set_tokens(&x->set, x->e.pos0 + 1), mass, weight);
     if (judged)
         hand_on(x, 1, PRHS_WORK_SET);
     return true;
@@ -156,7 +160,7 @@ bool end_row(unit *x, int r, int work)
 {
     const prhs_k_finish *a = x->a;
     const int mode = x->set.mode;
-    float mass[PRHS_UH];
+    float mass[PRHS_UH], weight[PRHS_UH];
     if (work == PRHS_WORK_NONE) {
         const bool retrieves = r == 0 && a->verify && mode == PRHS_MODE_RETRIEVE;
         if (retrieves)
@@ -164,20 +168,20 @@ bool end_row(unit *x, int r, int work)
         return !retrieves;
     }
     if (r == 0 && work == PRHS_WORK_SET) /* rows that a verdict has just handed on wait for the next pass */
-        return end_row0(x, mass) && !(mode == PRHS_MODE_SHARE && a->policy.gate == PRHS_K_GATE_MASS);
+        return end_row0(x, mass, weight) && !(mode == PRHS_MODE_SHARE && a->policy.gate == PRHS_K_GATE_MASS);
     for (int i = 0; i < PRHS_UH; i++)
-        mass[i] = 0.0f;
+        mass[i] = weight[i] = 0.0f;
     if (work == PRHS_WORK_SET && (mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE) && a->policy.gate == PRHS_K_GATE_MASS &&
-        !gate_holds(x, r, mass)) {
+        !gate_holds(x, r, mass, weight)) {
         if (LID == 0) {
             x->work[(long)r * a->shape.units] = PRHS_WORK_ALL;
             x->stat->rows_dense++;
         }
         return true;
     }
-    output(x, r, work, true, mass);
+    output(x, r, work, true, weight);
     if (r == 0 && !a->policy.dense)
-        book(x, x->e.pos0 + 1, mass);
+        book(x, x->e.pos0 + 1, mass, weight);
     return true;
 }
 

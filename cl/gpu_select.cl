@@ -383,7 +383,7 @@ void put_dropped(const prhs_k_select *a, dropped *x, mem state, __local memory *
         move_top(x, h, top);
         const float sum = sum_over(x->sum[h], shared), first = sum_over(x->first[h], shared), second = sum_over(x->second[h], shared);
         if (LID == 0 && a->state.spread_off != PRHS_NONE)
-            SLOT_AT(state, &a->state, spread_off, m->j.e.slot, float)[m->j.u * PRHS_UH + h] = spread_of(sum, first, second);
+            SLOT_AT(state, &a->state, spread_off, m->j.e.slot, float)[2 * (m->j.u * PRHS_UH + h)] = spread_of(sum, first, second);
         if (LID == 0 && a->state.head_off != PRHS_NONE)
             SLOT_AT(state, &a->state, head_off, m->j.e.slot, prhs_head_ref)[m->j.u * PRHS_UH + h].l_dropped =
                 isnan(sum) ? NAN : sum > 0.0f ? top + log(sum) : -INFINITY;

@@ -237,7 +237,7 @@ void store_reference(const job *j, const prhs_set *set, const __global int *list
         if (st->head_off != PRHS_NONE)
             SLOT_AT(state, st, head_off, j->e.slot, prhs_head_ref)[h].l_dropped = dropped[i];
         if (st->spread_off != PRHS_NONE)
-            SLOT_AT(state, st, spread_off, j->e.slot, float)[h] = spread[i];
+            SLOT_AT(state, st, spread_off, j->e.slot, float)[2 * h] = spread[i];
     }
 }
 

@@ -153,7 +153,9 @@ DEV void book_audit(const prhs_k_audit &a, byte *state, int slot, int h, int mod
     prhs_head_stat *st = STAT_AT(state, a.state, head_stat_off, slot, prhs_head_stat) + h;
     prhs_head_ref *head = SLOT_AT(state, a.state, head_off, slot, prhs_head_ref) + h;
     const float mass = lse[1] == NOTHING ? 0.0f : 1.0f / (1.0f + expf(lse[0] - lse[1])), known = head->delta_last;
-    const float worst = a.residual != PRHS_K_RESIDUAL_NONE && known > mass ? known : mass;
+    const bool judged = mode == PRHS_MODE_SHARE && a.residual != PRHS_K_RESIDUAL_NONE;
+    const float weight = judged ? SLOT_AT(state, a.state, spread_off, slot, float)[2 * h + 1] : known;
+    const float worst = a.residual != PRHS_K_RESIDUAL_NONE && weight > mass ? weight : mass;
     head->audit_last = mass;
     unit->mass += mass;
     unit->worst += worst;

@@ -360,7 +360,7 @@ DEV prhs_set fresh_set(const prhs_k_policy &p, int t, int kv_len)
 
 /* What a head's verdict rests on: judge_off. */
 struct __align__(16) head_record {
-    float dropped, shift; /* the dropped keys' log-sum-exp at the reference, and how far it has moved */
+    float judged, known;  /* the dropped keys' log-sum-exp, for verdicts and the residual; and to be reported. -inf: none is dropped */
     float limit;          /* -inf: holds in any case; +inf: in none */
     int sum;
 };

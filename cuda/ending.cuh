@@ -28,14 +28,17 @@ struct ending {
 
 /* --- what the slot remembers --- */
 
-/* The dropped mass is `known`, or follows from the dropped keys' log-sum-exp. As it was read: nothing waits for it before it is used. */
+/*
+ * The dropped mass is `known`, or follows from the dropped keys' log-sum-exp, as it is judged and as it is reported. As it was read: nothing
+ * waits for it before it is used.
+ */
 struct memory {
-    float known, dropped, shift;
+    float known, judged, reported;
     uint4 values;           /* two sums of the values, in the thread's channels; or two floats, what stands in for dropped ones */
     prhs_value_count count;
 };
 
-DEV memory nothing_remembered() { return memory{ 0.0f, NOTHING, 0.0f, make_uint4(0, 0, 0, 0), { 0, 0 } }; }
+DEV memory nothing_remembered() { return memory{ 0.0f, NOTHING, NOTHING, make_uint4(0, 0, 0, 0), { 0, 0 } }; }
 
 DEV byte *slot_at(const ending &x) { return x.mem[PRHS_R_STATE] + steps(x.slot, x.a.state.slot_bytes); }
 
@@ -71,11 +74,11 @@ DEV memory remember(const ending &x, int c)
         return m;
     const prhs_head_ref *head = (const prhs_head_ref *)(slot_at(x) + a.state.head_off) + x.h;
     if (x.set.mode == PRHS_MODE_RETRIEVE) {
-        m.dropped = head->l_dropped;
+        m.judged = m.reported = head->l_dropped;
     } else if (a.policy.gate == PRHS_K_GATE_MASS) {
         const head_record record = records_at(x.mem[PRHS_R_WORK], a.work)[x.item];
-        m.dropped = record.dropped;
-        m.shift = record.shift;
+        m.judged = record.judged;
+        m.reported = record.known;
     } else {
         m.known = head->delta;
     }
@@ -84,7 +87,8 @@ DEV memory remember(const ending &x, int c)
     return m;
 }
 
-DEV float lost_mass(const memory &m, float lse) { return m.dropped == NOTHING ? m.known : mass_of(m.dropped + m.shift - lse); }
+/* dropped: one of its two. */
+DEV float lost_mass(const memory &m, float dropped, float lse) { return dropped == NOTHING ? m.known : mass_of(dropped - lse); }
 
 /* --- counts --- */
 
@@ -147,7 +151,7 @@ DEV void book_unit(const ending &x)
     add_count(&st->kept, s.mode == PRHS_MODE_WINDOW || s.mode == PRHS_MODE_COPY ? x.tokens : set_fixed(s) + window);
 }
 
-DEV void book_head(const ending &x, float mass)
+DEV void book_head(const ending &x, float mass, float weight)
 {
     const prhs_k_state &at = x.a.state;
     const int mode = x.set.mode;
@@ -157,6 +161,8 @@ DEV void book_head(const ending &x, float mass)
     head->delta_last = unknown_mass(mode) ? NEVER : mass;
     if (exact)
         head->delta = mass;
+    if (mode == PRHS_MODE_SHARE && x.a.policy.gate == PRHS_K_GATE_MASS)
+        ((float *)(slot_at(x) + at.spread_off))[2 * x.h + 1] = weight;
     if (!x.seed && (exact || mode == PRHS_MODE_SHARE))
         add_mass(s, exact, mass);
 }
@@ -184,7 +190,7 @@ DEV weights merge_all(const ending &x, float *acc_at, memory *m)
 DEV void put_channels(const ending &x, const float acc[4][256], int c, const weights &all, const memory &m)
 {
     const prhs_k_rows &out = x.a.out;
-    const float one = 1.0f / all.sum, d = x.a.policy.residual ? lost_mass(m, all.lse) : 0.0f;
+    const float one = 1.0f / all.sum, d = x.a.policy.residual ? lost_mass(m, m.judged, all.lse) : 0.0f;
     float2 o[4];
 #pragma unroll
     for (int w = 0; w < 4; w++)
@@ -216,7 +222,7 @@ DEV void end_head(const ending &x, ending_shared *sh)
     if (a.lse_off != PRHS_NONE && !x.seed)
         FLOATS(x.mem[PRHS_R_LSE], a.lse_off)[(i64)x.row * a.shape.heads + x.h] = all.lse;
     if (!a.policy.dense)
-        book_head(x, lost_mass(m, all.lse));
+        book_head(x, lost_mass(m, m.reported, all.lse), lost_mass(m, m.judged, all.lse));
 }
 
 /* Head `item` of the active sequences' by all threads of the block; false: it has nothing to end. */

@@ -17,7 +17,7 @@
 
 struct finish_shared {
     float acc[4][MERGE_FLOATS]; /* each warp's parts */
-    float mass[FINISH_HEADS], lse[FINISH_HEADS], top[FINISH_HEADS], sum[FINISH_HEADS];
+    float mass[FINISH_HEADS], weight[FINISH_HEADS], lse[FINISH_HEADS], top[FINISH_HEADS], sum[FINISH_HEADS];
     int holds[4];
 };
 
@@ -173,16 +173,16 @@ DEV bool judge_head(const unit_job &x, const row_job &row, int i)
     const int mode = x.set.mode;
     const bool sparse = mode == PRHS_MODE_SHARE || mode == PRHS_MODE_RETRIEVE;
     const int h = x.u * a.shape.unit_heads + i;
-    float dropped = NOTHING, delta = 0.0f, shift = 0.0f, spread = 0.0f;
+    float dropped = NOTHING, known = NOTHING, delta = 0.0f, spread = 0.0f;
     if (row.foreseen) {
         const head_record record = records_at(x.mem[PRHS_R_WORK], a.work)[x.b * a.shape.heads + h];
-        dropped = record.dropped;
-        shift = record.shift;
+        dropped = record.judged;
+        known = record.known;
     } else if (sparse) {
         dropped = heads_at(x)[i].l_dropped;
         delta = heads_at(x)[i].delta;
         if (row.judged)
-            spread = SLOT_AT(x.mem[PRHS_R_STATE], a.state, spread_off, x.e.slot, float)[h];
+            spread = SLOT_AT(x.mem[PRHS_R_STATE], a.state, spread_off, x.e.slot, float)[2 * h];
     }
     const float *lse = FLOATS(x.mem[PRHS_R_WORK], a.work.part_lse_off) + row.at + (i64)i * a.work.chunks;
     const lse_parts parts = load_lse(lse, 1, row.parts);
@@ -193,23 +193,25 @@ DEV bool judge_head(const unit_job &x, const row_job &row, int i)
             add_evidence(load_evidence(x, row.r, h, base), &f);
     }
     const weights w = merge_weights(parts, lse, 1, row.parts);
-    float mass = 0.0f;
+    float mass = 0.0f, weight = 0.0f;
     bool holds = true;
     if (row.judged) {
         f = sum_findings(f);
         const float cosine = cosine_of(f.cosine.ab, f.cosine.aa, f.cosine.bb);
-        const float judged = dropped == NOTHING ? 0.0f : mass_of(dropped + channel_shift(f, a.shape.scale) - w.lse);
+        weight = dropped == NOTHING ? 0.0f : mass_of(dropped + channel_shift(f, a.shape.scale) - w.lse);
         mass = dropped == NOTHING ? 0.0f : mass_of(dropped + dropped_shift(f, spread, a.shape.scale) - w.lse);
-        holds = judged - (a.policy.least > 0 ? 0.0f : delta) <= a.policy.eps && cosine > a.policy.tau;
+        holds = weight - (a.policy.least > 0 ? 0.0f : delta) <= a.policy.eps && cosine > a.policy.tau;
     } else if (row.foreseen) {
-        mass = dropped == NOTHING ? 0.0f : mass_of(dropped + shift - w.lse);
+        weight = dropped == NOTHING ? 0.0f : mass_of(dropped - w.lse);
+        mass = known == NOTHING ? 0.0f : mass_of(known - w.lse);
     } else if (row.r == 0 && mode == PRHS_MODE_RETRIEVE) {
-        mass = dropped == NOTHING ? 0.0f : mass_of(dropped - w.lse);
+        mass = weight = dropped == NOTHING ? 0.0f : mass_of(dropped - w.lse);
     } else if (row.r == 0 && mode == PRHS_MODE_SHARE) {
-        mass = delta;
+        mass = weight = delta;
     }
     if (lane_id() == 0) {
         x.sh->mass[i] = mass;
+        x.sh->weight[i] = weight;
         x.sh->lse[i] = w.lse;
         x.sh->top[i] = w.top;
         x.sh->sum[i] = w.sum;
@@ -265,7 +267,7 @@ DEV void put_heads(const unit_job &x, const row_job &row, int h0, float4 mean)
     const int dim = a.shape.dim, quads = dim / 4, i = threadIdx.x, h = h0 + i / quads;
     if (i >= merge_heads(dim) * quads || h >= a.shape.unit_heads)
         return;
-    const float one = 1.0f / x.sh->sum[h], d = a.policy.residual ? x.sh->mass[h] : 0.0f;
+    const float one = 1.0f / x.sh->sum[h], d = a.policy.residual ? x.sh->weight[h] : 0.0f;
     if (a.policy.residual == PRHS_K_RESIDUAL_RETRIEVED && d != 0.0f)
         mean = *(const float4 *)(SLOT_AT(x.mem[PRHS_R_STATE], a.state, vhat_off, x.e.slot, float) +
                                  (i64)(x.u * a.shape.unit_heads + h) * dim + i % quads * 4);
@@ -342,6 +344,8 @@ DEV void book(const unit_job &x, int tokens, int reference)
     head->delta_last = unknown_mass(mode) ? NEVER : mass;
     if (mode == PRHS_MODE_RETRIEVE)
         head->delta = mass;
+    if (mode == PRHS_MODE_SHARE && x.a.policy.gate == PRHS_K_GATE_MASS)
+        SLOT_AT(x.mem[PRHS_R_STATE], x.a.state, spread_off, x.e.slot, float)[2 * (x.u * x.a.shape.unit_heads + i) + 1] = x.sh->weight[i];
     if (x.e.kind != SEED && (mode == PRHS_MODE_RETRIEVE || mode == PRHS_MODE_SHARE))
         add_mass(&head_stats_at(x)[i], mode == PRHS_MODE_RETRIEVE, mass);
 }

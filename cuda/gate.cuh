@@ -107,11 +107,11 @@ struct evidence {
 
 /*
  * A lane's part of the sums over the evidence: of the step d from the reference times the mean; of d * d, d * reference and reference *
- * reference times the variance; of d * reference.
+ * reference times the variance.
  */
 struct finding {
     angle cosine;
-    float linear, square, cross, whole, dot;
+    float linear, square, cross, whole;
 };
 
 DEV void load_references(const float *ref, const float *moments, int dim, int base, evidence *v)
@@ -132,7 +132,6 @@ DEV void add_evidence(const evidence &v, finding *f)
         f->square += d * d * v.var[i];
         f->cross += d * w;
         f->whole += v.ref[i] * w;
-        f->dot += d * v.ref[i];
     }
 }
 
@@ -143,8 +142,7 @@ DEV finding sum_findings(const finding &f)
                     warp_sum(f.linear),
                     warp_sum(f.square),
                     warp_sum(f.cross),
-                    warp_sum(f.whole),
-                    warp_sum(f.dot) };
+                    warp_sum(f.whole) };
 }
 
 /* Second-order estimate of the dropped keys' log-sum-exp at the query, relative to the reference's; from sums of all lanes. */
@@ -156,7 +154,7 @@ DEV float channel_shift(const finding &f, float scale) { return scale * f.linear
  */
 DEV float dropped_shift(const finding &f, float spread, float scale)
 {
-    const float along = f.cosine.bb == 0.0f ? 0.0f : f.dot / f.cosine.bb;
+    const float along = f.cosine.bb == 0.0f ? 0.0f : (f.cosine.ab - f.cosine.bb) / f.cosine.bb;
     const float across = f.square - 2.0f * along * f.cross + along * along * f.whole;
     const float shift = scale * f.linear + 0.5f * (along * along * spread + scale * scale * across);
     return fabsf(shift) < INFINITY || isnan(spread) ? shift : channel_shift(f, scale);

@@ -94,7 +94,7 @@ template <int N, bool FORESEE> DEV bool heads_hold(const plan_job &j, const byte
     if (FORESEE) {
         const float2 known = *(const float2 *)(slot + a.state.head_off + (unsigned)mine * (unsigned)sizeof(prhs_head_ref));
         l_dropped = known.x, delta = known.y;
-        spread = *(const float *)(slot + a.state.spread_off + (unsigned)mine * 4u);
+        spread = *(const float *)(slot + a.state.spread_off + (unsigned)mine * 8u);
     }
 #pragma unroll 1
     for (int base = 0; base < dim; base += GATE_BLOCK) {
@@ -118,10 +118,10 @@ template <int N, bool FORESEE> DEV bool heads_hold(const plan_job &j, const byte
             finding f = { { sums[k * S], sums[k * S + 1], sums[k * S + 2] } };
             if (FORESEE) {
                 f.linear = sums[k * S + 3 % S], f.square = sums[k * S + 4 % S], f.cross = sums[k * S + 5 % S];
-                f.whole = sums[k * S + 6 % S], f.dot = sums[k * S + 7 % S];
+                f.whole = sums[k * S + 6 % S];
                 add_evidence(v[k], &f);
                 sums[k * S + 3 % S] = f.linear, sums[k * S + 4 % S] = f.square, sums[k * S + 5 % S] = f.cross;
-                sums[k * S + 6 % S] = f.whole, sums[k * S + 7 % S] = f.dot;
+                sums[k * S + 6 % S] = f.whole;
             } else {
                 add_angle(v[k].q, v[k].ref, &f.cosine);
             }
@@ -133,14 +133,14 @@ template <int N, bool FORESEE> DEV bool heads_hold(const plan_job &j, const byte
     const float ab = __shfl_sync(FULL, sum, first), root = sqrtf(__shfl_sync(FULL, sum, first + (1 + (lane & 1)) * APART));
     const float other = __shfl_xor_sync(FULL, root, 1), cosine = root == 0.0f || other == 0.0f ? 0.0f : ab / (root * other);
     if (FORESEE) {
-        finding f = { { 0.0f, 0.0f, __shfl_sync(FULL, sum, first + 2 * APART) } };
+        finding f = { { ab, 0.0f, __shfl_sync(FULL, sum, first + 2 * APART) } };
         f.linear = __shfl_sync(FULL, sum, first + 3 * APART), f.square = __shfl_sync(FULL, sum, first + 4 * APART);
         f.cross = __shfl_sync(FULL, sum, first + 5 * APART), f.whole = __shfl_sync(FULL, sum, first + 6 * APART);
-        f.dot = __shfl_sync(FULL, sum, first + 7 * APART);
         const float judged = l_dropped + channel_shift(f, a.shape.scale), shift = dropped_shift(f, spread, a.shape.scale);
         if (lane == first && (N == 1 || i + first / GROUP < heads))
             records_at(j.mem[PRHS_R_WORK], a.work)[j.b * a.shape.heads + mine] =
-                head_record{ l_dropped, shift, limit_of(judged, a.policy.eps + (a.policy.least > 0 ? 0.0f : delta)), 0 };
+                head_record{ l_dropped == NOTHING ? NOTHING : judged, l_dropped == NOTHING ? NOTHING : l_dropped + shift,
+                             limit_of(judged, a.policy.eps + (a.policy.least > 0 ? 0.0f : delta)), 0 };
     }
     return __all_sync(FULL, cosine > a.policy.tau);
 }

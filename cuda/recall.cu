@@ -51,7 +51,7 @@ DEV_CALL void exchange(const recall_job &j, int i, int runs, bool save)
     unsigned *record = record_at(j, i);
     prhs_head_ref *head = (prhs_head_ref *)(slot + st.head_off) + j.u * heads;
     for (int h = threadIdx.x; h < heads; h += THREADS) { /* l_dropped and delta: the others are of the last step */
-        float *own = (float *)&head[h], *kept = (float *)record + 3 * h, *spread = (float *)(slot + st.spread_off) + j.u * heads + h;
+        float *own = (float *)&head[h], *kept = (float *)record + 3 * h, *spread = (float *)(slot + st.spread_off) + 2 * (j.u * heads + h);
         (save ? kept : own)[0] = (save ? own : kept)[0];
         (save ? kept : own)[1] = (save ? own : kept)[1];
         if (st.spread_off != PRHS_NONE)

@@ -88,7 +88,7 @@ DEV void store_heads(const prhs_cu_retrieve &p, const job &j, const space &mem, 
         if (lane_id() == 0)
             SLOT_AT(state, st, head_off, j.e.slot, prhs_head_ref)[head + h].l_dropped = l;
         if (lane_id() == 0 && st.spread_off != PRHS_NONE)
-            SLOT_AT(state, st, spread_off, j.e.slot, float)[head + h] = spread;
+            SLOT_AT(state, st, spread_off, j.e.slot, float)[2 * (head + h)] = spread;
     }
 }
 

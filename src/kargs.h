@@ -137,7 +137,8 @@ typedef struct prhs_k_state {
     prhs_i64 qref_off;                    /* f32[heads][dim] */
     prhs_i64 head_off;                    /* prhs_head_ref[heads] */
     prhs_i64 moment_off;                  /* f32[heads][2][dim]: mean, variance of the dropped keys; PRHS_NONE without mass gate */
-    prhs_i64 spread_off;                  /* f32[heads]: variance of the dropped tokens' scores at the reference; as moment_off */
+    prhs_i64 spread_off;                  /* f32[heads][2]: variance of the dropped tokens' scores at the reference; what a shared step
+                                             last judged the dropped mass to be, the residual's weight then. As moment_off */
     prhs_i64 vhat_off;                    /* f32[heads][dim]: mean value of the dropped tokens; PRHS_NONE without a retrieved residual */
     prhs_i64 vsum_off;                    /* i64[kv_heads][dim]; PRHS_NONE without a mean residual */
     prhs_i64 vcount_off;                  /* prhs_value_count[kv_heads] */
@@ -208,9 +209,9 @@ typedef struct prhs_k_work {
     prhs_i64 score_count_off;             /* i32[max_seqs][units]: chunks to score for retrieval; 0: the unit does not retrieve. With
                                              judge_off, another one after it: the same before the mass gate's verdicts, where < 0 is
                                              what a unit will have to score whose shared list fails */
-    prhs_i64 judge_off;                   /* [max_seqs][heads] of f32[3], i32, with the counts and moments: l_dropped, its estimated
-                                             shift, the log-sum-exp of row 0 from which on the shared list holds, and what attend finds
-                                             of that: see head_record in cuda/common.cuh */
+    prhs_i64 judge_off;                   /* [max_seqs][heads] of f32[3], i32, with the counts and moments: the dropped log-sum-exp as
+                                             it is judged and as it is reported, that of row 0 from which on the shared list holds, and what
+                                             attend finds of that: see head_record in cuda/common.cuh */
     prhs_i64 fresh_off;                   /* prhs_set[max_seqs][units], with judge_off: the sets of units that retrieve, or may */
     prhs_i64 aim_off;                     /* u32[max_seqs][units][score_stride]: keys of a retrieval's candidates, where there is a target */
     prhs_i64 slice_off;                   /* u32[max_seqs][units][PRHS_K_SLICE_WORDS(max_kv_len, unit_heads)], with the counts and where

@@ -42,7 +42,7 @@ static bool make_state(const prhs_extent *e, prhs_layout *l) {
     k->head_off = take(&end, true, s->heads, sizeof(prhs_head_ref));
     k->qref_off = take(&end, e->lists, (prhs_i64)s->heads * s->dim, 4);
     k->moment_off = take(&end, e->moments, (prhs_i64)s->heads * 2 * s->dim, 4);
-    k->spread_off = take(&end, e->moments, s->heads, 4);
+    k->spread_off = take(&end, e->moments, s->heads, 8);
     k->vhat_off = take(&end, e->values, (prhs_i64)s->heads * s->dim, 4);
     k->vsum_off = take(&end, e->sums, (prhs_i64)s->kv_heads * s->dim, 8);
     k->vcount_off = take(&end, e->sums, s->kv_heads, sizeof(prhs_value_count));

@@ -44,7 +44,7 @@ typedef struct prhs_ops_layout {
     uint64_t queries;    /**< state: float32[H][D], reference queries */
     uint64_t masses;     /**< state: float32[H][4]: L_D, and three that ops leave alone */
     uint64_t moments;    /**< state: float32[H][2][D], mean and variance of the dropped keys */
-    uint64_t spreads;    /**< state: float32[H], variance of the dropped tokens' scores, each weighted by its attention */
+    uint64_t spreads;    /**< state: float32[H][2], variance of the dropped tokens' scores, each weighted by its attention; one that ops leave alone */
     uint64_t values;     /**< state: float32[H][D], mean value of the dropped tokens */
     uint64_t sums;       /**< state: int64[H_kv][D], value sums in units of 2^-24 */
     uint64_t counts;     /**< state: int32[H_kv][2], rows in the sum, and of these non-finite ones */

@@ -56,9 +56,9 @@ static void book_sample(prhs_sample_stat *s, float mass, float worst) {
     s->worst_square += fixed(worst * worst);
 }
 
-/* One head's audit. Returns max(mass, the residual's weight), which `known` is where the step has one. */
-static float book_head(const prhs_k_audit *a, prhs_head_stat *stat, float mass, float known, bool shared, bool unknown) {
-    const float worst = a->residual != PRHS_K_RESIDUAL_NONE && known > mass ? known : mass;
+/* One head's audit; known: what the step said, weight: the residual's. Returns max(mass, weight) where there is one. */
+static float book_head(const prhs_k_audit *a, prhs_head_stat *stat, float mass, float known, float weight, bool shared, bool unknown) {
+    const float worst = a->residual != PRHS_K_RESIDUAL_NONE && weight > mass ? weight : mass;
     if (mass != mass) {
         stat->nan_count++;
         return mass;
@@ -97,8 +97,10 @@ static void audit_item(const prhs_op *op, const prhs_cpu_worker *worker, size_t 
         float mass = dropped_mass(worker->lanes, &span, prhs_cpu_scores(&a->work, &a->shape, work, b, h), n, worker->scratch);
         prhs_head_stat *stat = prhs_cpu_head_stat(&a->state, state, e->slot, h);
         prhs_head_ref *head = prhs_cpu_head(&a->state, state, e->slot, h);
+        const bool judged = set->mode == PRHS_MODE_SHARE && a->residual != PRHS_K_RESIDUAL_NONE;
+        const float weight = judged ? prhs_cpu_spread(&a->state, state, e->slot, h)[1] : head->delta_last;
         head->audit_last = mass;
-        worst += book_head(a, stat, mass, head->delta_last, set->mode == PRHS_MODE_SHARE, unknown);
+        worst += book_head(a, stat, mass, head->delta_last, weight, set->mode == PRHS_MODE_SHARE, unknown);
         sum += mass;
     }
     const float each = 1.0f / (float)a->shape.unit_heads;

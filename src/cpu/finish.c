@@ -7,6 +7,7 @@ enum { SEQS, Q, STATE, WORK, OUT, LSE };
 typedef struct scratch {
     float o[PRHS_CPU_MAX_GROUP * PRHS_CPU_MAX_DIM], q[PRHS_CPU_MAX_GROUP * PRHS_CPU_MAX_DIM];
     float lse[PRHS_CPU_MAX_GROUP], delta[PRHS_CPU_MAX_GROUP];
+    float weight[PRHS_CPU_MAX_GROUP]; /* of what stands for the dropped tokens: the mass, or what it is judged to be */
 } scratch;
 _Static_assert(sizeof(scratch) <= PRHS_CPU_SCRATCH, "finish's scratch");
 
@@ -51,10 +52,9 @@ static bool estimate_row(const task *k, int r) {
         const float *moments =
             (float *)prhs_cpu_state(&a->state, k->state, k->e->slot, a->state.moment_off) + (k->first + j) * 2 * dim;
         const prhs_head_ref *head = prhs_cpu_head(&a->state, k->state, k->e->slot, k->first + j);
-        const float *spread = prhs_cpu_spread(&a->state, k->state, k->e->slot) + k->first + j;
-        float judged;
-        k->x->delta[j] = prhs_cpu_estimate(q, ref, moments, spread, dim, a->shape.scale, head->l_dropped, k->x->lse[j], &judged);
-        holds = holds && judged - (a->policy.least > 0 ? 0.0f : head->delta) <= a->policy.eps;
+        const float *spread = prhs_cpu_spread(&a->state, k->state, k->e->slot, k->first + j);
+        k->x->delta[j] = prhs_cpu_estimate(q, ref, moments, spread, dim, a->shape.scale, head->l_dropped, k->x->lse[j], &k->x->weight[j]);
+        holds = holds && k->x->weight[j] - (a->policy.least > 0 ? 0.0f : head->delta) <= a->policy.eps;
         if (r > 0) /* plan has checked row 0 */
             holds = holds && prhs_cpu_cosine(q, ref, dim) > a->policy.tau;
     }
@@ -84,12 +84,12 @@ static void put_mean(const task *k, int j, float delta) {
     }
 }
 
-/* Writes the row; `masses`: x->delta holds what was dropped. */
+/* Writes the row; `masses`: something was dropped. */
 static void output(task *k, int r, bool masses) {
     const prhs_k_finish *a = k->a;
     int row = prhs_cpu_row_index(k->e, r), dim = a->shape.dim;
     for (int j = 0; j < k->heads; j++) {
-        float delta = masses ? k->x->delta[j] : 0.0f;
+        float delta = masses ? k->x->weight[j] : 0.0f;
         if (a->policy.residual == PRHS_K_RESIDUAL_MEAN && delta != 0.0f)
             put_mean(k, j, delta);
         else if (a->policy.residual == PRHS_K_RESIDUAL_RETRIEVED && delta != 0.0f)
@@ -121,7 +121,10 @@ static void count_masses(const task *k, prhs_i32 mode) {
             mass = k->x->delta[j];
             add_mass(mass, &stat->exact_sum, &stat->exact_count, &stat->nan_count);
         } else if (mode == PRHS_MODE_SHARE) {
-            mass = k->a->policy.gate == PRHS_K_GATE_MASS ? k->x->delta[j] : head->delta;
+            const bool judged = k->a->policy.gate == PRHS_K_GATE_MASS;
+            mass = judged ? k->x->delta[j] : head->delta;
+            if (judged)
+                prhs_cpu_spread(&k->a->state, k->state, k->e->slot, k->first + j)[1] = k->x->weight[j];
             add_mass(mass, &stat->estimate_sum, &stat->estimate_count, &stat->nan_count);
         }
         head->delta_last = mass;
@@ -161,7 +164,7 @@ static void end_retrieval(task *k) {
     for (int j = 0; j < k->heads; j++) {
         prhs_head_ref *head = prhs_cpu_head(&k->a->state, k->state, k->e->slot, k->first + j);
         float l = head->l_dropped;
-        k->x->delta[j] = l == -INFINITY ? 0.0f : prhs_cpu_sigmoid(l - k->x->lse[j]);
+        k->x->delta[j] = k->x->weight[j] = l == -INFINITY ? 0.0f : prhs_cpu_sigmoid(l - k->x->lse[j]);
         head->delta = head->delta_last = k->x->delta[j];
     }
     if (k->e->flags & PRHS_SEQ_SEED) {

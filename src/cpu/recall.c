@@ -49,7 +49,7 @@ static void exchange(const task *k, int i, bool save) {
         transfer(record + 12 * j, &head->l_dropped, 4, save);
         transfer(record + 12 * j + 4, &head->delta, 4, save);
         if (st->spread_off != PRHS_NONE)
-            transfer(record + 12 * j + 8, prhs_cpu_spread(st, k->state, k->slot) + k->u * heads + j, 4, save);
+            transfer(record + 12 * j + 8, prhs_cpu_spread(st, k->state, k->slot, k->u * heads + j), 4, save);
     }
     record += PRHS_POOL_ROWS(heads);
     for (size_t j = 0; j < sizeof rows / sizeof rows[0]; j++) {

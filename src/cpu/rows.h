@@ -170,8 +170,9 @@ static inline prhs_head_ref *prhs_cpu_head(const prhs_k_state *st, char *state, 
     return (prhs_head_ref *)prhs_cpu_state(st, state, slot, st->head_off) + h;
 }
 
-static inline float *prhs_cpu_spread(const prhs_k_state *st, char *state, int slot) {
-    return (float *)prhs_cpu_state(st, state, slot, st->spread_off);
+/* Of head h: the spread, and what was judged last. */
+static inline float *prhs_cpu_spread(const prhs_k_state *st, char *state, int slot, int h) {
+    return (float *)prhs_cpu_state(st, state, slot, st->spread_off) + 2 * h;
 }
 
 static inline prhs_unit_stat *prhs_cpu_unit_stat(const prhs_k_state *st, char *state, int slot, int u) {

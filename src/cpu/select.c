@@ -280,7 +280,7 @@ static void remember(const prhs_op *op, const task *k) {
             prhs_cpu_head(st, k->state, k->e->slot, h)->l_dropped =
                 k->set->count == k->n ? -INFINITY : sum_dropped(k, h, &spread);
         if (st->spread_off != PRHS_NONE)
-            prhs_cpu_spread(st, k->state, k->e->slot)[h] = spread;
+            *prhs_cpu_spread(st, k->state, k->e->slot, h) = spread;
     }
 }
 

@@ -128,7 +128,7 @@ static content state_content(const prhs_op *op, prhs_i64 at) {
         return sums_masses(k, (at - k->unit_stat_off) % k->stat_slot_bytes) ? MASSES : BITS;
     at = k->unit_off + (at - k->unit_off) % k->slot_bytes;
     return in(at, k->qref_off, row) || in(at, k->head_off, heads * (prhs_i64)sizeof(prhs_head_ref)) ||
-                   in(at, k->moment_off, 2 * row) || in(at, k->spread_off, heads * 4) || in(at, k->vhat_off, row)
+                   in(at, k->moment_off, 2 * row) || in(at, k->spread_off, heads * 8) || in(at, k->vhat_off, row)
                ? FLOATS
                : BITS;
 }
@@ -196,9 +196,9 @@ static bool no_spread(const prhs_op *op, enum role role, const unsigned char *wa
         return false;
     const prhs_i64 slot = ((prhs_i64)i - k->unit_off) / k->slot_bytes * k->slot_bytes, at = (prhs_i64)i - slot;
     float l_dropped;
-    if (!in(at, k->spread_off, (prhs_i64)shape_of(op)->heads * 4))
+    if (!in(at, k->spread_off, (prhs_i64)shape_of(op)->heads * 8) || (at - k->spread_off) % 8)
         return false;
-    memcpy(&l_dropped, want + slot + k->head_off + (at - k->spread_off) / 4 * (prhs_i64)sizeof(prhs_head_ref), sizeof l_dropped);
+    memcpy(&l_dropped, want + slot + k->head_off + (at - k->spread_off) / 8 * (prhs_i64)sizeof(prhs_head_ref), sizeof l_dropped);
     return l_dropped == -INFINITY;
 }
 

@@ -230,7 +230,8 @@ typedef struct oracle_head {
     double delta_ref;  /* of the reference in force after the verdict */
     double L_D;        /* of the reference in force after the verdict */
     double gate_cos, gate_hat, gate_ref; /* what the row's gate saw (row 0: reference before the verdict), by the channels alone */
-    double weight;                       /* in the output: of the mean, or of the dropped tokens' value */
+    double weight;                       /* in the output, of the mean or of the dropped tokens' value: exact, or by the channels alone */
+    double weight_bar;                   /* what float32 may be off in it */
     double bar;                          /* F7's: 1e-6 * oracle_bar() of what was attended */
     double hat_bar;                      /* what float32 may be off in delta_hat */
     double spread;                       /* |value - o| / |output|: how an error in `weight` shows; 0 where the weight is 0 */

@@ -358,7 +358,7 @@ static void row_head(const work *w, int row, int g) {
     h->lse = attend(w, row, g, &u->set, u->list, u->n_list, output(w, row, g), &h->bar);
     h->delta_full =
         oracle_dropped(query(w, row, g), keys(w), w->s->p.D, w->s->p.scale, &u->set, u->list, u->n_list, w->t + row, NULL);
-    h->weight = h->spread = h->value_bar = 0;
+    h->weight = h->weight_bar = h->spread = h->value_bar = 0;
     if (u->mode == ORACLE_DENSE)
         h->delta = 0;
     if (!has_list(u->mode))
@@ -377,8 +377,10 @@ static void row_head(const work *w, int row, int g) {
         h->gate_ref = h->delta_ref;
     }
     /* Rule taken: a stale mass puts no residual in ("a residual on shared steps needs the mass gate", further rows share). */
-    if (w->s->p.residual != ORACLE_RESIDUAL_NONE && (row == 0 || w->s->p.gate == ORACLE_GATE_MASS))
-        h->weight = h->delta;
+    const int judged = w->s->p.gate == ORACLE_GATE_MASS && (row > 0 || u->mode == ORACLE_SHARE);
+    if (w->s->p.residual != ORACLE_RESIDUAL_NONE && (row == 0 || judged))
+        h->weight = judged ? estimate(w, row, g, 1, h->lse) : h->delta;
+    h->weight_bar = judged ? estimate_bar(w, row, g, 1, h->weight, h->bar) : 4 * h->bar * h->weight;
 }
 
 /* Rule taken: "attends densely" is everything up to the row's own position, PSAW or not; nothing is dropped then. */
@@ -442,7 +444,7 @@ static void clear_rows(const work *w) {
     double x = NAN;
     for (int row = 0; row < w->R; row++)
         for (int g = 0; g < w->s->unit_heads; g++)
-            *head(w, row, g) = (oracle_head){ x, x, x, x, x, x, x, x, x, x, x, x, x, x, x };
+            *head(w, row, g) = (oracle_head){ x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x };
 }
 
 /* Row 0's verdict, the library's where it is followed, and what it brings about. */

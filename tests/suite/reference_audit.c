@@ -65,8 +65,8 @@ void r_count_audit(const r_pair *p, r_counts *c, uint32_t layer, uint32_t u, int
         const uint32_t i = u * p->unit_heads + g;
         const oracle_head *h = &p->res->head[i];
         /* The estimate as the library may have it: of the masses that were checked against it. */
-        const double hat = estimated ? h->delta : 0, hat_bar = fmax(h->hat_bar, 0) + 8 * h->bar * (1 + hat) + 4e-6 * hat;
-        const double worst = s->policy.residual == PRHS_RESIDUAL_NONE ? h->delta_full : fmax(hat, h->delta_full);
+        const double hat = estimated ? h->delta : 0, hat_bar = fmax(h->hat_bar, h->weight_bar) + 8 * h->bar * (1 + hat) + 4e-6 * hat;
+        const double worst = s->policy.residual == PRHS_RESIDUAL_NONE ? h->delta_full : fmax(estimated ? h->weight : 0, h->delta_full);
         const double bar = 8 * h->bar + (estimated ? hat_bar : 0) + 1e-11;
         add_step(&c->head_sample[i], mode, unknown);
         if (mode == ORACLE_RETRIEVE && !unknown) {

@@ -353,8 +353,7 @@ static void count(const where *at, uint32_t u) {
 /* What a row may be off more than its attention, by its residual. On a retrieval the retrieved one makes it plain attention again. */
 static double residual_bar(const r_pair *p, const oracle_head *h, int32_t row, uint32_t unit) {
     const int whole = p->w.s.policy.residual == PRHS_RESIDUAL_RETRIEVED && row == 0 && p->res->unit[unit].mode == ORACLE_RETRIEVE;
-    const double off = h->delta_hat == h->weight ? h->hat_bar : 4 * h->bar * h->weight; /* estimated or exact */
-    return h->weight > 0 && !whole ? h->spread * off + h->value_bar : 0;
+    return h->weight > 0 && !whole ? h->spread * h->weight_bar + h->value_bar : 0;
 }
 
 static void decode(const where *at, int has_state) {

@@ -91,7 +91,7 @@ static void check_moments(t_bench *b, int seq, uint32_t unit, const prhs_set *se
         uint64_t head = unit * b->unit_heads + g;
         float *mass = t_fetch(t, t_at(b->state.mem, slot + b->layout.masses + head * 16), 16);
         float *mu = t_fetch(t, t_at(b->state.mem, slot + b->layout.moments + head * dim * 8), dim * 8), *var = mu + dim;
-        float *spread = t_fetch(t, t_at(b->state.mem, slot + b->layout.spreads + head * 4), 4);
+        float *spread = t_fetch(t, t_at(b->state.mem, slot + b->layout.spreads + head * 8), 4);
         float *value = t_fetch(t, t_at(b->state.mem, slot + b->layout.values + head * dim * 4), dim * 4);
         float *q = t_fetch(t, t_at(b->state.mem, slot + b->layout.queries + head * dim * 4), dim * 4);
         t_dropped want;
