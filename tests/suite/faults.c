@@ -76,6 +76,7 @@ static void spoiled(t_ctx *t, t_world *w, t_wseq *good, t_wseq *other, fault f) 
     t_entry entries[2] = { { good, 1, 0, 0, NULL, 0, 0 }, { other, 1, 0, 0, NULL, 0, 0 } };
     t_world_step(w, entries, 2);
     spoil(&w->batch, f, w->cache[0].kv.pages, w->s.layout.page);
+    w->batch.b.kinds |= PRHS_HAS_PREFILL; /* one of them is a prompt's */
     t_batch_upload(t, &w->batch);
     for (uint32_t l = 0; l < w->s.layers; l++) {
         prhs_step step = PRHS_STEP_INIT;
