@@ -73,6 +73,15 @@ template <int N> DEV void floats_of_rows(int dtype, const raw_rows<N> &r, eviden
     }
 }
 
+/* What a head's verdict will rest on; f: of all lanes. */
+DEV head_record foreseen(const prhs_k_plan &a, const finding &f, float l_dropped, float delta, float spread)
+{
+    const float judged = l_dropped + channel_shift(f, a.shape.scale), known = l_dropped + dropped_shift(f, spread, a.shape.scale);
+    const bool none = l_dropped == NOTHING;
+    return head_record{ none ? NOTHING : judged, none ? NOTHING : known,
+                        limit_of(judged, a.policy.eps + (a.policy.least > 0 ? 0.0f : delta)), 0 };
+}
+
 /*
  * cos(row 0, its reference) > tau for heads [i, i + N) of the unit, as far as it has them (the last one stands for those it has not).
  * FORESEE: with what the mass gate's verdicts will rest on.
@@ -136,11 +145,8 @@ template <int N, bool FORESEE> DEV bool heads_hold(const plan_job &j, const byte
         finding f = { { ab, 0.0f, __shfl_sync(FULL, sum, first + 2 * APART) } };
         f.linear = __shfl_sync(FULL, sum, first + 3 * APART), f.square = __shfl_sync(FULL, sum, first + 4 * APART);
         f.cross = __shfl_sync(FULL, sum, first + 5 * APART), f.whole = __shfl_sync(FULL, sum, first + 6 * APART);
-        const float judged = l_dropped + channel_shift(f, a.shape.scale), shift = dropped_shift(f, spread, a.shape.scale);
         if (lane == first && (N == 1 || i + first / GROUP < heads))
-            records_at(j.mem[PRHS_R_WORK], a.work)[j.b * a.shape.heads + mine] =
-                head_record{ l_dropped == NOTHING ? NOTHING : judged, l_dropped == NOTHING ? NOTHING : l_dropped + shift,
-                             limit_of(judged, a.policy.eps + (a.policy.least > 0 ? 0.0f : delta)), 0 };
+            records_at(j.mem[PRHS_R_WORK], a.work)[j.b * a.shape.heads + mine] = foreseen(a, f, l_dropped, delta, spread);
     }
     return __all_sync(FULL, cosine > a.policy.tau);
 }

@@ -278,6 +278,28 @@ static double log_dropped(const double *q, const double *K, int D, const oracle_
     return L;
 }
 
+/* The second cumulant is the second Taylor term of L_D: what is left is of third order. */
+static void check_rise(const double *q, const double *K, int D, const oracle_set *set, const int *list, int n, const oracle_moments *m,
+                       double L_D) {
+    double longer[8], zeros[8] = { 0 }, q2[8] = { 0 }, x, step = 0.02;
+    for (int d = 0; d < D; d++) /* along the reference, */
+        longer[d] = 1.01 * q[d];
+    const double risen = log_dropped(longer, K, D, set, list, n) - L_D;
+    oracle_estimate(longer, q, D, 0.25, m, 0, 0, &x);
+    CHECK(fabs(risen - x) < 0.05 * 0.5e-4 * m->V);
+    oracle_estimate(longer, q, D, 0.25, m, 1, 0, &x);
+    for (int d = 0; d < D; d++)
+        x -= 0.25 * 0.01 * q[d] * m->mu[d] + 0.5 * 0.25 * 0.25 * 1e-4 * q[d] * q[d] * m->var[d];
+    CHECK(fabs(x) < 1e-12);
+    double mu[8], var[8];
+    oracle_moments of_zero = { .mu = mu, .var = var };
+    oracle_moments_make(zeros, K, D, 0.25, set, list, n, ORACLE_FLOOR, &of_zero);
+    q2[3] += step; /* and where the reference is zero, along one channel */
+    const double exact = log_dropped(q2, K, D, set, list, n) - log_dropped(zeros, K, D, set, list, n);
+    oracle_estimate(q2, zeros, D, 0.25, &of_zero, 0, 0, &x);
+    CHECK(fabs(exact - x) < 3 * step * step * step && fabs(x) > 0 && of_zero.V == 0);
+}
+
 static void check_mass(void) {
     enum { D = 8, N = 90 };
     double *q = normals(D), *K = normals(N * D), o[D], kept, all, mu[D], var[D], x;
@@ -311,27 +333,10 @@ static void check_mass(void) {
     }
     CHECK(near(mu[0], brute_mu / Z, 1e-12) && near(var[0], brute_sq / Z - brute_mu * brute_mu / Z / Z, 1e-12));
     CHECK(near(m.V, brute_ss / Z - brute_s * brute_s / Z / Z, 1e-12) && m.V > 0);
-    /* So it is along the reference, */
-    double longer[D];
-    for (int d = 0; d < D; d++)
-        longer[d] = 1.01 * q[d];
-    const double risen = log_dropped(longer, K, D, &set, list, n) - L_D;
-    oracle_estimate(longer, q, D, 0.25, &m, 0, kept, &x);
-    CHECK(fabs(risen - x) < 0.05 * 0.5e-4 * m.V);
-    oracle_estimate(longer, q, D, 0.25, &m, 1, kept, &x);
-    for (int d = 0; d < D; d++)
-        x -= 0.25 * 0.01 * q[d] * mu[d] + 0.5 * 0.25 * 0.25 * 1e-4 * q[d] * q[d] * var[d];
-    CHECK(fabs(x) < 1e-12);
-    /* and where the reference is zero, along one channel: the second cumulant is the second Taylor term of L_D: what is left is
-     * of third order. */
-    double step = 0.02, q2[D] = { 0 }, zeros[D] = { 0 }, exact;
-    oracle_moments of_zero = { .mu = mu, .var = var };
-    oracle_moments_make(zeros, K, D, 0.25, &set, list, n, ORACLE_FLOOR, &of_zero);
-    q2[3] += step;
-    exact = log_dropped(q2, K, D, &set, list, n) - log_dropped(zeros, K, D, &set, list, n);
-    oracle_estimate(q2, zeros, D, 0.25, &of_zero, 0, kept, &x);
-    CHECK(fabs(exact - x) < 3 * step * step * step && fabs(x) > 0 && of_zero.V == 0);
+    check_rise(q, K, D, &set, list, n, &m, L_D);
     oracle_set_positions(&set, list, n, N - 1, at);
+    double q2[D];
+    memcpy(q2, q, sizeof q2);
     q2[3] = NAN;
     CHECK(isnan(oracle_estimate(q2, q, D, 0.25, &m, 0, kept, NULL)));
     m.L_D = 1e3;
