@@ -166,8 +166,8 @@ template <bool M> DEV bool next_window(const prhs_cu_score &p, const tally &c, b
         const int end = t->first ? min(t->real, n) : n;
         if (t->first >= end)
             return false;
-        if (M && c.failed) /* those that are judged first are not asked how many they are, as with counts */
-            judge_units(p.a, p.mem[PRHS_R_WORK], t->first, min(end - t->first, WINDOW), c.failed);
+        if (M && c.failed)
+            judge_units(p.a, p.mem[PRHS_R_WORK], t->first, min(t->real - t->first, WINDOW), c.failed);
         else if (t->first)
             __syncthreads(); /* the last window's counts are no more read */
         const int sum = count_units(p, c, t->first, end, prefix);
