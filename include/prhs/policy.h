@@ -16,7 +16,8 @@ PRHS_EXTERN_C_BEGIN
 typedef enum prhs_gate {
     PRHS_GATE_NONE = 0,    /**< always, inside its block */
     PRHS_GATE_COSINE = 1,  /**< while cos(query, reference query) > tau for all heads of the unit (CIS) */
-    PRHS_GATE_MASS = 2     /**< while the estimated dropped mass rose by at most eps since the reference, and the cosine is > tau */
+    PRHS_GATE_MASS = 2     /**< while the dropped mass, estimated by the keys' channels alone (docs/method.md), rose by at most eps since the
+                                reference, and the cosine is > tau */
 } prhs_gate;
 
 /** How the query heads of a KV head agree on a list. */

@@ -142,7 +142,8 @@ PRHS_API prhs_status prhs_session_import(prhs_session *session, prhs_queue *queu
 typedef enum prhs_grade {
     PRHS_GRADE_UNKNOWN = 0,   /**< nothing is known (streaming without audits) */
     PRHS_GRADE_EXACT = 1,     /**< every key was scored with this very query */
-    PRHS_GRADE_ESTIMATE = 2,  /**< predicted from the reference step by the second cumulant of the dropped keys */
+    PRHS_GRADE_ESTIMATE = 2,  /**< predicted from the reference step by the second cumulant of the dropped keys, their scores' variance
+                                     included; verdicts and the residual's weight do without that: docs/method.md */
     PRHS_GRADE_STALE = 3,     /**< an estimate too: the exact mass at the reference, unchanged */
     PRHS_GRADE_SAMPLED = 4,   /**< an estimate too, without bias: the mean of exact masses of steps drawn at random */
     PRHS_GRADE_BOUND = 5      /**< limits that hold with a stated confidence, whatever the masses are */
