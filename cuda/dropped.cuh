@@ -97,7 +97,7 @@ DEV warp_part sum_group(const dropping &d, const float *scores, int p)
         const unsigned *marks = d.marks + ((p - d.origin) >> 5), *also = (d.also ? d.also : d.marks) + ((p - d.origin) >> 5);
 #pragma unroll
         for (int t = 0; t < 8; t++)
-            x[t] = __ldg(scores + p + lane + 32 * t);
+            x[t] = load_score(scores + p + lane + 32 * t);
 #pragma unroll
         for (int t = 0; t < 8; t++)
             x[t] = (marks[t] | also[t]) >> lane & 1 ? NOTHING : x[t];
@@ -108,7 +108,7 @@ DEV warp_part sum_group(const dropping &d, const float *scores, int p)
             held |= d.holds(p + lane + 32 * t) ? 1u << t : 0u;
 #pragma unroll
         for (int t = 0; t < 8; t++)
-            x[t] = held >> t & 1 ? __ldg(scores + p + lane + 32 * t) : NOTHING;
+            x[t] = held >> t & 1 ? load_score(scores + p + lane + 32 * t) : NOTHING;
     }
     return sum_eight(x);
 }
@@ -128,7 +128,7 @@ DEV void scores_at(const int *places, int n, int g, const float *scores, float x
     const int first = g * GROUP + lane_id();
 #pragma unroll
     for (int t = 0; t < 8; t++)
-        x[t] = __ldg(scores + places[min(first + 32 * t, n - 1)]);
+        x[t] = load_score(scores + places[min(first + 32 * t, n - 1)]);
 #pragma unroll
     for (int t = 0; t < 8; t++)
         x[t] = first + 32 * t < n ? x[t] : NOTHING;

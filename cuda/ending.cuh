@@ -206,6 +206,17 @@ DEV void put_channels(const ending &x, const float acc[4][256], int c, const wei
     put_two(out.dtype, x.mem[PRHS_R_OUT] + out.off + (steps(x.row, out.row) + steps(x.h, out.head)) * size, c, y);
 }
 
+/* By the thread that counts, at last. */
+DEV void book_ending(const ending &x, const memory &m, const weights &all)
+{
+    const prhs_k_finish &a = x.a;
+    FLOATS(x.mem[PRHS_R_WORK], a.work.lse_off)[x.item] = all.lse;
+    if (a.lse_off != PRHS_NONE && !x.seed)
+        FLOATS(x.mem[PRHS_R_LSE], a.lse_off)[(i64)x.row * a.shape.heads + x.h] = all.lse;
+    if (!a.policy.dense)
+        book_head(x, lost_mass(m, m.reported, all.lse), lost_mass(m, m.judged, all.lse));
+}
+
 /* By all threads of the block together; has a barrier. */
 DEV void end_head(const ending &x, ending_shared *sh)
 {
@@ -216,13 +227,8 @@ DEV void end_head(const ending &x, ending_shared *sh)
     __syncthreads();
     if (c < a.shape.dim && !x.seed)
         put_channels(x, sh->acc, c, all, m);
-    if (threadIdx.x != BOOKS * 32)
-        return;
-    FLOATS(x.mem[PRHS_R_WORK], a.work.lse_off)[x.item] = all.lse;
-    if (a.lse_off != PRHS_NONE && !x.seed)
-        FLOATS(x.mem[PRHS_R_LSE], a.lse_off)[(i64)x.row * a.shape.heads + x.h] = all.lse;
-    if (!a.policy.dense)
-        book_head(x, lost_mass(m, m.reported, all.lse), lost_mass(m, m.judged, all.lse));
+    if (threadIdx.x == BOOKS * 32)
+        book_ending(x, m, all);
 }
 
 /* Head `item` of the active sequences' by all threads of the block; false: it has nothing to end. */

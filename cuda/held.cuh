@@ -39,11 +39,11 @@ DEV void held_scores(const held_task &j, const float *scores, int at, float x[8]
     if (at + GROUP <= j.n) {
 #pragma unroll
         for (int t = 0; t < 8; t++)
-            x[t] = __ldg(from + 32 * t);
+            x[t] = load_score(from + 32 * t);
     } else {
 #pragma unroll
         for (int t = 0; t < 8; t++)
-            x[t] = at + lane_id() + 32 * t < j.n ? __ldg(from + 32 * t) : NEVER;
+            x[t] = at + lane_id() + 32 * t < j.n ? load_score(from + 32 * t) : NEVER;
     }
 }
 

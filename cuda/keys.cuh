@@ -45,7 +45,7 @@ template <bool RAW> struct key_source {
 #pragma unroll
         for (int t = 0; t < N; t++) {
             from[t] = WHOLE ? at[t] : min(at[t], n - 1);
-            sum[t] = !RAW ? 0.0f : WHOLE ? __ldg(scores + at[0] + 32 * t) : __ldg(scores + from[t]);
+            sum[t] = !RAW ? 0.0f : WHOLE ? load_score(scores + at[0] + 32 * t) : load_score(scores + from[t]);
         }
         for (int r = 0; !RAW && r < run; r++)
             add_weights<N>(from, r, sum);
@@ -70,7 +70,7 @@ template <bool RAW> struct key_source {
             float x[N];
 #pragma unroll
             for (int t = 0; t < N; t++)
-                x[t] = __ldg(s + from[t] * run);
+                x[t] = load_score(s + from[t] * run);
 #pragma unroll
             for (int t = 0; t < N; t++) {
                 const float w = expf(x[t] - l);

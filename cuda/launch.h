@@ -76,6 +76,33 @@ typedef struct prhs_cu_retrieve {
 } prhs_cu_retrieve;
 
 /*
+ * A decode step of which a block takes each unit, of one query head and with rows of its own, from the plan to the output. `batch` is the
+ * caller's in all of it.
+ */
+typedef struct prhs_cu_whole {
+    unsigned char *mem[PRHS_ROLES];
+    prhs_k_kv kv;
+    prhs_k_batch batch;
+    prhs_k_shape shape;
+    prhs_k_rows q, k, v, out;
+    prhs_i64 lse_off;
+    prhs_k_state state;
+    prhs_k_work work;
+    prhs_k_policy policy;
+    prhs_quotient by_units, by_block;
+    prhs_i32 appends, copies, write, validate; /* as of prhs_cu_prepare and prhs_k_append */
+    /* what only units that retrieve look at */
+    prhs_cu_score score;
+    prhs_cu_retrieve retrieve;
+    prhs_k_moments moments;
+} prhs_cu_whole;
+
+/* Its dynamic shared memory: a warp's ring, places of rows, a tile's scores a warp. */
+#define PRHS_WHOLE_RING 12288 /* bytes a warp */
+#define PRHS_WHOLE_PLACES(warps) ((warps) > 4 ? 1600 : 640)
+#define PRHS_WHOLE_SHARED(warps) ((warps) * (PRHS_WHOLE_RING + 128) + 8 * PRHS_WHOLE_PLACES(warps))
+
+/*
  * prhs_retrieve's dynamic shared memory, in words, for `room` keys: three bitmaps of so many bits, and the keys, which are looked at a few
  * at a time, past the last one too.
  */

@@ -35,7 +35,7 @@ struct reach {
     int cut, gap, last, end, whole_begin, whole_end; /* whole: rows of the middle, without a cut among them */
 };
 
-DEV reach reach_of(const job &j)
+DEV reach reach_of(const score_job &j)
 {
     return reach{ j.pages, j.cut, j.gap, j.last, j.end, whole_begin(j), whole_end(j) };
 }
@@ -100,7 +100,7 @@ DEV logsum gathered(logsum z)
 }
 
 /* The lanes' scores of 32 rows. */
-template <bool M> DEV void take_scores(const job *jobs, int pos, bool whole, float s, float *out, running<M> *x)
+template <bool M> DEV void take_scores(const score_job *jobs, int pos, bool whole, float s, float *out, running<M> *x)
 {
     const bool bad = bad_score(s);
     if (whole) {
@@ -108,7 +108,7 @@ template <bool M> DEV void take_scores(const job *jobs, int pos, bool whole, flo
         take(&x->mid, bad ? NOTHING : s);
         return;
     }
-    const job &j = jobs[opaque(warp_id())];
+    const score_job &j = jobs[opaque(warp_id())];
     const bool mine = pos < j.last && is_scored(j, pos), inside = mine && is_inside(j, pos);
     if (mine)
         out[pos] = s;
@@ -118,12 +118,12 @@ template <bool M> DEV void take_scores(const job *jobs, int pos, bool whole, flo
 
 /* The middle's rows of a batch, weighted; s: the score of the row at `pos`. */
 template <int T, int L>
-DEV void add_moments(const job *jobs, int pos, bool whole, float s, const raw8<T> (&k)[loads<T>()], running<true> *x)
+DEV void add_moments(const score_job *jobs, int pos, bool whole, float s, const raw8<T> (&k)[loads<T>()], running<true> *x)
 {
     bool inside = true;
     const bool bad = bad_score(s);
     if (!whole) {
-        const job &j = jobs[opaque(warp_id())];
+        const score_job &j = jobs[opaque(warp_id())];
         inside = pos < j.last && is_inside(j, pos);
     }
     const float top = fmaxf(x->top, warp_top(inside && !bad ? s : NOTHING));
@@ -136,11 +136,11 @@ DEV void add_moments(const job *jobs, int pos, bool whole, float s, const raw8<T
         }
         x->top = top;
     }
-    const float w = !inside ? OUTSIDE : bad ? NEVER : exp_weight(s - top);
+    const float w = !inside ? NOT_INSIDE : bad ? NEVER : exp_weight(s - top);
 #pragma unroll
     for (int i = 0; i < loads<T>(); i++) {
         float y[8], wi = __shfl_sync(FULL, w, i * (L / loads<T>()), L);
-        const bool outside = !whole && wi == OUTSIDE; /* the row may hold anything */
+        const bool outside = !whole && wi == NOT_INSIDE; /* the row may hold anything */
         wi = outside ? 0.0f : wi;
         floats_of(k[i], y);
 #pragma unroll
@@ -153,9 +153,9 @@ DEV void add_moments(const job *jobs, int pos, bool whole, float s, const raw8<T
 }
 
 template <int T, int L, bool M>
-DEV void score_rows(const prhs_k_score &a, const job *jobs, const byte *keys, const float (&q)[8], float *out, running<M> *x)
+DEV void score_rows(const prhs_k_score &a, const score_job *jobs, const byte *keys, const float (&q)[8], float *out, running<M> *x)
 {
-    const job &j = jobs[warp_id()];
+    const score_job &j = jobs[warp_id()];
     const reach r = reach_of(j);
     const int mine = row_of_lane<T, L>(), batches = L / loads<T>();
     const bool real = lane_id() % L * 8 < a.shape.dim;
@@ -207,7 +207,7 @@ template <int L> DEV void load_query(const prhs_k_score &a, byte *q, i64 row, in
 }
 
 /* The key of the middle's last token; zeros without a middle. */
-template <int T, int L> DEV void load_pivot(const prhs_k_score &a, const job &j, const byte *keys, float pivot[8])
+template <int T, int L> DEV void load_pivot(const prhs_k_score &a, const score_job &j, const byte *keys, float pivot[8])
 {
     const int c = lane_id() % L * 8;
     raw8<T> r = zero_raw<T>();
@@ -237,10 +237,10 @@ template <int L> DEV void put_moments(const prhs_k_score &a, running<true> *x, f
 }
 
 /* Head h of the unit over the chunk. */
-template <int T, int L, bool M> DEV void score_head(const prhs_cu_score &p, const job *jobs, int h)
+template <int T, int L, bool M> DEV void score_head(const prhs_cu_score &p, const score_job *jobs, int h)
 {
     const prhs_k_score &a = p.a;
-    const job &j = jobs[warp_id()];
+    const score_job &j = jobs[warp_id()];
     const byte *keys = p.mem[PRHS_R_K] + a.kv.k_off + kv_head(a, j, h) * a.kv.k_head * (T == PRHS_K_F32 ? 4 : 2);
     byte *ws = p.mem[PRHS_R_WORK];
     float q[8];
@@ -255,7 +255,7 @@ template <int T, int L, bool M> DEV void score_head(const prhs_cu_score &p, cons
         load_pivot<T, L>(a, j, keys, x.pivot);
     }
     score_rows<T, L, M>(a, jobs, keys, q, FLOATS(ws, a.work.score_off) + (j.row + h) * a.work.score_stride, &x);
-    const job &late = jobs[opaque(warp_id())];
+    const score_job &late = jobs[opaque(warp_id())];
     const i64 slot = slot_of(a, late, h);
     x.mid = gathered(x.mid);
     if (!is_whole(late, late.begin, late.end - late.begin))
@@ -268,7 +268,7 @@ template <int T, int L, bool M> DEV void score_head(const prhs_cu_score &p, cons
 
 template <int T, int L, bool M> DEV void score_heads(const prhs_cu_score &p)
 {
-    score<M>(p, [&](const job *jobs) {
+    score<M>(p, [&](const score_job *jobs) {
 #pragma unroll 1
         for (int h = 0; h < p.a.shape.unit_heads; h++)
             score_head<T, L, M>(p, jobs, h);
@@ -294,8 +294,8 @@ SCORE_LANES(bf16, PRHS_K_BF16, 6, 4)
 /* By now the verdicts are in the counts. */
 KERNEL(prhs_values, prhs_cu_score, THREADS, 4)
 {
-    score<false>(p, [&](const job *jobs) {
-        const job &j = jobs[warp_id()];
+    score<false>(p, [&](const score_job *jobs) {
+        const score_job &j = jobs[warp_id()];
 #pragma unroll 1
         for (int h0 = 0; h0 < p.a.shape.unit_heads; h0 += VALUE_HEADS)
             value_heads(p, j, h0);

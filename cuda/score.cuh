@@ -2,7 +2,7 @@
 /*
  * score: every candidate key against the decision row's queries, with the normalisers and, on demand, the moments of the middle. A warp
  * takes a chunk of absolute positions of a unit, all by itself: the block's warps meet only where units are counted. score.cu and
- * score_mma.cu say how a warp takes a chunk.
+ * score_mma.cuh say how a warp takes a chunk.
  */
 #ifndef PRHS_SCORE_CUH
 #define PRHS_SCORE_CUH
@@ -10,9 +10,11 @@
 #include "counts.cuh"
 #include "judge.cuh"
 
-#define WARPS 4
+#ifndef WARPS
+#define WARPS 4 /* of a block */
+#endif
 #define THREADS (32 * WARPS)
-#define OUTSIDE (-1.0f) /* the weight of a token that is not in the middle */
+#define NOT_INSIDE (-1.0f) /* the weight of a token that is not in the middle */
 
 /* Over scores that are neither NaN nor +inf: a lane's, or the whole warp's; sum is relative to top. */
 struct logsum {
@@ -23,7 +25,7 @@ struct logsum {
  * A chunk, the same for all lanes. Between the sinks and the middle (PSAW) nothing is scored, unless everything is: rows are counted as if
  * the tiles of 16 that lie there, which begin at `cut`, were not. See position().
  */
-struct job {
+struct score_job {
     const int *pages;
     i64 row;                          /* of the batch's heads, the unit's first */
     int query, head, chunk;           /* head: of the sequence's, the unit's first */
@@ -33,20 +35,22 @@ struct job {
     int sink_end, mid_begin, mid_end; /* sink_end: without end where everything is scored */
 };
 
-DEV int position(const job &j, int row) { return row + (row >= j.cut ? j.gap : 0); }
-DEV bool is_scored(const job &j, int pos) { return pos < j.sink_end || pos >= j.mid_begin; }
-DEV bool is_inside(const job &j, int pos) { return pos >= j.mid_begin && pos < j.mid_end; }
+DEV int position(const score_job &j, int row) { return row + (row >= j.cut ? j.gap : 0); }
+DEV bool is_scored(const score_job &j, int pos) { return pos < j.sink_end || pos >= j.mid_begin; }
+DEV bool is_inside(const score_job &j, int pos) { return pos >= j.mid_begin && pos < j.mid_end; }
 /* Whether n positions from `pos` on are the middle's and the chunk's. */
-DEV bool is_whole(const job &j, int pos, int n) { return pos >= j.mid_begin && pos + n <= min(j.mid_end, j.last); }
+DEV bool is_whole(const score_job &j, int pos, int n) { return pos >= j.mid_begin && pos + n <= min(j.mid_end, j.last); }
 
 /* Rows [begin, end) of the middle, without a cut among them. */
-DEV int whole_begin(const job &j) { return max(j.mid_begin - j.gap, j.gap ? j.cut : 0); }
-DEV int whole_end(const job &j) { return min(j.mid_end, j.last) - j.gap; }
+DEV int whole_begin(const score_job &j) { return max(j.mid_begin - j.gap, j.gap ? j.cut : 0); }
+DEV int whole_end(const score_job &j) { return min(j.mid_end, j.last) - j.gap; }
 
 /* Elements from a KV head's first row to row `in` of a page. */
 DEV i64 key_offset(const prhs_k_kv &kv, int page, int in) { return steps(page_id(kv, page), kv.k_page) + steps((unsigned)in, kv.k_token); }
 
+#ifndef COUNTS
 #define COUNTS 8                  /* units that a thread counts */
+#endif
 #define WINDOW (COUNTS * THREADS) /* units that are counted together */
 
 /* How many chunks each unit has. */
@@ -206,7 +210,7 @@ DEV bool next_chunk(const prhs_cu_score &p, warp_turns *t, const int *prefix, bo
 }
 
 /* The job becomes that of the unit's chunk `item`. */
-DEV void cut_chunk(job *j, int item)
+DEV void cut_chunk(score_job *j, int item)
 {
     j->chunk = item;
     j->begin = item * j->size;
@@ -223,14 +227,14 @@ DEV void cut_chunk(job *j, int item)
 }
 
 /* Item `item` of unit i. */
-DEV job job_of(const prhs_cu_score &p, int i, int item)
+DEV score_job job_of(const prhs_cu_score &p, int i, int item)
 {
     const prhs_k_score &a = p.a;
     const byte *ws = p.mem[PRHS_R_WORK];
     const int b = (int)((unsigned)i / (unsigned)a.shape.units);
     /* A unit whose list has just failed is still on its way to what it shares no more. */
     const prhs_set &set = ((const prhs_set *)(ws + (a.moments && a.work.fresh_off != PRHS_NONE ? a.work.fresh_off : a.work.set_off)))[i];
-    job j;
+    score_job j;
     j.sink_end = set.sink_end;
     j.mid_begin = set.mid_begin;
     j.mid_end = set.mid_end;
@@ -251,10 +255,10 @@ DEV job job_of(const prhs_cu_score &p, int i, int item)
 }
 
 /* A head of the batch has its chunks' norms and moments from here on. */
-DEV i64 slot_of(const prhs_k_score &a, const job &j, int h) { return (j.row + h) * a.work.score_chunks + j.chunk; }
+DEV i64 slot_of(const prhs_k_score &a, const score_job &j, int h) { return (j.row + h) * a.work.score_chunks + j.chunk; }
 
 /* KV head of the unit's head h. */
-DEV int kv_head(const prhs_k_score &a, const job &j, int h) { return (int)((unsigned)(j.head + h) / (unsigned)a.shape.group); }
+DEV int kv_head(const prhs_k_score &a, const score_job &j, int h) { return (int)((unsigned)(j.head + h) / (unsigned)a.shape.group); }
 
 /*
  * work(job) for each of the warp's chunks. The job lies in shared memory, where what is seldom needed of it may be read when it is: see
@@ -263,7 +267,7 @@ DEV int kv_head(const prhs_k_score &a, const job &j, int h) { return (int)((unsi
 template <bool M, class Work> DEV void score(const prhs_cu_score &p, Work work)
 {
     __shared__ int prefix[WINDOW];
-    __shared__ job jobs[WARPS];
+    __shared__ score_job jobs[WARPS];
     grid_begin(p);
     const tally c = tally_of<M>(p);
     warp_turns t = turns_of(p);
@@ -273,7 +277,7 @@ template <bool M, class Work> DEV void score(const prhs_cu_score &p, Work work)
         while (next_chunk(p, &t, prefix, &again, &item)) {
             __syncwarp();
             if (!again) {
-                const job j = job_of(p, t.first + t.unit, item);
+                const score_job j = job_of(p, t.first + t.unit, item);
                 if (lane_id() == 0)
                     jobs[warp_id()] = j;
             } else if (lane_id() == 0) {

@@ -9,7 +9,9 @@
 
 #include "counts.cuh"
 
-#define WARPS 4
+#ifndef WARPS
+#define WARPS 4 /* of a block */
+#endif
 #define THREADS (32 * WARPS)
 
 /* A chunk of work, the same for all lanes of the warp. */

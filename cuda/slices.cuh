@@ -12,7 +12,7 @@
 DEV int slice_groups(const candidates &c) { return (c.each * c.run + GROUP - 1) / GROUP; }
 
 /* Keys of `samples` bits, in pairs of neighbours, into the room, and zeros after them. */
-template <bool RAW> DEV void sample_keys(const prhs_k_select &a, const job &j, int samples, unsigned *room, reach *seen)
+template <bool RAW> DEV void sample_keys(const prhs_k_select &a, const unit_task &j, int samples, unsigned *room, reach *seen)
 {
     const key_source<RAW> s = source_of<RAW>(a, j);
     const unsigned stride = j.c.n / (samples / 2);
@@ -39,7 +39,7 @@ template <bool RAW> DEV void sample_keys(const prhs_k_select &a, const job &j, i
 struct guess {
     int samples, rank, most; /* rank: of the samples. most: 0 where all have to be kept */
 };
-DEV guess guess_of(const job &j)
+DEV guess guess_of(const unit_task &j)
 {
     const int n = j.c.n;
     guess g = { PRHS_RETRIEVE_SAMPLE(j.c.run), 0, 0 };
@@ -53,7 +53,7 @@ DEV guess guess_of(const job &j)
 }
 
 /* A key that more than the best `keep` of the unit reach, as far as a sample can tell; 1, that all reach, where few would not. */
-DEV unsigned guess_low(const prhs_k_select &a, const job &j, const space &mem, const guess &g, topk_shared *sh)
+DEV unsigned guess_low(const prhs_k_select &a, const unit_task &j, const space &mem, const guess &g, topk_shared *sh)
 {
     const int samples = g.samples;
     if (!g.most)
@@ -67,7 +67,7 @@ DEV unsigned guess_low(const prhs_k_select &a, const job &j, const space &mem, c
 }
 
 /* Keeps all places of a slice, whose keys are in the room. */
-DEV void keep_all(const job &j, int begin, int n, const unsigned *room)
+DEV void keep_all(const unit_task &j, int begin, int n, const unsigned *room)
 {
     for (int i = threadIdx.x; i < (n + 31) / 32 * 32; i += blockDim.x) {
         const unsigned in = __ballot_sync(FULL, i < n);
@@ -81,7 +81,7 @@ DEV void keep_all(const job &j, int begin, int n, const unsigned *room)
 }
 
 /* Keeps the keys of a slice from `low` on, all where it is 1, and sums up the tokens of the others. The keys are in the room. */
-DEV void leave_slice(const prhs_k_select &a, const job &j, const space &mem, int slice, unsigned low)
+DEV void leave_slice(const prhs_k_select &a, const unit_task &j, const space &mem, int slice, unsigned low)
 {
     const int begin = slice * j.c.each, n = min(j.c.each, j.c.n - begin), heads = a.shape.unit_heads;
     unsigned *const bits = mem.bits, *const inside = j.left.inside + (begin >> 5), *keys = j.left.keys + begin;
@@ -111,7 +111,7 @@ DEV void leave_slice(const prhs_k_select &a, const job &j, const space &mem, int
 }
 
 /* The same from registers, of the slice that j.held is. False: they do not hold it, or the rule is another. */
-DEV bool leave_in_registers(const job &j, int slice, unsigned low, topk_shared *sh)
+DEV bool leave_in_registers(const unit_task &j, int slice, unsigned low, topk_shared *sh)
 {
     const int begin = slice * j.c.each, groups = held_groups(j.c.each);
     if (low <= 1 || j.c.run > 1 || groups > 2)
@@ -125,7 +125,7 @@ DEV bool leave_in_registers(const job &j, int slice, unsigned low, topk_shared *
 }
 
 /* All slices anew, with all places. Ends with a barrier. */
-DEV_CALL void keep_everything(const prhs_k_select &a, const job &j, unsigned *room)
+DEV_CALL void keep_everything(const prhs_k_select &a, const unit_task &j, unsigned *room)
 {
     reach seen;
     for (int begin = 0; begin < j.c.n; begin += j.c.each) {
@@ -155,7 +155,7 @@ DEV bool comes_last(int *arrived, int slices)
 }
 
 /* Keys that the slices before `slice` have kept; by a warp. */
-DEV int kept_before(const job &j, int slice)
+DEV int kept_before(const unit_task &j, int slice)
 {
     int sum = 0;
     for (int i = lane_id(); i < slice; i += 32)
@@ -164,7 +164,7 @@ DEV int kept_before(const job &j, int slice)
 }
 
 /* What the slices have kept comes together in the room: warps share slices. */
-DEV void fetch_kept(const job &j, unsigned *room, reach *seen)
+DEV void fetch_kept(const unit_task &j, unsigned *room, reach *seen)
 {
     const int warps = blockDim.x >> 5, slices = j.c.slices, each = max(warps / slices, 1), teams = warps / each;
     const int team = warp_id() / each, lane = warp_id() % each * 32 + lane_id();
@@ -181,7 +181,7 @@ DEV void fetch_kept(const job &j, unsigned *room, reach *seen)
 }
 
 /* Where the list is to be chosen from, when all slices are done. False: nothing is summed up, every place has a key. */
-DEV_CALL bool gather_kept(const prhs_k_select &a, const job &j, const space mem, unsigned low, int most, chosen_from *from, reach *seen)
+DEV_CALL bool gather_kept(const prhs_k_select &a, const unit_task &j, const space mem, unsigned low, int most, chosen_from *from, reach *seen)
 {
     int total = kept_before(j, j.c.slices);
     if (low > 1 && (total < j.c.keep || total > most)) {
@@ -201,7 +201,7 @@ DEV_CALL bool gather_kept(const prhs_k_select &a, const job &j, const space mem,
 }
 
 /* The slices' groups in which dilation has taken something from what was summed up: anew. */
-DEV void sum_dilated(const prhs_k_select &a, const job &j)
+DEV void sum_dilated(const prhs_k_select &a, const unit_task &j)
 {
     const int groups = slice_groups(j.c), heads = a.shape.unit_heads, run = j.c.run;
     for (int i = warp_id(); i < j.c.slices * groups; i += blockDim.x >> 5) {
@@ -224,7 +224,7 @@ DEV void sum_dilated(const prhs_k_select &a, const job &j)
  * Sums up what the slices have kept and the list has not taken, beside what they have summed up. others: how many that are, where they are
  * in the room after the list already. Returns the number of all groups.
  */
-DEV_CALL int sum_kept(const prhs_k_select &a, const job &j, unsigned *room, int others)
+DEV_CALL int sum_kept(const prhs_k_select &a, const unit_task &j, unsigned *room, int others)
 {
     const unsigned *marks = j.marks, *inside = j.left.inside;
     const int groups = j.c.slices * slice_groups(j.c), heads = a.shape.unit_heads;
@@ -238,7 +238,7 @@ DEV_CALL int sum_kept(const prhs_k_select &a, const job &j, unsigned *room, int 
 }
 
 /* The slices' parts in the room, where it holds them. Has barriers. */
-DEV const dropped_part *bring_parts(const job &j, const space &mem, int n)
+DEV const dropped_part *bring_parts(const unit_task &j, const space &mem, int n)
 {
     if (j.c.slices == 1 || 4 * n > j.cap)
         return nullptr;
@@ -257,7 +257,7 @@ DEV const dropped_part *bring_parts(const job &j, const space &mem, int n)
  * The list, and after it in the room the others of what the slices have kept, from what is chosen of it; returns how many are listed. Every
  * thread knows from the counts before its words where both go on. Ends with a barrier.
  */
-DEV_CALL int list_kept(const job &j, unsigned *room, const unsigned *chosen)
+DEV_CALL int list_kept(const unit_task &j, unsigned *room, const unsigned *chosen)
 {
     int *const listed = (int *)room, *const others = listed + j.c.keep;
     const int words = (j.c.n + 31) >> 5;

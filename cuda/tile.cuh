@@ -10,8 +10,8 @@
 
 /* T: dtype of the rows; L: lanes a row; HB: heads; LOADS: rows that a lane has in flight. */
 template <int T, int L, int HB, int LOADS> struct tile {
-    static const int ROWS = 32 / L;          /* rows a load */
-    static const int TOKENS = ROWS * LOADS;  /* rows a tile */
+    static const int AT_ONCE = 32 / L;         /* rows a load */
+    static const int TOKENS = AT_ONCE * LOADS;  /* rows a tile */
     static const int VALUES = LOADS * HB;    /* scores that a lane has a part of */
     static const int WHOLE = VALUES > L ? VALUES / L : 1; /* scores that a lane ends up with */
 
@@ -61,7 +61,7 @@ template <int T, int L, int HB, int LOADS> DEV void score_rows(const raw8<T> *k,
     spread_sum<tl::VALUES, L>(part, &off);
 #pragma unroll
     for (int f = 0; f < tl::WHOLE; f++) {
-        const int i = off + f, token = i / HB * tl::ROWS + lane_id() / L;
+        const int i = off + f, token = i / HB * tl::AT_ONCE + lane_id() / L;
         s[token * HB + i % HB] = part[f];
     }
 }

@@ -11,6 +11,16 @@
 
 #define DEV_MEMBER __device__ __forceinline__
 
+/* Scores, which an earlier launch wrote; or (ONE_LAUNCH) this block itself, so that they must not be taken for read-only. */
+DEV float load_score(const float *p)
+{
+#ifdef ONE_LAUNCH
+    return *p;
+#else
+    return __ldg(p);
+#endif
+}
+
 #define BINS 2048
 #define PAST 128                  /* keys that are looked at past the end, at most */
 #define FEW 512                   /* keys that are ranked against each other, at most */
@@ -153,7 +163,10 @@ template <class Rule> DEV void count_keys(const unsigned *keys, int n, const Rul
     each_bin(keys, n, rule, [&](int, unsigned, int b) { atomicAdd(&sh->bins[min((unsigned)b, (unsigned)BINS)], 1u); });
 }
 
-#define EACH (BINS / PRHS_RETRIEVE_LEAST) /* bins of a thread, at most */
+#ifndef LEAST_THREADS
+#define LEAST_THREADS PRHS_RETRIEVE_LEAST /* of a block */
+#endif
+#define EACH (BINS / LEAST_THREADS) /* bins of a thread, at most */
 
 /* The bin of a rank, counted from 1 in the order of the bins; of the last key where there are fewer. */
 DEV found_bin find_bin(topk_shared *sh, int rank)

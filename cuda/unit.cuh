@@ -13,7 +13,7 @@ struct leavings {
 };
 
 /* A unit, the same for all threads of the block. */
-struct job {
+struct unit_task {
     entry e;
     prhs_set set;
     i64 b;
@@ -43,7 +43,7 @@ struct chosen_from {
     bool in_room;
 };
 
-template <bool RAW> DEV key_source<RAW> source_of(const prhs_k_select &a, const job &j)
+template <bool RAW> DEV key_source<RAW> source_of(const prhs_k_select &a, const unit_task &j)
 {
     return key_source<RAW>{ j.scores + j.c.origin, j.lse, a.work.score_stride, j.c.n, j.c.n - j.c.runs, j.c.run, a.shape.unit_heads,
                             a.policy.join == PRHS_K_JOIN_MAX };
@@ -69,7 +69,7 @@ template <class Bits> DEV word_share share_words(int n, Bits bits)
 }
 
 /* The chosen ones of the keys as the unit's marks. Ends with a barrier. */
-DEV_CALL void mark_places(const job &j, const chosen_from &from)
+DEV_CALL void mark_places(const unit_task &j, const chosen_from &from)
 {
     if (!from.inside)
         return;
@@ -85,7 +85,7 @@ DEV_CALL void mark_places(const job &j, const chosen_from &from)
 }
 
 /* Keys at forced places become 0. Ends with a barrier. */
-DEV_CALL void leave_out(const job &j, const chosen_from &from)
+DEV_CALL void leave_out(const unit_task &j, const chosen_from &from)
 {
     word_share s = share_words(j.c.n, [&](int w) { return from.inside ? from.inside[w] : ~0u; });
     for (int w = s.first; w < s.end; w++) {
@@ -98,7 +98,7 @@ DEV_CALL void leave_out(const job &j, const chosen_from &from)
 }
 
 /* The neighbours of the marked runs, as far as there are such runs; returns their number. Ends with a barrier. */
-DEV_CALL int spread(const prhs_k_select &a, const job &j)
+DEV_CALL int spread(const prhs_k_select &a, const unit_task &j)
 {
     const int words = (j.c.n + 31) >> 5, skew = j.c.n - j.c.runs;
     const unsigned *marks = j.marks;
@@ -124,7 +124,7 @@ DEV_CALL int spread(const prhs_k_select &a, const job &j)
 }
 
 /* Marks what the list takes. Ends with a barrier. */
-DEV void mark_best(const prhs_k_select &a, const job &j, const space &mem, const chosen_from &from, const reach &seen, topk_shared *sh)
+DEV void mark_best(const prhs_k_select &a, const unit_task &j, const space &mem, const chosen_from &from, const reach &seen, topk_shared *sh)
 {
     const int m = min(a.policy.dilate_m, j.c.keep), words = (j.c.n + 31) >> 5;
     int want = j.c.keep;
@@ -155,7 +155,7 @@ DEV void mark_best(const prhs_k_select &a, const job &j, const space &mem, const
 }
 
 /* put(index, place) for the bits that `bits` says, ascending; returns their number. Ends with a barrier. */
-template <class Bits> DEV int collect(const job &j, int *to, int cap, Bits bits)
+template <class Bits> DEV int collect(const unit_task &j, int *to, int cap, Bits bits)
 {
     word_share s = share_words(j.c.n, bits);
     for (int w = s.first; w < s.end; w++)
@@ -167,7 +167,7 @@ template <class Bits> DEV int collect(const job &j, int *to, int cap, Bits bits)
 }
 
 /* The marked runs' positions, ascending; returns their number, at most the list's room. A barrier has to follow. */
-DEV int write_list(const job &j, const space &mem)
+DEV int write_list(const unit_task &j, const space &mem)
 {
     int *const staged = (int *)mem.room, *const list = j.list;
     const unsigned *marks = j.marks;
@@ -182,7 +182,7 @@ DEV int write_list(const job &j, const space &mem)
 /* --- keys --- */
 
 /* Keys of bits [begin, end) and some more into the room, 0 where there is none. begin: a multiple of 32. Adds them to *seen. */
-template <bool RAW> DEV void fill_room(const prhs_k_select &a, const job &j, int begin, int end, unsigned *room, reach *seen)
+template <bool RAW> DEV void fill_room(const prhs_k_select &a, const unit_task &j, int begin, int end, unsigned *room, reach *seen)
 {
     source_of<RAW>(a, j).each_key(begin, end, [&](int i, unsigned k) {
         seen->add(k);

@@ -36,7 +36,7 @@ DEV void floats_of_word(int dtype, const uint4 &w, float y[8])
 }
 
 /* Rows [base, base + 32) before the end: a lane finds a row and its weights, then `width` lanes share each. */
-DEV void add_values(const prhs_k_score &a, const job &j, int base, value_job *x)
+DEV void add_values(const prhs_k_score &a, const score_job &j, int base, value_job *x)
 {
     const int lane = lane_id(), per = 32 / x->width, n = min(32, x->end - base);
     const i64 at = place_of(a.kv, j.pages, min(base + lane, x->end - 1), x->head).v;
@@ -94,7 +94,7 @@ DEV void put_values(const prhs_k_score &a, value_job *x, int first, int each, fl
 }
 
 /* Heads [h0, h0 + VALUE_HEADS) of the unit over the job's chunk. */
-DEV void value_heads(const prhs_cu_score &p, const job &j, int h0)
+DEV void value_heads(const prhs_cu_score &p, const score_job &j, int h0)
 {
     const prhs_k_score &a = p.a;
     const int each = a.kv.dtype == PRHS_K_F32 ? 4 : 8, words = (a.shape.dim + each - 1) / each;

@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Launches: neighbours that one kernel serves are found here. Nothing allocates, loads or waits. */
-#include "host.h"
+#include "fill.h"
 
 #include <string.h>
-
-#include "../../cuda/launch.h"
 
 /* More decode rows a sequence than this are appended by a launch of their own, with a block a head. */
 #define PREPARE_ROWS 8
@@ -18,6 +16,7 @@ typedef union launch {
     prhs_cu_serve serve;
     prhs_cu_retrieve retrieve;
     prhs_cu_close close;
+    prhs_cu_whole whole;
 #define X(NAME, name, ...) prhs_cu_##name name;
 #include "../kernels.def"
 #undef X
@@ -73,11 +72,7 @@ static size_t together(const prhs_op *ops, size_t n, launch *l, const prhs_op **
     return 2;
 }
 
-static prhs_quotient quotient_by(prhs_i32 divisor) {
-    return (prhs_quotient){ divisor, UINT32_MAX / (prhs_u32)(divisor > 0 ? divisor : 1) };
-}
-
-static prhs_copies copies_of(const prhs_k_append *a) {
+prhs_copies prhs_nv_copies(const prhs_k_append *a) {
     if (!a->write || a->validate || a->k.dtype != a->kv.dtype || a->v.dtype != a->kv.dtype)
         return PRHS_COPIES_NOT;
     if (a->state.vsum_off == PRHS_NONE)
@@ -95,11 +90,11 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
         else
             memset(&l->prepare.append, 0, sizeof l->prepare.append);
         l->prepare.plan = leader->args.plan;
-        l->prepare.by_units = quotient_by(leader->args.plan.shape.units);
-        l->prepare.by_kv_heads = quotient_by(leader->args.plan.shape.kv_heads);
-        l->prepare.by_block = quotient_by(leader->args.plan.policy.block);
+        l->prepare.by_units = prhs_nv_quotient(leader->args.plan.shape.units);
+        l->prepare.by_kv_heads = prhs_nv_quotient(leader->args.plan.shape.kv_heads);
+        l->prepare.by_block = prhs_nv_quotient(leader->args.plan.policy.block);
         l->prepare.appends = count > 1;
-        l->prepare.copies = count > 1 ? copies_of(&ops[0].args.append) : PRHS_COPIES_NOT;
+        l->prepare.copies = count > 1 ? prhs_nv_copies(&ops[0].args.append) : PRHS_COPIES_NOT;
         return sizeof l->prepare;
     case PRHS_OP_ATTEND:
         l->serve.attend = leader->args.attend;
@@ -123,8 +118,8 @@ static size_t fill(launch *l, const prhs_op *ops, size_t count, const prhs_op *l
             memset(&l->close.moments, 0, sizeof l->close.moments);
         l->close.has_moments = moments != NULL;
         l->close.reserved = 0;
-        l->close.by_heads = quotient_by(leader->args.finish.shape.heads);
-        l->close.by_unit_heads = quotient_by(leader->args.finish.shape.unit_heads);
+        l->close.by_heads = prhs_nv_quotient(leader->args.finish.shape.heads);
+        l->close.by_unit_heads = prhs_nv_quotient(leader->args.finish.shape.unit_heads);
         return sizeof l->close;
     default: break;
     }
@@ -256,6 +251,39 @@ static prhs_status enqueue(step *s, const prhs_op *ops, size_t n, prhs_i32 pass,
     return send_all(s, l, leader, ops, *count);
 }
 
+/* Enters the buffers of all ops; false where two of them disagree. */
+static bool add_all_mems(launch *l, const prhs_op *ops, size_t n) {
+    memset(l->mem, 0, sizeof l->mem);
+    for (size_t i = 0; i < n; i++) {
+        prhs_op op = ops[i];
+        /* Where plan leaves the sequences in the workspace, others look there. */
+        for (int k = 0; op.kind != PRHS_OP_APPEND && op.kind != PRHS_OP_PLAN && k < prhs_op_mems(op.kind); k++)
+            op.mem[k] = prhs_nv_role(op.kind, k) == PRHS_R_SEQS ? NULL : op.mem[k];
+        if (!add_mems(l, &op))
+            return false;
+    }
+    return true;
+}
+
+/* All ops at once, where one kernel takes units whole; *done: it does. */
+static prhs_status enqueue_whole(step *s, const prhs_op *ops, size_t n, bool *done) {
+    prhs_nv_device *dev = prhs_nv_device_of(s->queue->dev);
+    launch *l = &s->args[0];
+    prhs_op_key key;
+    *done = prhs_nv_whole(dev, ops, n, &key, &l->whole) && add_all_mems(l, ops, n);
+    if (!*done)
+        return PRHS_OK;
+    const prhs_nv_variant *variant = prhs_nv_find(dev, &key);
+    if (!variant)
+        return prhs_fail(&dev->head.log, PRHS_ERR_STATE, "cuda: a step was never prepared for this head size and these dtypes");
+    memcpy(l->whole.score.mem, l->mem, sizeof l->mem);
+    memcpy(l->whole.retrieve.mem, l->mem, sizeof l->mem);
+    tell_first(dev, variant->kernel, ops, n);
+    s->launches[s->count] = (prhs_nv_launch){ .kernel = variant->kernel, .args = l };
+    prhs_nv_whole_size(dev, &l->whole, &s->launches[s->count++], variant->grid);
+    return PRHS_OK;
+}
+
 /* attend finds rows by 32-bit distances of 16 bytes from a KV head's first one. */
 static prhs_status check_reach(prhs_queue *queue, const prhs_op *ops, size_t n) {
     for (size_t i = 0; i < n; i++) {
@@ -280,7 +308,9 @@ prhs_status prhs_nv_ops_enqueue(prhs_queue *queue, const prhs_op *ops, size_t n)
     step s;
     s.queue = queue;
     s.count = 0;
-    for (size_t i = 0, count = 1; i < n && status == PRHS_OK; i += count) {
+    bool done = false;
+    status = enqueue_whole(&s, ops, n, &done);
+    for (size_t i = 0, count = 1; !done && i < n && status == PRHS_OK; i += count) {
         status = enqueue(&s, ops + i, n - i, pass, &count, &moments);
         pass += ops[i].kind == PRHS_OP_ATTEND;
     }

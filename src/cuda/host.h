@@ -93,6 +93,9 @@ typedef struct prhs_nv_launch {
 /* In place of an op key's moments, of score and attend: the kernel that counts their chunks where no plan has. */
 #define PRHS_NV_COUNTS 16
 
+/* The same of score, or'ed with them: the kernel that takes units from their plan to their output. */
+#define PRHS_NV_WHOLE 32
+
 #define PRHS_NV_CHAIN_MAX 10
 
 /* An executable graph of so many kernels, one after the other. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What is decided and loaded before anything runs. */
-#include "host.h"
+#include "fill.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -87,7 +87,7 @@ static prhs_status prepare(prhs_nv_device *dev, const prhs_op_key *key, const pr
     v->key = *key;
     v->kernel = kernel;
     /* Blocks that take turns are all resident; of a sized kernel it is known with the size how many are. */
-    const unsigned tuned = prhs_tuning_groups(&dev->head.tuning, key);
+    const unsigned tuned = key->moments & PRHS_NV_WHOLE ? 0 : prhs_tuning_groups(&dev->head.tuning, key);
     v->grid = choice->sized ? UINT_MAX : kernel->resident * units_of(dev);
     if (tuned && tuned <= v->grid / units_of(dev))
         v->grid = tuned * units_of(dev);
@@ -98,7 +98,7 @@ static prhs_status prepare(prhs_nv_device *dev, const prhs_op_key *key, const pr
 
 /* What a key has in place of its moments for the kernel that may be launched before its own; the same: there is none. */
 static prhs_i32 launched_before(const prhs_op_key *key) {
-    if (key->moments == PRHS_NV_COUNTS || (key->kind != PRHS_OP_SCORE && key->kind != PRHS_OP_ATTEND))
+    if (key->moments >= PRHS_NV_COUNTS || (key->kind != PRHS_OP_SCORE && key->kind != PRHS_OP_ATTEND))
         return key->moments;
     return key->moments == PRHS_K_MOMENTS_VALUES ? PRHS_K_MOMENTS_KEYS : PRHS_NV_COUNTS;
 }
@@ -114,6 +114,13 @@ prhs_status prhs_nv_op_prepare(prhs_device *device, const prhs_op_key *key) {
         prhs_op_key first = *key;
         first.moments = before;
         prhs_status status = prhs_nv_op_prepare(device, &first);
+        if (status != PRHS_OK)
+            return status;
+    }
+    if (prhs_nv_whole_exists(dev, key)) {
+        prhs_op_key whole = *key;
+        whole.moments |= PRHS_NV_WHOLE;
+        prhs_status status = prhs_nv_op_prepare(device, &whole);
         if (status != PRHS_OK)
             return status;
     }

@@ -76,6 +76,15 @@ static void choose_sharing(const prhs_nv_device *dev, const prhs_op_key *key, pr
         *why = "one kernel serves every legal shape";
         return;
     }
+    if (key->moments & PRHS_NV_WHOLE) {
+        snprintf(choice->name, sizeof choice->name, "prhs_whole_%s_d%d%s", dtype_name(key->kv_dtype), 64 << rung(key->dim, 64, 2),
+                 key->moments & PRHS_K_MOMENTS_KEYS ? "_m" : "");
+        choice->file = "whole";
+        choice->shared = PRHS_WHOLE_SHARED(8);
+        choice->threads = 256; /* or half of them: see whole.c */
+        *why = "a head has its own rows";
+        return;
+    }
     const char *stem = kernels[key->kind].stem, *dtype = dtype_name(key->kv_dtype), *moments = key->moments ? "_m" : "";
     const bool score = key->kind == PRHS_OP_SCORE;
     if (score && key->moments == PRHS_K_MOMENTS_VALUES) { /* score's second kernel */

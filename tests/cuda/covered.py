@@ -16,7 +16,7 @@ import sys
 GROUPS = ["retrieve", "attend", "merge", "gate"]
 MORE = ["append", "prefill", "session", "graph"]
 # Without PRHS_CAP_TENSOR prompts of 16-bit K/V take the kernels that tensor cores replace.
-RUNS = [["--filter", "target/equals, just enough"], ["--filter", "recall/3 of G3 D64"], ["--filter", "variants/"], ["--filter", "variants/", "--caps", "fffffff7"]]
+RUNS = [["--filter", "whole/cis"], ["--filter", "target/equals, just enough"], ["--filter", "recall/3 of G3 D64"], ["--filter", "variants/"], ["--filter", "variants/", "--caps", "fffffff7"]]
 
 
 def kernels(build):
@@ -45,7 +45,9 @@ def main():
     more = [word for word in more if word != "--brief"]
     for run in RUNS + [["--quick", "--filter", group + "/"] for group in GROUPS + ([] if brief else MORE)]:
         command = [*prefix, tests, "--backend", "cuda", "--kernels", *more, *run]
-        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        # Emulated: multiprocessors enough for one launch to serve a step.
+        env = {**os.environ, "PRHS_FAKE_CUDA_SMS": "70"} if "whole/cis" in run else None
+        done = subprocess.run(command, text=True, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         for kind, name in re.findall(r"^launched (kernel|op) (\w+)$", done.stdout, re.M):
             seen[kind].add(name)
         found = re.search(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", done.stdout, re.M)

@@ -17,6 +17,9 @@ const t_shape t_shapes[S_COUNT] = {
     [S_G2_D64] = { "G2 D64 f16 o16", 4, 2, 64, PRHS_F16, PRHS_F32, PRHS_F16 },
     [S_MANY_G1] = { "64 heads D64 f16", 64, 64, 64, PRHS_F16, PRHS_F16, PRHS_F32 },
     [S_MANY_G2] = { "64 heads G2 D64 bf16", 64, 32, 64, PRHS_BF16, PRHS_F32, PRHS_F32 },
+    /* With seven sequences two units and three a multiprocessor of a large GPU. */
+    [S_20_D80] = { "20 heads D80 f16", 20, 20, 80, PRHS_F16, PRHS_F16, PRHS_F32 },
+    [S_40_D128] = { "40 heads D128 bf16", 40, 40, 128, PRHS_BF16, PRHS_F32, PRHS_F32 },
 };
 
 static size_t span(uint32_t pages, const t_layout *l, uint32_t heads, uint32_t dim, int64_t page, int64_t token, int64_t head) {

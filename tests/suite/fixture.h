@@ -15,7 +15,7 @@ typedef struct t_shape {
     prhs_dtype kv, q, out;
 } t_shape;
 
-enum { S_G1_D32, S_G3_D64, S_G4_D128, S_MQA_D80, S_G16_D40, S_G3_D96, S_G4_D256, S_G1_D128, S_G2_D64, S_MANY_G1, S_MANY_G2, S_COUNT };
+enum { S_G1_D32, S_G3_D64, S_G4_D128, S_MQA_D80, S_G16_D40, S_G3_D96, S_G4_D256, S_G1_D128, S_G2_D64, S_MANY_G1, S_MANY_G2, S_20_D80, S_40_D128, S_COUNT };
 extern const t_shape t_shapes[S_COUNT];
 
 typedef struct t_layout {

@@ -145,3 +145,19 @@ static const char *row_name(int row) { return rows[row].name; }
 static void run(t_ctx *t, int row) { r_run(t, &rows[row], R_LIVE, 200); }
 
 const t_group t_group_session = { "session", sizeof rows / sizeof *rows, 8, row_name, run };
+
+/* Many units of one head each, of sequences that are short: what a backend may serve a block a unit. */
+static const r_row short_rows[] = {
+    { "cis-mass", "cis-mass", S_20_D80, NHD, 1, 1, SUM, 0, all_sparse, 0, 20 },
+    { "cis", "cis", S_40_D128, HND, 1, 1, SUM, 0, NULL, 0, 20 },
+    { "cis with a low threshold", "cis", S_20_D80, P1, 1, 1, SUM, 0, tau_low, 0, 20 },
+    { "cis-mass, loose", "cis-mass", S_40_D128, P256, 1, 1, SUM, 0, loose, 0, 20 },
+    { "cpe in runs", "cpe", S_20_D80, HND, 1, 4, SUM, 0, one_best, 0, 20 },
+    { "PSAW cis-mass", "cis-mass", S_40_D128, NHD, 1, 1, SUM, 0, psaw_mass, 0, 20 },
+};
+
+static const char *short_name(int row) { return short_rows[row].name; }
+
+static void run_short(t_ctx *t, int row) { r_run(t, &short_rows[row], R_LIVE, 200); }
+
+const t_group t_group_whole = { "whole", sizeof short_rows / sizeof *short_rows, 2, short_name, run_short };

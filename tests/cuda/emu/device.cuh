@@ -193,6 +193,7 @@ template <class T> DEV const T *emu_aligned(const void *p)
 }
 
 DEV void bring_closer(const void *) {}
+DEV void bring_near(const void *) {}
 DEV uint4 load_stream(const void *p) { return *emu_aligned<uint4>(p); }
 DEV uint4 load_stream_or_zero(const void *p, bool real) { return real ? load_stream(p) : make_uint4(0, 0, 0, 0); }
 DEV float4 load_shared_result(const float *p) { return *emu_aligned<float4>(p); }
