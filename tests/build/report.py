@@ -209,6 +209,24 @@ def numbered(figure):
     check(names and texts == sorted(rows[n] for n in names), f"'{figure.find('figcaption').text}': {len(texts)} numbers beside marks")
 
 
+def apart(figure):
+    """No number lies on another one where text is largest (14 units high in a narrow page, a digit 9 wide), nor beside the drawing."""
+    at = [(t.text, float(t.get("x")), float(t.get("y"))) for t in figure.iter(SVG + "text") if t.get("class") == "middle small halo"]
+    width, name = 9, figure.find("figcaption").text
+    for i, (a, x, y) in enumerate(at):
+        if x - width * len(a) / 2 < 0 or x + width * len(a) / 2 > 600:
+            check(False, f"'{name}': {a} is cut off")
+        for b, u, v in at[i + 1:]:
+            across, down = width * (len(a) + len(b)) / 2 - abs(x - u), 14 - abs(y - v)
+            if across > 3 and down > 6:
+                check(False, f"'{name}': {a} lies on {b}")
+    for t in figure.iter(SVG + "text"):
+        if t.get("class") == "middle" and t.get("x") and t.text.replace(".", "").isdigit(): # along the axis, 16 high
+            if float(t.get("x")) + sum(5.1 if c == "." else 10.2 for c in t.text) / 2 > 600:
+                check(False, f"'{name}': {t.text} is cut off")
+    return len(at)
+
+
 def recorded(tool):
     files = sorted((ROOT / "bench").glob("fidelity/*.json")) + sorted((ROOT / "bench").glob("performance/**/*.json"))
     documents = [json.loads(f.read_text(encoding="utf-8")) for f in files]
@@ -221,6 +239,8 @@ def recorded(tool):
     for f in figures:
         if "against ρ" in f.find("figcaption").text:
             numbered(f)
+    placed = sum(apart(f) for f in figures if f.find("figcaption").text.startswith(("Loss", "Estimated", "Output error against", "Time against")))
+    check(placed > 150, f"{placed} numbers beside marks, apart")
     lost = missing(tree, *documents)
     check(not lost, f"{sum(1 for d in documents for _ in numbers(d))} numbers are in tables {lost[:5]}")
     count = sum(marks("recorded documents", f) for f in figures if not f.find("figcaption").text.startswith(("δ by", "Output error by")))

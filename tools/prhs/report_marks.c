@@ -24,7 +24,7 @@ typedef struct box {
     double left, top, right, bottom;
 } box;
 
-enum { HEIGHT = 12, AROUND = 6 };
+enum { HEIGHT = 14, AROUND = 6, RINGS = 4, PASSES = 4 };
 
 /* Around a label whose text is centred at x, y. */
 static box box_of(const label_place *l) { return (box){ l->x - l->width / 2, l->y - HEIGHT / 2.0, l->x + l->width / 2, l->y + HEIGHT / 2.0 }; }
@@ -34,26 +34,40 @@ static double overlap(const box *a, const box *b) {
     return w > 0 && h > 0 ? w * h : 0;
 }
 
+/* What is against a label there: other labels' marks and texts, those from `placed` on excepted, which have no place yet. */
+static double cost_of(const label_place *at, const label_place *labels, const box *marks, size_t count, size_t own, size_t placed,
+                      const box *room) {
+    const box b = box_of(at);
+    double cost = b.left < room->left || b.top < room->top || b.right > room->right || b.bottom > room->bottom ? 1000 : 0;
+    for (size_t j = 0; j < count; j++) {
+        const box other = box_of(&labels[j]);
+        cost += overlap(&b, &marks[j]) * 2 + (j < placed && j != own ? overlap(&b, &other) * 4 : 0);
+    }
+    return cost;
+}
+
 void labels_place(label_place *labels, size_t count, double left, double top, double right, double bottom) {
     static const signed char ways[][2] = { { 1, 0 }, { 1, -1 }, { 0, -1 }, { -1, -1 }, { -1, 0 }, { -1, 1 }, { 0, 1 }, { 1, 1 } };
     const size_t n_ways = sizeof ways / sizeof ways[0];
+    const box room = { left, top, right, bottom };
     box *marks = report_alloc(count, sizeof *marks);
-    for (size_t i = 0; i < count; i++)
-        marks[i] = (box){ labels[i].x - AROUND, labels[i].y - AROUND, labels[i].x + AROUND, labels[i].y + AROUND };
+    label_place *at_mark = report_alloc(count, sizeof *at_mark);
     for (size_t i = 0; i < count; i++) {
+        at_mark[i] = labels[i];
+        marks[i] = (box){ labels[i].x - AROUND, labels[i].y - AROUND, labels[i].x + AROUND, labels[i].y + AROUND };
+    }
+    /* One after the other; then each anew, now that all others have a place: the first ones did not know of those to come. */
+    for (size_t n = 0; n < PASSES * count; n++) {
+        const size_t i = n % count, placed = n < count ? i : count;
         label_place best = labels[i];
         double least = INFINITY;
-        for (size_t w = 0; w < 2 * n_ways; w++) { /* close by, then a little further */
-            const double away = w < n_ways ? 1 : 2;
-            label_place at = labels[i];
-            at.x += ways[w % n_ways][0] * (AROUND * away + at.width / 2);
-            at.y += ways[w % n_ways][1] * (AROUND * away + HEIGHT / 2.0 - (ways[w % n_ways][0] ? 3 : 0));
-            box b = box_of(&at);
-            double cost = (double)w * 0.5 + (b.left < left || b.top < top || b.right > right || b.bottom > bottom ? 1000 : 0);
-            for (size_t j = 0; j < count; j++) {
-                const box other = box_of(&labels[j]);
-                cost += overlap(&b, &marks[j]) * 2 + (j < i ? overlap(&b, &other) * 4 : 0);
-            }
+        for (size_t w = 0; w < RINGS * n_ways; w++) { /* close by, then further and further */
+            const signed char *way = ways[w % n_ways];
+            const double away = 1 + (double)(w / n_ways);
+            label_place at = at_mark[i];
+            at.x += way[0] * (AROUND * away + at.width / 2);
+            at.y += way[1] * (AROUND * away + HEIGHT / 2.0 - (way[0] ? 3 : 0));
+            const double cost = (double)w * 0.5 + cost_of(&at, labels, marks, count, i, placed, &room);
             if (cost < least) {
                 least = cost;
                 best = at;
@@ -61,5 +75,6 @@ void labels_place(label_place *labels, size_t count, double left, double top, do
         }
         labels[i] = best;
     }
+    free(at_mark);
     free(marks);
 }

@@ -5,7 +5,8 @@
 
 #include "report.h"
 
-enum { WIDTH = 600, HEIGHT = 380, LEFT = 82, RIGHT = 18, TOP = 14, BOTTOM = 54, LABELS = 64 };
+enum { WIDTH = 600, HEIGHT = 380, LEFT = 82, RIGHT = 30, TOP = 14, BOTTOM = 54, LABELS = 64 };
+enum { DIGIT = 9 }; /* of a label: its width where text is largest, on a narrow page */
 
 typedef struct drawing {
     page *p;
@@ -150,8 +151,8 @@ static void numbers(const drawing *d) {
                 continue;
             if (n == LABELS)
                 return;
-            labels[n++] = (label_place){ scale_at(&d->x, at->x), scale_at(&d->y, at->y), at->number < 10 ? 7 : at->number < 100 ? 13 : 19,
-                                         at->number };
+            const int digits = at->number < 10 ? 1 : at->number < 100 ? 2 : 3;
+            labels[n++] = (label_place){ scale_at(&d->x, at->x), scale_at(&d->y, at->y), DIGIT * digits, at->number };
         }
     labels_place(labels, n, LEFT, TOP - 6, WIDTH - 2, HEIGHT - BOTTOM);
     for (size_t i = 0; i < n; i++)
