@@ -230,7 +230,7 @@ void bench_steps(bench *b, const bench_shape *s);
 void bench_select(bench *b);
 /* Own dense attention over everything, for the ceiling. */
 void bench_dense(bench *b, const bench_shape *s);
-void bench_host(bench *b, const bench_shape *s);
+void bench_host(bench *b, const bench_shape *s, bool replays);
 void bench_cross(bench *b, const bench_shape *s);
 void bench_sure(bench *b, const bench_shape *s);
 void bench_slots(bench *b);

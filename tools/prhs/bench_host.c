@@ -67,7 +67,7 @@ static void count_replays(step_bench *m) {
     bench_loop_free(&loop);
 }
 
-void bench_host(bench *b, const bench_shape *s) {
+void bench_host(bench *b, const bench_shape *s, bool replays) {
     const step_case *const cases[] = { &step_dense, &step_cis, &step_mass };
     bench_cache cache;
     uint32_t mark = b->buffer_count;
@@ -82,7 +82,7 @@ void bench_host(bench *b, const bench_shape *s) {
         bench_report_row(b, &r);
         snprintf(text, sizeof text, "    %.2f launches, %.2f us of the calling thread", r.launches, r.host * 1e6);
         bench_report_note(b, NULL, 0, text);
-        if (cases[i] == &step_mass && b->graphs)
+        if (cases[i] == &step_mass && b->graphs && replays)
             count_replays(&m);
         step_end(&m);
     }
