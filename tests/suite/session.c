@@ -89,6 +89,13 @@ static void mass_plain(prhs_policy *p) {
     p->dilate_ahead = 1;
 }
 
+/* More tokens than the places of rows that a block of CUDA's finds together. */
+static void long_lists(prhs_policy *p) {
+    p->dense_layers = 0;
+    p->k = 650;
+    p->block = 3;
+}
+
 static const r_row rows[] = {
     { "cis-mass", "cis-mass", S_G3_D64, NHD, 3, 1, SUM, 0, NULL, 0, 60 },
     { "dense", "dense", S_G1_D32, NHD, 2, 1, SUM, 0, NULL, 0, 60 },
@@ -154,6 +161,7 @@ static const r_row short_rows[] = {
     { "cis-mass, loose", "cis-mass", S_40_D128, P256, 1, 1, SUM, 0, loose, 0, 20 },
     { "cpe in runs", "cpe", S_20_D80, HND, 1, 4, SUM, 0, one_best, 0, 20 },
     { "PSAW cis-mass", "cis-mass", S_40_D128, NHD, 1, 1, SUM, 0, psaw_mass, 0, 20 },
+    { "long lists", "cis", S_40_D128, P256, 1, 1, SUM, 0, long_lists, 11, 4 },
 };
 
 static const char *short_name(int row) { return short_rows[row].name; }
