@@ -25,7 +25,7 @@ static prhs_i64 blocks_each(const prhs_nv_device *dev, const prhs_k_batch *batch
 bool prhs_nv_whole_exists(const prhs_nv_device *dev, const prhs_op_key *key) {
     return key->kind == PRHS_OP_SCORE && key->moments <= PRHS_K_MOMENTS_KEYS && key->unit_heads == 1 && key->group == 1 &&
            key->kv_dtype != PRHS_K_F32 && key->dim > 64 && key->dim <= 128 && dev->head.info.caps & PRHS_CAP_TENSOR &&
-           (unsigned)dev->shared_most >= PRHS_WHOLE_SHARED(MANY_WARPS);
+           (unsigned)dev->shared_most >= 2 * PRHS_WHOLE_SHARED(MANY_WARPS); /* what a multiprocessor has, but for a KiB a block */
 }
 
 /* A step's ops; NULL: there is none of the kind. */
