@@ -270,23 +270,30 @@ DEV void put_counts(const plan_job &j, const prhs_set &set, const prhs_set &fres
         store_set((prhs_set *)(ws + w.fresh_off) + i, fresh);
 }
 
+/* The unit's set, work and counts; returns the set. */
+DEV prhs_set put_plan(const plan_job &j)
+{
+    const prhs_k_plan &a = j.a;
+    prhs_set set = fresh_set(a.policy, j.e.pos0, j.e.kv_len);
+    if (j.e.kind == SEED && (set.mode != PRHS_MODE_RETRIEVE || a.policy.copies))
+        set = idle_set();
+    const prhs_set fresh = set;
+    if (j.e.kind == DECODE && set.mode == PRHS_MODE_RETRIEVE)
+        decide(j, &set);
+    const int chunks = put_work(j, set);
+    if (lane_id() == 0) {
+        store_set((prhs_set *)(j.mem[PRHS_R_WORK] + a.work.set_off) + (unsigned)(j.b * a.shape.units + j.u), set);
+        put_counts(j, set, fresh, chunks);
+    }
+    return set;
+}
+
 /* Unit u of the sequence that has place b among the active ones. */
 DEV void plan_unit(const prhs_k_plan &a, const prhs_quotient &by_block, byte *const mem[], const entry &e, int b, int u)
 {
-    const plan_job j = { a, mem, e, b, u, by_block };
-    prhs_set set = fresh_set(a.policy, e.pos0, e.kv_len);
-    if (e.kind == SEED && (set.mode != PRHS_MODE_RETRIEVE || a.policy.copies))
-        set = idle_set();
-    const prhs_set fresh = set;
-    if (e.kind == DECODE && set.mode == PRHS_MODE_RETRIEVE)
-        decide(j, &set);
-    const int chunks = put_work(j, set);
-    if (lane_id())
-        return;
+    put_plan(plan_job{ a, mem, e, b, u, by_block });
     byte *ws = mem[PRHS_R_WORK];
-    store_set((prhs_set *)(ws + a.work.set_off) + (unsigned)(b * a.shape.units + u), set);
-    put_counts(j, set, fresh, chunks);
-    if (u == 0) {
+    if (u == 0 && lane_id() == 0) {
         uint4 *to = (uint4 *)(active_at(ws, a.work) + b);
         const int prompt_len = seq_at(a.batch, mem[PRHS_R_SEQS], e.table)->prompt_len;
         to[0] = make_uint4((unsigned)e.slot, (unsigned)e.row_begin, (unsigned)e.row_count, (unsigned)e.kv_len);

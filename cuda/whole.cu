@@ -76,19 +76,9 @@ template <bool M> DEV prhs_k_work work_of(const prhs_cu_whole &p)
 template <bool M> DEV void plan_here(const prhs_cu_whole &p, const entry &e, int b, int u, whole_shared *sh)
 {
     const prhs_k_plan a = { batch_of(p), shape_of(p), p.q, p.state, work_of<M>(p), policy_of<M>(p) };
-    const plan_job j = { a, p.mem, e, b, u, p.by_block };
-    prhs_set set = fresh_set(a.policy, e.pos0, e.kv_len);
-    if (e.kind == SEED && set.mode != PRHS_MODE_RETRIEVE)
-        set = idle_set();
-    const prhs_set fresh = set;
-    if (e.kind == DECODE && set.mode == PRHS_MODE_RETRIEVE)
-        decide(j, &set);
-    const int chunks = put_work(j, set);
-    if (lane_id())
-        return;
-    store_set(set_at(p.mem[PRHS_R_WORK], a.work, a.shape, b, u), set);
-    put_counts(j, set, fresh, chunks);
-    sh->set = set;
+    const prhs_set set = put_plan(plan_job{ a, p.mem, e, b, u, p.by_block });
+    if (lane_id() == 0)
+        sh->set = set;
 }
 
 /* By a warp: the entry's rows of KV head hk. */
