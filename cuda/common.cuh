@@ -546,14 +546,14 @@ DEV void turns_find(const turns &t, const int *prefix, int at, int *i, int *item
     *item = at - (low ? prefix[low - 1] : 0);
 }
 
-/* The block's next item: index *i, the index's item *item. All threads of the block call it together; see turns_window(). */
-template <class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item)
+/* The block's next item: index *i, the index's item *item. All threads of the block call it together; see turns_window(). takers: who take turns. */
+template <class Count> DEV bool turns_next(turns *t, int n, int *prefix, Count count, int *i, int *item, unsigned takers = gridDim.x)
 {
     while (t->next >= t->base + t->total)
         if (!turns_window(t, n, prefix, count, read_index()))
             return false;
     turns_find(*t, prefix, (int)(t->next - t->base), i, item);
-    t->next += gridDim.x;
+    t->next += takers;
     return true;
 }
 

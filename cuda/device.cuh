@@ -17,6 +17,33 @@
 #define KERNEL(name, type, threads, blocks) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ type p)
 
+#if __CUDA_ARCH__ >= 900
+/* The same in teams of PRHS_TEAM neighbours, which the hardware starts together and which see each other's shared memory. */
+#define TEAM_KERNEL(name, type, threads, blocks) \
+    extern "C" __global__ void __cluster_dims__(PRHS_TEAM, 1, 1) __launch_bounds__(threads, blocks) name(const __grid_constant__ type p)
+
+DEV unsigned team_rank()
+{
+    unsigned r;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+
+/* A barrier of all the team's threads; what they wrote before is to be seen by all after it. */
+DEV void team_sync()
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/* Where member `rank` of the team has what this block has at p in its shared memory. */
+template <class T> DEV const T *of_member(const T *p, unsigned rank)
+{
+    const T *r;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(r) : "l"(p), "r"(rank));
+    return r;
+}
+#endif
+
 /* Dynamic shared memory, 16-byte aligned. */
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 

@@ -47,13 +47,10 @@ DEV void held_scores(const held_task &j, const float *scores, int at, float x[8]
     }
 }
 
-/* Their joint weights: as key_source::add_weights(). */
-DEV void held_weights(const held_task &j, int at, float v[8])
+/* The largest of the heads' weights, into zeros; here a NaN would lose. */
+DEV void held_largest(const held_task &j, int at, float v[8])
 {
     unsigned bad = 0;
-#pragma unroll
-    for (int t = 0; t < 8; t++)
-        v[t] = 0.0f;
 #pragma unroll 2
     for (int h = 0; h < j.heads; h++) {
         const float l = j.lse[h];
@@ -61,15 +58,38 @@ DEV void held_weights(const held_task &j, int at, float v[8])
         held_scores(j, j.scores + h * j.stride, at, x);
 #pragma unroll
         for (int t = 0; t < 8; t++) {
-            const float w = expf(x[t] - l);
             bad |= bad_score(x[t]) ? 1u << t : 0u;
-            v[t] = j.largest ? fmaxf(v[t], w) : v[t] + w;
+            v[t] = fmaxf(v[t], expf(x[t] - l));
         }
     }
     if (bad)
 #pragma unroll
         for (int t = 0; t < 8; t++)
             v[t] = bad >> t & 1 ? NEVER : v[t];
+}
+
+/* Their joint weights: as key_source::add_weights(). */
+DEV void held_weights(const held_task &j, int at, float v[8])
+{
+#pragma unroll
+    for (int t = 0; t < 8; t++)
+        v[t] = 0.0f;
+    if (j.largest) {
+        held_largest(j, at, v);
+        return;
+    }
+#pragma unroll 2
+    for (int h = 0; h < j.heads; h++) {
+        const float l = j.lse[h];
+        float x[8];
+        held_scores(j, j.scores + h * j.stride, at, x);
+#pragma unroll
+        for (int t = 0; t < 8; t++)
+            v[t] += expf(x[t] - l);
+    }
+#pragma unroll
+    for (int t = 0; t < 8; t++)
+        v[t] = bad_score(v[t]) ? NEVER : v[t]; /* as is a sum of weights if one of the scores is */
 }
 
 template <bool RAW, int G> DEV void hold(const held_task &j, held_values<G> *x)
@@ -125,6 +145,22 @@ template <bool RAW> struct held_rule {
     }
 };
 
+/* The ends of numbers, as keys. */
+struct key_ends {
+    unsigned top, least;
+    /* Of an infinite one BAD_KEY or NOTHING_KEY, which are the ends of all keys; or there is no number. */
+    DEV_MEMBER bool odd() const { return top == BAD_KEY || least <= NOTHING_KEY || top < least; }
+};
+
+/* Those of the block's threads, each with a largest and a smallest. Has a barrier. */
+DEV key_ends ends_of(float high, float low, topk_shared *sh)
+{
+    put_most(sh, 0, order_key(high));
+    put_most(sh, 1, ~min(order_key(low), BAD_KEY - 1));
+    __syncthreads();
+    return key_ends{ get_most(sh, 0), ~get_most(sh, 1) };
+}
+
 /* Counts all by bins. False: there is an infinite one among them, or no number. */
 template <bool RAW, int G> DEV bool count_held(const held_task &j, held_values<G> *x, topk_shared *sh)
 {
@@ -136,14 +172,10 @@ template <bool RAW, int G> DEV bool count_held(const held_task &j, held_values<G
             high = fmaxf(high, x->v[g][t]);
             low = fminf(low, x->v[g][t]);
         }
-    /* Of an infinite one, BAD_KEY or NOTHING_KEY: these are the ends of all keys. */
-    put_most(sh, 0, order_key(high));
-    put_most(sh, 1, ~min(order_key(low), BAD_KEY - 1));
-    __syncthreads();
-    const unsigned top = get_most(sh, 0), least = ~get_most(sh, 1);
-    if (top == BAD_KEY || least <= NOTHING_KEY || top < least)
+    const key_ends ends = ends_of(high, low, sh);
+    if (ends.odd())
         return false;
-    const held_rule<RAW> rule(top, least);
+    const held_rule<RAW> rule(ends.top, ends.least);
     const unsigned out = outside<G>(j);
 #pragma unroll
     for (int g = 0; g < G; g++) {

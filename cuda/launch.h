@@ -108,9 +108,12 @@ typedef struct prhs_cu_whole {
  */
 #define PRHS_RETRIEVE_MOST 1024     /* threads */
 #define PRHS_RETRIEVE_LEAST 256
+#define PRHS_TEAM 8                 /* blocks that take a unit together, where the hardware can start them so */
 #define PRHS_RETRIEVE_ROOM 49152    /* keys near the threshold of a sliced middle, at most */
 #define PRHS_RETRIEVE_SAMPLE(run) ((2048 / (run) > 64 ? 2048 / (run) : 64) & ~1) /* keys, in pairs of neighbours */
 #define PRHS_RETRIEVE_PAST 512
+#define PRHS_TEAM_FEW 1024
+#define PRHS_TEAM_ROOM(held) (4 * PRHS_TEAM_FEW + (held)) /* words of it in which a team's block holds so many keys */
 #define PRHS_RETRIEVE_BITS(room) (((room) + 255) / 128 * 4)
 #define PRHS_RETRIEVE_WORDS(room) (3 * PRHS_RETRIEVE_BITS(room) + (room) + PRHS_RETRIEVE_PAST)
 #define PRHS_RETRIEVE_SHARED(room) (4 * PRHS_RETRIEVE_WORDS(room))

@@ -5,6 +5,9 @@
  * anew, so that the list is exact in any case. Slices are cut by positions: bits do not depend on blocks.
  */
 #include "select.cuh"
+#ifdef TEAM_KERNEL
+#include "team.cuh"
+#endif
 
 /* The slices of unit i. */
 DEV int count_slices(const prhs_k_select &a, const byte *seqs, byte *ws, int i)
@@ -15,6 +18,19 @@ DEV int count_slices(const prhs_k_select &a, const byte *seqs, byte *ws, int i)
         return count > 0;
     const i64 b = i / a.shape.units;
     return slices_of(a, kept, count, entry_of(a.batch, seqs, b), *set_at(ws, a.work, a.shape, b, i % a.shape.units));
+}
+
+/* Whether no unit of a step retrieves, as far as as many counts as are always kept tell. By every warp, without a barrier. */
+DEV bool all_idle(const prhs_cu_retrieve &p, int units)
+{
+    const prhs_k_select &a = p.select;
+    if (a.work.score_count_off == PRHS_NONE || units > PRHS_AHEAD)
+        return false;
+    bool some = false;
+#pragma unroll 8
+    for (int i = lane_id(); i < units; i += 32)
+        some |= INTS(p.mem[PRHS_R_WORK], a.work.score_count_off)[i] > 0;
+    return !__any_sync(FULL, some);
 }
 
 KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
@@ -30,15 +46,8 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     const int own = slices == 1 ? (int)blockIdx.x : (int)blockIdx.x / slices;
     if (direct && (own >= units || (a.work.score_count_off != PRHS_NONE && INTS(p.mem[PRHS_R_WORK], a.work.score_count_off)[own] <= 0)))
         return;
-    /* A step in which nothing retrieves: as many counts as are always kept. */
-    if (!direct && a.work.score_count_off != PRHS_NONE && units <= PRHS_AHEAD) {
-        bool some = false;
-#pragma unroll 8
-        for (int i = lane_id(); i < units; i += 32) /* every warp all of them: no barrier */
-            some |= INTS(p.mem[PRHS_R_WORK], a.work.score_count_off)[i] > 0;
-        if (!__any_sync(FULL, some))
-            return;
-    }
+    if (!direct && all_idle(p, units))
+        return;
     const int real = direct ? 0 : seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units;
     turns t = turns_begin(min(min(TURNS_EACH, PRHS_RETRIEVE_MOST / threads), (units + threads - 1) / threads), real);
     int i = own, slice = (int)blockIdx.x - own * slices;
@@ -49,3 +58,33 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
         retrieve(p, i, slice, (unsigned *)shared, &sh);
     } while (!direct);
 }
+
+#ifdef TEAM_KERNEL
+/* The same where middles may be sliced, by teams: all of a team's blocks see the same units, and so keep together. */
+TEAM_KERNEL(prhs_retrieve_team, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
+{
+    __shared__ int prefix[PRHS_RETRIEVE_MOST];
+    __shared__ topk_shared sh;
+    __shared__ team_desk desk;
+    DYNAMIC_SHARED(shared);
+    grid_begin();
+    const prhs_k_select &a = p.select;
+    const int units = a.batch.max_seqs * a.shape.units, threads = blockDim.x, teams = (int)gridDim.x / PRHS_TEAM;
+    const bool direct = teams >= units;
+    const int own = (int)blockIdx.x / PRHS_TEAM;
+    if (direct && (own >= units || (a.work.score_count_off != PRHS_NONE && INTS(p.mem[PRHS_R_WORK], a.work.score_count_off)[own] <= 0)))
+        return;
+    if (!direct && all_idle(p, units))
+        return;
+    const int real = direct ? 0 : seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units;
+    turns t = turns_begin(min(min(TURNS_EACH, PRHS_RETRIEVE_MOST / threads), (units + threads - 1) / threads), real);
+    t.next = own;
+    int i = own, one;
+    do {
+        if (!direct &&
+            !turns_next(&t, units, prefix, [&](int k) { return min(count_slices(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], k), 1); }, &i, &one, teams))
+            return;
+        retrieve_together(p, i, (unsigned *)shared, &desk, &sh);
+    } while (!direct);
+}
+#endif

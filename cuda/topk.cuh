@@ -168,16 +168,15 @@ template <class Rule> DEV void count_keys(const unsigned *keys, int n, const Rul
 #endif
 #define EACH (BINS / LEAST_THREADS) /* bins of a thread, at most */
 
-/* The bin of a rank, counted from 1 in the order of the bins; of the last key where there are fewer. */
-DEV found_bin find_bin(topk_shared *sh, int rank)
+/* The bin of a rank, counted from 1 in the order of the bins; of the last key where there are fewer. pair(i): what bins i and i + 1 count. */
+template <class Pair> DEV found_bin find_rank(topk_shared *sh, int rank, Pair pair)
 {
     const int each = BINS >> (31 - __clz((int)blockDim.x)), first = threadIdx.x * each; /* blocks are powers of 2 */
     uint2 pairs[EACH / 2];
     int sum = 0, before;
-    __syncthreads();
 #pragma unroll
     for (int i = 0; i < EACH / 2; i++) {
-        pairs[i] = 2 * i < each ? *(const uint2 *)(sh->bins + first + 2 * i) : make_uint2(0, 0);
+        pairs[i] = 2 * i < each ? pair(first + 2 * i) : make_uint2(0, 0);
         sum += pairs[i].x + pairs[i].y;
     }
     rank = min(rank, block_prefix(sum, &before));
@@ -197,6 +196,13 @@ DEV found_bin find_bin(topk_shared *sh, int rank)
         sh->fews = 0;
     __syncthreads();
     return sh->found;
+}
+
+/* The same of the block's own bins. */
+DEV found_bin find_bin(topk_shared *sh, int rank)
+{
+    __syncthreads();
+    return find_rank(sh, rank, [&](int i) { return *(const uint2 *)(sh->bins + i); });
 }
 
 /* What all have seen, and empty bins. */

@@ -172,6 +172,10 @@ static prhs_status send(step *s, const prhs_op_key *key, launch *l, const prhs_o
         l->retrieve.room = prhs_nv_size(dev, &kernel->choice, leader, &threads, &shared);
         const unsigned resident = prhs_nv_resident(dev, kernel, threads, shared);
         most = most < resident ? most : resident;
+        if (kernel->choice.teams) { /* a part of the multiprocessors lies so that no whole team has place there */
+            const unsigned teams = most / PRHS_TEAM * 7 / 8;
+            most = PRHS_TEAM * (teams ? teams : 1);
+        }
     }
     if (shared > kernel->choice.shared)
         return prhs_fail(&dev->head.log, PRHS_ERR_UNSUPPORTED, "cuda: %s needs %u bytes of shared memory for this max_kv_len, a block may have %u",
@@ -200,7 +204,12 @@ static bool counts_are_due(const prhs_op *op) {
 
 /* The kernels of an op, whose launch struct is full: that which counts and that of the values where they are due. */
 static prhs_status send_all(step *s, launch *l, const prhs_op *leader, const prhs_op *ops, size_t count) {
-    const prhs_op_key key = prhs_op_key_of(leader);
+    prhs_op_key key = prhs_op_key_of(leader);
+    if (key.kind == PRHS_OP_SELECT && leader->args.select.work.slice_off != PRHS_NONE) {
+        prhs_op_key teams = key;
+        teams.moments |= PRHS_NV_TEAM;
+        key = prhs_nv_find(prhs_nv_device_of(s->queue->dev), &teams) ? teams : key;
+    }
     const bool values = key.kind == PRHS_OP_SCORE && key.moments == PRHS_K_MOMENTS_VALUES;
     prhs_op_key other = key;
     prhs_status status = PRHS_OK;

@@ -37,6 +37,7 @@ typedef struct prhs_nv_choice {
     unsigned threads;              /* a block */
     unsigned shared;               /* bytes of dynamic shared memory */
     bool sized;                    /* both are at most that: prhs_nv_size() has a launch's own; shared: what there is */
+    bool teams;                    /* its blocks come in teams: see PRHS_NV_TEAM */
     bool counts;                   /* it counts chunks for the op's kernel: see PRHS_NV_COUNTS */
     unsigned lanes;                /* > 0: a block a tile of so many (row, head) pairs, however many: the device hands out short ones */
 } prhs_nv_choice;
@@ -95,6 +96,9 @@ typedef struct prhs_nv_launch {
 
 /* The same of score, or'ed with them: the kernel that takes units from their plan to their output. */
 #define PRHS_NV_WHOLE 32
+
+/* The same of select: the kernel whose blocks take a unit in teams. */
+#define PRHS_NV_TEAM 64
 
 #define PRHS_NV_CHAIN_MAX 10
 
@@ -178,6 +182,8 @@ prhs_i32 prhs_nv_size(const prhs_nv_device *dev, const prhs_nv_choice *choice, c
 unsigned prhs_nv_most_blocks(const prhs_nv_choice *choice, const prhs_op *op, unsigned units);
 /* Blocks that an op's items need by capacity. */
 uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op);
+/* Whether there is a kernel whose blocks take units in teams where select has this key. */
+bool prhs_nv_teams_exist(const prhs_nv_device *dev, const prhs_op_key *key);
 /* The role (cuda/launch.h) of an op's buffer i. */
 int prhs_nv_role(prhs_op_kind kind, int i);
 

@@ -127,7 +127,11 @@ prhs_status prhs_nv_op_prepare(prhs_device *device, const prhs_op_key *key) {
     pthread_mutex_lock(&dev->prepare_lock);
     prhs_status status = prhs_nv_find(dev, key) ? PRHS_OK : prepare(dev, key, &choice);
     pthread_mutex_unlock(&dev->prepare_lock);
-    return status;
+    if (status != PRHS_OK || choice.teams || !prhs_nv_teams_exist(dev, key))
+        return status;
+    prhs_op_key teams = *key;
+    teams.moments |= PRHS_NV_TEAM;
+    return prhs_nv_op_prepare(device, &teams);
 }
 
 void prhs_nv_kernels_free(prhs_nv_device *dev) {

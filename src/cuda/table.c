@@ -151,6 +151,9 @@ bool prhs_nv_choose(const prhs_nv_device *dev, const prhs_op_key *key, prhs_nv_c
         /* By the launch's capacity: see prhs_nv_size(). */
         choice->threads = PRHS_RETRIEVE_MOST;
         choice->sized = true;
+        choice->teams = key->moments & PRHS_NV_TEAM;
+        if (choice->teams)
+            snprintf(choice->name, sizeof choice->name, "prhs_retrieve_team");
     }
     if (key->kind == PRHS_OP_FINISH)
         choice->shared = PRHS_MOMENT_SHARED((unsigned)key->dim);
@@ -189,11 +192,25 @@ unsigned prhs_nv_most_blocks(const prhs_nv_choice *choice, const prhs_op *op, un
     return blocks < units ? units : blocks < UINT_MAX ? (unsigned)blocks : UINT_MAX;
 }
 
+bool prhs_nv_teams_exist(const prhs_nv_device *dev, const prhs_op_key *key) {
+    enum { LEAST = 2 * PRHS_TEAM }; /* multiprocessors; smaller parts of a device may have no place for a team */
+    return key->kind == PRHS_OP_SELECT && dev->major == 9 && dev->head.info.caps & PRHS_CAP_SM90 && dev->head.info.compute_units >= LEAST &&
+           !dev->refused[prhs_nv_image_of("select")];
+}
+
+/* What a team's block needs to hold its part of the longest middle, in whole groups of L_D. */
+static prhs_i32 room_of_teams(prhs_i32 n) {
+    const prhs_i32 groups = (n + PRHS_K_GROUP - 1) / PRHS_K_GROUP;
+    return PRHS_TEAM_ROOM((groups + PRHS_TEAM - 1) / PRHS_TEAM * PRHS_K_GROUP);
+}
+
 prhs_i32 prhs_nv_size(const prhs_nv_device *dev, const prhs_nv_choice *choice, const prhs_op *op, unsigned *threads, unsigned *shared) {
     const prhs_k_select *a = &op->args.select;
     const prhs_i32 n = a->batch.max_kv_len;
     const uint64_t items = prhs_nv_blocks(choice, op), units = dev->head.info.compute_units;
     prhs_i32 room = n <= PRHS_K_SLICE ? (n + 163) / 4 * 4 : room_of_slices(a), most = PRHS_RETRIEVE_ROOM;
+    if (choice->teams && room < room_of_teams(n))
+        room = room_of_teams(n);
     while (most > PRHS_K_SLICE && PRHS_RETRIEVE_SHARED(most) > (prhs_i64)choice->shared)
         most -= 1024; /* the device's, whatever the capacity is */
     room = room < most ? room : most;
@@ -256,7 +273,7 @@ uint64_t prhs_nv_blocks(const prhs_nv_choice *choice, const prhs_op *op) {
         BLOCKS(PLAN, plan, per_block(pairs(a->batch.max_seqs, a->shape.units + a->shape.kv_heads), 4))
         BLOCKS(SCORE, score, pairs(a->batch.max_seqs, a->shape.units) * (uint64_t)a->work.score_chunks)
         BLOCKS(AIM, aim, pairs(a->batch.max_seqs, a->shape.units))
-        BLOCKS(SELECT, select, pairs(a->batch.max_seqs, a->shape.units) * PRHS_K_SLICES((uint64_t)a->batch.max_kv_len))
+        BLOCKS(SELECT, select, pairs(a->batch.max_seqs, a->shape.units) * (choice->teams ? PRHS_TEAM : PRHS_K_SLICES((uint64_t)a->batch.max_kv_len)))
         BLOCKS(MOMENTS, moments, pairs(a->batch.max_seqs, a->shape.heads))
         BLOCKS(ATTEND, attend, pairs(a->batch.max_seqs, a->batch.rows) * pairs(a->shape.units, a->work.chunks))
         BLOCKS(FINISH, finish, pairs(a->batch.max_seqs, a->batch.rows > 1 ? a->shape.units : a->shape.heads))

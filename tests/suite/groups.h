@@ -10,7 +10,7 @@
     X(errors)                                                                                                                    \
     X(null)                                                                                                                      \
     X(device)                                                                                                                    \
-    X(append) X(retrieve) X(attend) X(prefill) X(merge) X(gate) X(session) X(whole) X(target) X(hshare) X(recall) X(variants) X(reference) X(slots) X(faults) X(bits) X(graph)     \
+    X(append) X(retrieve) X(attend) X(prefill) X(merge) X(gate) X(session) X(whole) X(room) X(target) X(hshare) X(recall) X(variants) X(reference) X(slots) X(faults) X(bits) X(graph)     \
         X(replay) X(needle) X(residual) X(audit) X(warm) X(sizes) X(far)
 
 #define X(name) extern const t_group t_group_##name;

@@ -169,3 +169,16 @@ static const char *short_name(int row) { return short_rows[row].name; }
 static void run_short(t_ctx *t, int row) { r_run(t, &short_rows[row], R_LIVE, 200); }
 
 const t_group t_group_whole = { "whole", sizeof short_rows / sizeof *short_rows, 2, short_name, run_short };
+
+/* Capacities beyond what one block of a GPU selects from, of sequences that are short. */
+static const r_row roomy_rows[] = {
+    { "cis-mass", "cis-mass", S_G3_D64, NHD, 2, 1, SUM, 0, all_sparse, 0, 25 },
+    { "cpe in runs, audited", "cpe", S_G1_D32, HND, 1, 4, SUM, 1, one_best, 0, 25 },
+    { "retrieved", "cis-mass", S_G1_D32, P256, 1, 1, SUM, 0, retrieved_loose, 0, 25 },
+};
+
+static const char *roomy_name(int row) { return roomy_rows[row].name; }
+
+static void run_roomy(t_ctx *t, int row) { r_run(t, &roomy_rows[row], 2, 9000); }
+
+const t_group t_group_room = { "room", sizeof roomy_rows / sizeof *roomy_rows, 1, roomy_name, run_roomy };

@@ -24,11 +24,12 @@
 #define DEV_CALL static __device__ __noinline__
 #define FULL 0xffffffffu
 
-#define KERNEL(name, type, threads, blocks) EMU_KERNEL(name, type, threads, blocks)
-#define EMU_KERNEL(name, type, threads, blocks)                                                                             \
+#define KERNEL(name, type, threads, blocks) EMU_KERNEL(name, type, threads, blocks, 1)
+#define TEAM_KERNEL(name, type, threads, blocks) EMU_KERNEL(name, type, threads, blocks, PRHS_TEAM)
+#define EMU_KERNEL(name, type, threads, blocks, team)                                                                             \
     static void emu_body_##name(const type &p);                                                                            \
     static void emu_call_##name(const void *p) { emu_body_##name(*(const type *)p); }                                      \
-    static emu_kernel emu_entry_##name = { #name, emu_call_##name, sizeof(type), threads, blocks, nullptr };               \
+    static emu_kernel emu_entry_##name = { #name, emu_call_##name, sizeof(type), threads, blocks, team, nullptr };         \
     __attribute__((constructor)) static void emu_register_##name() { emu_register(&emu_entry_##name); }                    \
     static void emu_body_##name(const type &p)
 
@@ -270,6 +271,11 @@ DEV void __syncwarp(unsigned mask = FULL, EMU_HERE)
 {
     emu::meet(emu::self(), emu::SYNC, mask, file, line, [](emu::warp *, unsigned) {});
 }
+
+/* Of a team: see cuda/device.cuh. */
+DEV unsigned team_rank() { return emu::self()->in->index % emu::self()->in->kernel->team; }
+DEV void team_sync(EMU_HERE) { emu::barrier(file, line, true); }
+template <class T> DEV const T *of_member(const T *p, unsigned rank) { return (const T *)emu::shared_of(p, rank); }
 
 void emu_shuffle(emu::fiber *f, unsigned mask, unsigned source, const char *file, unsigned line);
 enum emu_reduction { EMU_BALLOT, EMU_MIN, EMU_MAX, EMU_MIN_INT, EMU_MAX_INT, EMU_ADD, EMU_AND, EMU_OR, EMU_XOR };

@@ -15,6 +15,7 @@ typedef struct emu_kernel {
     void (*body)(const void *params);
     size_t params;                        /* bytes of the launch struct */
     unsigned threads, blocks;             /* of KERNEL(): the largest block, the blocks a multiprocessor shall hold */
+    unsigned team;                        /* of TEAM_KERNEL(): neighbours that start together; 1: none */
     struct emu_kernel *next;
 } emu_kernel;
 

@@ -55,6 +55,9 @@ struct warp {
     void *output[32];
 };
 
+/* Blocks that run at once, a host thread each. */
+struct team;
+
 struct block {
     const emu_kernel *kernel;
     const void *params;
@@ -63,7 +66,9 @@ struct block {
     unsigned alive, at_barrier;
     const char *barrier_file;
     unsigned barrier_line;
-    unsigned char *dynamic;
+    unsigned char *dynamic, *fixed; /* dynamic shared memory, and the host thread's copy of __shared__ variables */
+    size_t fixed_size;
+    team *with;
     fiber *fibers;
     warp *warp_list;
     void *home; /* the host thread's stack pointer */
@@ -88,7 +93,8 @@ void copy_later(fiber *f, void *to, const void *from); /* 16 bytes; from null: z
 void commit_copies(fiber *f);
 void land_copies(fiber *f, unsigned pending); /* all groups but the last `pending` */
 void wait(fiber *f);                     /* runs others until somebody has made this fiber runnable */
-void barrier(const char *file, unsigned line);
+void barrier(const char *file, unsigned line, bool of_team = false);
+const void *shared_of(const void *p, unsigned rank); /* what lies at p in this block's shared memory, in that of a member of its team */
 [[noreturn]] void fail(fiber *f, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void check_call(fiber *f, unsigned need); /* fails unless all of `need` called the same */
 unsigned flipped(unsigned mask, unsigned flip);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -37,10 +38,18 @@ namespace emu {
 char *stacks;
 fiber *all_fibers;
 
+struct team {
+    std::mutex lock;
+    std::condition_variable moved;
+    unsigned size, here, left, round; // blocks, those at the barrier, those that have ended, barriers passed
+    unsigned line;                    // of the barrier
+    block *members[8];
+};
+
 namespace {
 
 constexpr size_t stack_size = (size_t)1 << stack_bits, page = 4096;
-constexpr unsigned max_workers = 4;
+constexpr unsigned max_workers = 8;
 constexpr size_t max_dynamic = 256 * 1024;
 
 emu_kernel *kernels;
@@ -208,7 +217,37 @@ void enter()
     leave();
 }
 
+// A block is at its team's barrier, for all its threads. False: not all blocks come to it.
+bool team_meet(team *t, unsigned line)
+{
+    std::unique_lock<std::mutex> lock(t->lock);
+    const unsigned round = t->round;
+    if (t->left || (t->here && t->line != line))
+        return false;
+    t->line = line;
+    if (++t->here == t->size) {
+        t->here = 0;
+        t->round++;
+        t->moved.notify_all();
+        return true;
+    }
+    t->moved.wait(lock, [&] { return t->round != round || t->left; });
+    return t->round != round;
+}
+
 } // namespace
+
+const void *shared_of(const void *p, unsigned rank)
+{
+    fiber *f = self();
+    const block *mine = f->in, *other = mine->with ? mine->with->members[rank] : mine;
+    const unsigned char *at = (const unsigned char *)p;
+    if (at >= mine->fixed && at < mine->fixed + mine->fixed_size)
+        return other->fixed + (at - mine->fixed);
+    if (at < mine->dynamic || at >= mine->dynamic + max_dynamic)
+        fail(f, "of_member() of what is not in shared memory");
+    return other->dynamic + (at - mine->dynamic);
+}
 
 __attribute__((noinline)) void wait(fiber *f)
 {
@@ -235,7 +274,7 @@ void fail(fiber *f, const char *format, ...)
     __builtin_unreachable();
 }
 
-void barrier(const char *file, unsigned line)
+void barrier(const char *file, unsigned line, bool of_team)
 {
     fiber *f = self();
     block *b = f->in;
@@ -253,6 +292,8 @@ void barrier(const char *file, unsigned line)
         wait(f);
         return;
     }
+    if (of_team && b->with && !team_meet(b->with, line))
+        fail(f, "blocks of the team do not all come to this barrier");
     b->at_barrier = 0;
     for (unsigned i = 0; i < b->warps; i++)
         b->warp_list[i].runnable = flipped(b->warp_list[i].alive, b->warp_list[i].flip);
@@ -295,7 +336,7 @@ void on_fault(int signal, siginfo_t *info, void *context)
 {
 #if defined(__x86_64__)
     const size_t i = (size_t)((char *)((ucontext_t *)context)->uc_mcontext.gregs[REG_RSP] - stacks) >> stack_bits;
-    if (i < (size_t)workers * max_threads && all_fibers[i].in && all_fibers[i].in->kernel) {
+    if (i < (size_t)max_workers * max_threads && all_fibers[i].in && all_fibers[i].in->kernel) {
         const block *b = all_fibers[i].in;
         fprintf(stderr, "emulator: signal %d, address %p: kernel %s, block %u of %u, thread %u\n", signal, info->si_addr, b->kernel->name,
                 b->index, b->grid, all_fibers[i].thread);
@@ -325,12 +366,12 @@ void set_up()
     text = getenv("PRHS_EMU_WORKERS");
     workers = text && atoi(text) > 0 ? (unsigned)atoi(text) : 1;
     workers = workers < max_workers ? workers : max_workers;
-    const size_t fibers = (size_t)workers * max_threads;
+    const size_t fibers = (size_t)max_workers * max_threads;
     stacks = (char *)(((uintptr_t)reserve((fibers + 1) << stack_bits) + stack_size - 1) & ~(uintptr_t)(stack_size - 1));
     all_fibers = (fiber *)reserve(fibers * sizeof(fiber));
     for (size_t i = 0; i < fibers; i++)
         mprotect(stacks + (i << stack_bits), page, PROT_NONE);
-    for (unsigned i = 0; i < workers; i++) {
+    for (unsigned i = 0; i < max_workers; i++) {
         all_workers[i].fibers = all_fibers + (size_t)i * max_threads;
         unsigned char *d = (unsigned char *)reserve(max_dynamic + page);
         mprotect(d + max_dynamic, page, PROT_NONE);
@@ -374,14 +415,13 @@ int find_tls(dl_phdr_info *info, size_t, void *data)
     return 1;
 }
 
-void poison_shared(unsigned char with)
+span fixed_shared()
 {
     tls_anchor = 1;
     __asm__ volatile("" ::"r"(&tls_anchor) : "memory"); // allocated now
     span s = { nullptr, 0 };
     dl_iterate_phdr(find_tls, &s);
-    if (s.begin)
-        memset(s.begin, with, s.size);
+    return s;
 }
 
 void start_fiber(fiber *f, block *b, unsigned thread)
@@ -412,11 +452,12 @@ void start_fiber(fiber *f, block *b, unsigned thread)
 }
 
 bool run_block(worker *me, const emu_kernel *kernel, unsigned index, unsigned grid, unsigned threads, size_t dynamic, const void *params,
-               bool overlaps)
+               bool overlaps, team *with)
 {
     const unsigned r = (unsigned)me->random();
     block *b = &me->now;
     *b = {};
+    b->with = with;
     b->kernel = kernel;
     b->params = params;
     b->index = index;
@@ -430,8 +471,14 @@ bool run_block(worker *me, const emu_kernel *kernel, unsigned index, unsigned gr
     b->dynamic = me->dynamic - ((dynamic + 15) & ~(size_t)15);
     const unsigned char poison = r & 64 ? 0xff : 0x5c;
     memset(b->dynamic, poison, (size_t)(me->dynamic - b->dynamic));
-    if (me->blocks++ % 16 == 0)
-        poison_shared(poison);
+    if (with || me->blocks % 16 == 0) {
+        const span s = fixed_shared();
+        b->fixed = (unsigned char *)s.begin;
+        b->fixed_size = s.size;
+        if (s.begin && me->blocks % 16 == 0)
+            memset(s.begin, poison, s.size);
+    }
+    me->blocks++;
     for (unsigned i = 0; i < b->warps; i++) {
         warp *w = &me->warps[i];
         const unsigned lanes = threads - 32 * i;
@@ -455,6 +502,30 @@ bool run_block(worker *me, const emu_kernel *kernel, unsigned index, unsigned gr
 #endif
     b->kernel = nullptr;
     return !b->failed;
+}
+
+// A team's blocks, a host thread each.
+bool run_team(const emu_kernel *kernel, unsigned first, unsigned grid, unsigned threads, size_t dynamic, const void *params, bool overlaps)
+{
+    team t = {};
+    std::atomic<bool> good{ true };
+    std::vector<std::thread> members;
+    t.size = kernel->team;
+    for (unsigned i = 0; i < t.size; i++)
+        t.members[i] = &all_workers[i].now;
+    for (unsigned i = 0; i < t.size; i++)
+        members.emplace_back([&, i] {
+            all_workers[i].blocks = 0; // a new thread has its own shared memory
+            if (!run_block(&all_workers[i], kernel, first + i, grid, threads, dynamic, params, overlaps, &t))
+                good = false;
+            std::lock_guard<std::mutex> lock(t.lock);
+            t.left++;
+            t.moved.notify_all();
+        });
+    for (std::thread &m : members)
+        m.join();
+    all_workers[0].blocks = 0;
+    return good;
 }
 
 } // namespace
@@ -487,9 +558,13 @@ bool emu_launch(const emu_kernel *kernel, unsigned grid, unsigned threads, size_
         fprintf(stderr, "emulator: kernel %s cannot run %u blocks of %u threads with %zu bytes\n", kernel->name, grid, threads, dynamic);
         return false;
     }
+    if (grid % kernel->team || kernel->team > max_workers) {
+        fprintf(stderr, "emulator: kernel %s has teams of %u, and is to run %u blocks\n", kernel->name, kernel->team, grid);
+        return false;
+    }
     std::mt19937_64 random(seed * 0x9e3779b97f4a7c15u + ++launches);
-    std::vector<unsigned> order(grid);
-    for (unsigned i = 0; i < grid; i++) {
+    std::vector<unsigned> order(grid / kernel->team);
+    for (unsigned i = 0; i < order.size(); i++) {
         const unsigned j = (unsigned)(random() % (i + 1));
         order[i] = order[j];
         order[j] = i;
@@ -500,12 +575,17 @@ bool emu_launch(const emu_kernel *kernel, unsigned grid, unsigned threads, size_
         if (me != all_workers)
             me->blocks = 0; // a new thread has its own shared memory
         for (unsigned i; good && (i = next++) < grid;)
-            if (!run_block(me, kernel, order[i], grid, threads, dynamic, params, overlaps))
+            if (!run_block(me, kernel, order[i], grid, threads, dynamic, params, overlaps, nullptr))
                 good = false;
     };
     std::vector<std::thread> others;
-    for (unsigned i = 0; i < workers; i++)
+    for (unsigned i = 0; i < max_workers; i++)
         all_workers[i].random.seed((unsigned)random() | 1);
+    if (kernel->team > 1) {
+        for (unsigned i = 0; i < order.size() && good; i++)
+            good = run_team(kernel, order[i] * kernel->team, grid, threads, dynamic, params, overlaps);
+        return good;
+    }
     for (unsigned i = 1; i < workers && i < grid; i++)
         others.emplace_back(work, &all_workers[i]);
     work(&all_workers[0]);

@@ -119,7 +119,8 @@ PRHS_PUBLIC result cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, prhs
 
 /* The library's blocks take turns, but for those of prompts: more of them than the device holds at once would only have to be started. */
 static bool too_many(const emu_kernel *k, const prhs_drv_launch *how) {
-    const unsigned fit = (unsigned)resident(how->block_x, how->shared) * (unsigned)fake_multiprocessors();
+    const unsigned places = (unsigned)resident(how->block_x, how->shared) * (unsigned)fake_multiprocessors();
+    const unsigned fit = places > k->team ? places : k->team;
     return strncmp(k->name, "prhs_", 5) == 0 && strncmp(k->name, "prhs_prefill", 12) != 0 && how->grid_x > fit;
 }
 
@@ -129,7 +130,7 @@ result fake_kernel_item(prhs_drv_function function, const prhs_drv_launch *how, 
         return PRHS_DRV_INVALID_HANDLE;
     }
     const emu_kernel *k = function->kernel;
-    const bool bad = how->grid_x == 0 || how->grid_y != 1 || how->grid_z != 1 || how->block_y != 1 || how->block_z != 1 || !params || extra ||
+    const bool bad = how->grid_x == 0 || how->grid_x % k->team != 0 || how->grid_y != 1 || how->grid_z != 1 || how->block_y != 1 || how->block_z != 1 || !params || extra ||
                      how->block_x == 0 || how->block_x > k->threads || how->shared > (unsigned)function->dynamic;
     if (bad) {
         fake_complain("launch of %s with %u x %u x %u blocks of %u threads (at most %u), %u bytes (at most %d)", k->name, how->grid_x,
