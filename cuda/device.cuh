@@ -85,11 +85,24 @@ DEV int opaque(int x)
     return x;
 }
 
+/*
+ * How the L2 cache takes what is read once: it leaves before anything else does. So rows of the cache, far more than fit, do not drive out what
+ * the next kernels look at: code, state, lists, scores, parts.
+ */
+DEV unsigned long long read_once()
+{
+    unsigned long long policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
 /* 16 bytes that are read once. */
 DEV uint4 load_stream(const void *p)
 {
     uint4 r;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "l"(p), "l"(read_once()));
     return r;
 }
 
@@ -98,9 +111,9 @@ DEV uint4 load_stream_or_zero(const void *p, bool real)
 {
     uint4 r;
     asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\tmov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\tmov.u32 %2, 0;\n\tmov.u32 %3, 0;\n\t"
-                 "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+                 "@p ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %6;\n\t}"
                  : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
-                 : "l"(p), "r"((unsigned)real));
+                 : "l"(p), "r"((unsigned)real), "l"(read_once()));
     return r;
 }
 
@@ -165,14 +178,28 @@ DEV shared_at shared_at_of(const void *p)
     asm volatile("" : "+r"(at)); /* not computed anew at every use */
     return at;
 }
-/* As above, at constant distances from both addresses. */
-template <int TO, int FROM> DEV void copy_async_or_zero(shared_at to, const void *from, bool real)
+/*
+ * As above, of what is read once. `shared` must not be the sum of what is the same in all lanes and what is not: ptxas 13.0 then makes an illegal
+ * instruction of it (uniform registers for the address beside those for the policy).
+ */
+DEV void copy_once(void *shared, const void *global)
 {
-    asm volatile("cp.async.cg.shared.global [%0 + %3], [%1 + %4], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0), "n"(TO), "n"(FROM));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared_at_of(shared)), "l"(global), "l"(read_once()));
 }
-template <int TO, int FROM> DEV void copy_async(shared_at to, const void *from)
+DEV void copy_once_or_zero(void *shared, const void *global, bool real)
 {
-    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(to), "l"(from), "n"(TO), "n"(FROM));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_at_of(shared)), "l"(global), "r"(real ? 16 : 0),
+                 "l"(read_once()));
+}
+/* The same at constant distances from both addresses. */
+template <int TO, int FROM> DEV void copy_once_or_zero(shared_at to, const void *from, bool real)
+{
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0 + %3], [%1 + %4], 16, %2, %5;" ::"r"(to), "l"(from), "r"(real ? 16 : 0), "n"(TO),
+                 "n"(FROM), "l"(read_once()));
+}
+template <int TO, int FROM> DEV void copy_once(shared_at to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0 + %2], [%1 + %3], 16, %4;" ::"r"(to), "l"(from), "n"(TO), "n"(FROM), "l"(read_once()));
 }
 DEV void copy_commit() { asm volatile("cp.async.commit_group;"); }
 template <int N> DEV void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }

@@ -25,9 +25,9 @@ template <int DP, bool VALUES, int I, int J> DEV void send_pieces(shared_at to, 
 {
     if constexpr (J < DP / 64) {
         if (J * 64 < left) {
-            copy_async_or_zero<I * 4 * DP * 2 + J * 128, J * 128>(to, k, real);
+            copy_once_or_zero<I * 4 * DP * 2 + J * 128, J * 128>(to, k, real);
             if (VALUES)
-                copy_async_or_zero<ring<DP>::SIDE + I * 4 * DP * 2 + J * 128, J * 128>(to, v, real);
+                copy_once_or_zero<ring<DP>::SIDE + I * 4 * DP * 2 + J * 128, J * 128>(to, v, real);
         }
         send_pieces<DP, VALUES, I, J + 1>(to, k, v, real, left);
     }
@@ -47,8 +47,8 @@ DEV void send_place(const shared_at (&to)[2], const byte *keys, const byte *valu
 template <int DP, int I, int J> DEV void send_whole_pieces(shared_at to, const byte *k, const byte *v)
 {
     if constexpr (J < DP / 64) {
-        copy_async<I * 4 * DP * 2 + J * 128, J * 128>(to, k);
-        copy_async<ring<DP>::SIDE + I * 4 * DP * 2 + J * 128, J * 128>(to, v);
+        copy_once<I * 4 * DP * 2 + J * 128, J * 128>(to, k);
+        copy_once<ring<DP>::SIDE + I * 4 * DP * 2 + J * 128, J * 128>(to, v);
         send_whole_pieces<DP, I, J + 1>(to, k, v);
     }
 }

@@ -177,17 +177,17 @@ template <int T, int L, bool V> DEV void send_tile(const attend_space &x, int st
     const int LOADS = loads<T, 1>(), lane = lane_id(), c = lane % L * 8;
     const byte *base = (V ? x.values : x.keys) + c * 2;
     const row_place *at = x.at + t.token + lane / L;
-    byte *to = x.ring + stage * stage_bytes<T, L>() + lane * 16;
+    byte *to = x.ring + __shfl_sync(FULL, stage, 0) * stage_bytes<T, L>() + lane * 16; /* see copy_once() */
     if (t.left >= LOADS * (32 / L) && dim == L * 8) {
 #pragma unroll
         for (int i = 0; i < LOADS; i++)
-            copy_async(to + i * 512, base + (unsigned long long)(V ? at[i * (32 / L)].v : at[i * (32 / L)].k) * 16);
+            copy_once(to + i * 512, base + (unsigned long long)(V ? at[i * (32 / L)].v : at[i * (32 / L)].k) * 16);
     } else if (t.left > 0) {
 #pragma unroll
         for (int i = 0; i < LOADS; i++) {
             const bool real = i * (32 / L) + lane / L < t.left && c < dim;
             const unsigned place = !real ? 0 : V ? at[i * (32 / L)].v : at[i * (32 / L)].k;
-            copy_async_or_zero(to + i * 512, real ? base + (unsigned long long)place * 16 : x.keys, real);
+            copy_once_or_zero(to + i * 512, real ? base + (unsigned long long)place * 16 : x.keys, real);
         }
     }
     copy_commit();

@@ -206,11 +206,13 @@ DEV void copy_async_or_zero(void *shared, const void *global, bool real)
 DEV void copy_async(void *shared, const void *global) { copy_async_or_zero(shared, global, true); }
 typedef const unsigned char *shared_at;
 DEV shared_at shared_at_of(const void *p) { return (shared_at)p; }
-template <int TO, int FROM> DEV void copy_async_or_zero(shared_at to, const void *from, bool real)
+DEV void copy_once_or_zero(void *shared, const void *global, bool real) { copy_async_or_zero(shared, global, real); }
+DEV void copy_once(void *shared, const void *global) { copy_async(shared, global); }
+template <int TO, int FROM> DEV void copy_once_or_zero(shared_at to, const void *from, bool real)
 {
     copy_async_or_zero((void *)(to + TO), (const unsigned char *)from + FROM, real);
 }
-template <int TO, int FROM> DEV void copy_async(shared_at to, const void *from) { copy_async((void *)(to + TO), (const unsigned char *)from + FROM); }
+template <int TO, int FROM> DEV void copy_once(shared_at to, const void *from) { copy_async((void *)(to + TO), (const unsigned char *)from + FROM); }
 DEV void copy_commit() { emu::commit_copies(emu::self()); }
 template <int N> DEV void copy_wait() { emu::land_copies(emu::self(), N); }
 
