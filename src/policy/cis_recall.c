@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The mass gate over several references: a query that comes back to where it was finds the list that it had there. Blocks are
- * long, for that. No floor under the cosine: the closest reference is close, and what the mass gate lets through beside it
- * loses less than what the floor has retrieved anew. */
+ * long, for that. No floor under the cosine: beside the closest of so many references most of what it would refuse has kept its
+ * mass, and a lower threshold makes more of the same retrievals. */
 #include "policies.h"
 
 static void preset(uint32_t layers, prhs_policy *policy) {
