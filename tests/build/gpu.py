@@ -4,6 +4,7 @@
 
 With a build and the fake libcuda of tests/cuda it also sees a stage that fails, one that runs out of time and one that is skipped.
 """
+import json
 import os
 import pathlib
 import re
@@ -64,6 +65,14 @@ def documents(root):
         check(run(sys.executable, root / "bench/profile.py", path).returncode == 1, "profile.py refuses other launches")
     done = run(sys.executable, root / "bench/fidelity/judge.py", root / "bench/fidelity/handbook-cpu.json")
     check(done.returncode == 0 and done.stdout.count(": met") == 14 and done.stdout.endswith("0 missed\n"), "judge.py", done.stdout)
+    for loss, rho, missed in ((0.0099, 0.0999, 0), (0.0101, 0.05, 2), (0.005, 0.1001, 2)):
+        rows = [{"policy": "cis-recall", "loss": loss, "rho": rho}]
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "recall.json"
+            path.write_text(json.dumps({"backend": "b", "device": "d", "kv": "f16", "context": 1, "decode": 1, "policies": rows,
+                                        "texts": [{"policies": rows}]}), encoding="utf-8")
+            done = run(sys.executable, root / "bench/fidelity/judge.py", path)
+        check(done.stdout.endswith(f"\n{missed} missed\n"), f"judge.py of a loss of {loss} at {rho}", done.stdout)
 
 
 def stages(root, build, fake):

@@ -209,9 +209,13 @@ static void asked(t_ctx *t) {
     prhs_audit_report r = { .size = sizeof r, .confidence = 0.9 }, all = r;
     T_OK(t, prhs_stats_request_create(w.session, &request));
     t_own(t, T_REQUEST, request, 0);
+    prhs_counters before = { .size = sizeof before }, after = before;
+    T_OK(t, prhs_device_get_counters(t->dev, &before));
     T_OK(t, prhs_stats_request_enqueue(request, t->queue));
     prhs_status status = prhs_stats_request_get_audit(request, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, PRHS_ALL_HEADS, &all);
     T_CHECK(t, status == PRHS_OK || status == PRHS_NOT_READY, "status %d", status);
+    T_OK(t, prhs_device_get_counters(t->dev, &after));
+    T_CHECK(t, after.waits == before.waits, "to ask waited %" PRIu64 " times", (uint64_t)(after.waits - before.waits));
     T_OK(t, prhs_queue_finish(t->queue));
     T_OK(t, prhs_stats_request_get_audit(request, PRHS_ALL_SLOTS, PRHS_ALL_LAYERS, PRHS_ALL_HEADS, &all));
     uint64_t steps = 0, unknown = 0, audits = 0;

@@ -80,8 +80,8 @@ static void check_grades(t_ctx *t, t_world *w, int audit) {
              s.share, s.shared.mean, s.audited.mean);
 }
 
-static void begin(t_ctx *t, t_world *w, int audit) {
-    t_setup s = t_setup_default(t, "cis-mass", &t_shapes[S_G1_D32]);
+static void begin(t_ctx *t, t_world *w, const char *policy, int audit) {
+    t_setup s = t_setup_default(t, policy, &t_shapes[S_G1_D32]);
     s.layers = 1;
     s.policy.dense_layers = 0;
     s.policy.block = BLOCK;
@@ -93,7 +93,7 @@ static void begin(t_ctx *t, t_world *w, int audit) {
 static void run_no_number(t_ctx *t) {
     t_world w;
     prhs_stats s;
-    begin(t, &w, 0);
+    begin(t, &w, "cis-mass", 0);
     w.edit = plant_no_number;
     t_wseq *seq = t_world_seq(&w, 1, 0);
     t_world_prompt(&w, seq, FIRST, 64);
@@ -118,7 +118,7 @@ static void run(t_ctx *t, int row) {
         return;
     }
     t_world w;
-    begin(t, &w, audit);
+    begin(t, &w, row == 3 ? "cis-recall" : "cis-mass", audit);
     w.edit = plant;
     t_wseq *seq = t_world_seq(&w, 1, 0);
     t_world_prompt(&w, seq, FIRST, 64);
@@ -140,6 +140,9 @@ static void run(t_ctx *t, int row) {
     T_CHECK(t, fabsf(w.outs[0][0] - 5.0f) < 0.1f, "after the retrieval the output is %g", (double)w.outs[0][0]);
 }
 
-static const char *row_name(int row) { return row == 2 ? "a key that is no number" : row ? "audited" : "not audited"; }
+static const char *row_name(int row) {
+    static const char *const names[] = { "not audited", "audited", "a key that is no number", "several references" };
+    return names[row];
+}
 
-const t_group t_group_needle = { "needle", 3, 3, row_name, run };
+const t_group t_group_needle = { "needle", 4, 4, row_name, run };

@@ -57,10 +57,10 @@ static const struct p_row {
         .sinks = 4,
         .local = 32,
         .block = 512,
-        .references = 8,
+        .references = 16,
         .gate = PRHS_GATE_MASS,
-        .tau = 0.5f,
-        .eps = 0.12f,
+        .tau = -1.0f,
+        .eps = 0.1f,
         .residual = PRHS_RESIDUAL_MEAN } },
 };
 #define PRESETS (int)(sizeof presets / sizeof *presets)
