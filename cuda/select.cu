@@ -60,7 +60,9 @@ KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
 }
 
 #ifdef TEAM_KERNEL
-/* The same where middles may be sliced, by teams: all of a team's blocks see the same units, and so keep together. */
+/*
+ * The same where middles may be sliced: these by teams, all of whose blocks see the same units and so keep together. Then the others, by blocks.
+ */
 TEAM_KERNEL(prhs_retrieve_team, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
 {
     __shared__ int prefix[PRHS_RETRIEVE_MOST];
@@ -69,22 +71,32 @@ TEAM_KERNEL(prhs_retrieve_team, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
     DYNAMIC_SHARED(shared);
     grid_begin();
     const prhs_k_select &a = p.select;
-    const int units = a.batch.max_seqs * a.shape.units, threads = blockDim.x, teams = (int)gridDim.x / PRHS_TEAM;
-    const bool direct = teams >= units;
-    const int own = (int)blockIdx.x / PRHS_TEAM;
-    if (direct && (own >= units || (a.work.score_count_off != PRHS_NONE && INTS(p.mem[PRHS_R_WORK], a.work.score_count_off)[own] <= 0)))
+    byte *const ws = p.mem[PRHS_R_WORK], *const seqs = p.mem[PRHS_R_SEQS];
+    const int units = a.batch.max_seqs * a.shape.units, threads = blockDim.x, teams = (int)gridDim.x / PRHS_TEAM, own = (int)blockIdx.x / PRHS_TEAM;
+    if (teams >= units) { /* each has a team of its own */
+        if (own < units && (a.work.score_count_off == PRHS_NONE || INTS(ws, a.work.score_count_off)[own] > 0))
+            retrieve_together(p, own, (unsigned *)shared, &desk, &sh);
         return;
-    if (!direct && all_idle(p, units))
+    }
+    if (all_idle(p, units))
         return;
-    const int real = direct ? 0 : seqs_of(a.batch, p.mem[PRHS_R_SEQS]) * a.shape.units;
-    turns t = turns_begin(min(min(TURNS_EACH, PRHS_RETRIEVE_MOST / threads), (units + threads - 1) / threads), real);
+    const turns start = turns_begin(min(min(TURNS_EACH, PRHS_RETRIEVE_MOST / threads), (units + threads - 1) / threads),
+                                    seqs_of(a.batch, seqs) * a.shape.units);
+    turns t = start;
+    int i, one;
+    bool some = false; /* of one slice */
     t.next = own;
-    int i = own, one;
-    do {
-        if (!direct &&
-            !turns_next(&t, units, prefix, [&](int k) { return min(count_slices(a, p.mem[PRHS_R_SEQS], p.mem[PRHS_R_WORK], k), 1); }, &i, &one, teams))
-            return;
+    const auto long_one = [&](int k) {
+        const int slices = count_slices(a, seqs, ws, k);
+        some = some || slices == 1;
+        return slices > 1 ? 1 : 0;
+    };
+    while (turns_next(&t, units, prefix, long_one, &i, &one, teams))
         retrieve_together(p, i, (unsigned *)shared, &desk, &sh);
-    } while (!direct);
+    if (!__syncthreads_or(some))
+        return;
+    t = start;
+    while (turns_next(&t, units, prefix, [&](int k) { return count_slices(a, seqs, ws, k) == 1 ? 1 : 0; }, &i, &one))
+        retrieve(p, i, 0, (unsigned *)shared, &sh);
 }
 #endif

@@ -175,6 +175,7 @@ static const r_row roomy_rows[] = {
     { "cis-mass", "cis-mass", S_G3_D64, NHD, 2, 1, SUM, 0, all_sparse, 0, 25 },
     { "cpe in runs, audited", "cpe", S_G1_D32, HND, 1, 4, SUM, 1, one_best, 0, 25 },
     { "retrieved", "cis-mass", S_G1_D32, P256, 1, 1, SUM, 0, retrieved_loose, 0, 25 },
+    { "many units", "cis", S_20_D80, NHD, 1, 1, SUM, 0, tau_low, 0, 12 },
 };
 
 static const char *roomy_name(int row) { return roomy_rows[row].name; }
