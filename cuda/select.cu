@@ -33,6 +33,17 @@ DEV bool all_idle(const prhs_cu_retrieve &p, int units)
     return !__any_sync(FULL, some);
 }
 
+/* Whether a sequence is longer than a slice. By every warp, without a barrier. */
+DEV bool some_long(const prhs_k_select &a, const byte *seqs)
+{
+    const int n = seqs_of(a.batch, seqs);
+    bool some = false;
+#pragma unroll 2
+    for (int b = lane_id(); b < n; b += 32)
+        some |= entry_of(a.batch, seqs, b).pos0 >= PRHS_K_SLICE;
+    return __any_sync(FULL, some);
+}
+
 KERNEL(prhs_retrieve, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
 {
     __shared__ int prefix[PRHS_RETRIEVE_MOST];
@@ -84,18 +95,13 @@ TEAM_KERNEL(prhs_retrieve_team, prhs_cu_retrieve, PRHS_RETRIEVE_MOST, 1)
                                     seqs_of(a.batch, seqs) * a.shape.units);
     turns t = start;
     int i, one;
-    bool some = false; /* of one slice */
-    t.next = own;
-    const auto long_one = [&](int k) {
-        const int slices = count_slices(a, seqs, ws, k);
-        some = some || slices == 1;
-        return slices > 1 ? 1 : 0;
-    };
-    while (turns_next(&t, units, prefix, long_one, &i, &one, teams))
-        retrieve_together(p, i, (unsigned *)shared, &desk, &sh);
-    if (!__syncthreads_or(some))
-        return;
-    t = start;
+    if (some_long(a, seqs)) {
+        t.next = own;
+        while (turns_next(&t, units, prefix, [&](int k) { return count_slices(a, seqs, ws, k) > 1 ? 1 : 0; }, &i, &one, teams))
+            retrieve_together(p, i, (unsigned *)shared, &desk, &sh);
+        __syncthreads();
+        t = start;
+    }
     while (turns_next(&t, units, prefix, [&](int k) { return count_slices(a, seqs, ws, k) == 1 ? 1 : 0; }, &i, &one))
         retrieve(p, i, 0, (unsigned *)shared, &sh);
 }

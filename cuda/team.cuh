@@ -40,11 +40,11 @@ struct team_part {
 /* Groups of a block's part. */
 DEV int team_groups(const candidates &c) { return ((c.n + GROUP - 1) / GROUP + PRHS_TEAM - 1) / PRHS_TEAM; }
 
-/* Whether the blocks of a team hold the unit. */
+/* Whether the blocks of a team hold the unit. Two slices are done sooner. */
 DEV bool team_holds(const prhs_k_select &a, const candidates &c, int room)
 {
     const int warps = blockDim.x >> 5, groups = team_groups(c);
-    return c.slices > 1 && c.run == 1 && c.keep > 0 && a.policy.dilate_m <= 0 && groups <= 8 * warps && PRHS_TEAM_ROOM(groups * GROUP) <= room;
+    return c.slices > 2 && c.run == 1 && c.keep > 0 && a.policy.dilate_m <= 0 && groups <= 8 * warps && PRHS_TEAM_ROOM(groups * GROUP) <= room;
 }
 
 DEV team_part part_of(const candidates &c)

@@ -2,7 +2,8 @@
 /*
  * Launches of a step. One by one they cost the calling thread 2 to 4 us each, most of it the driver's. So a queue keeps an
  * executable graph for each number of launches, whose nodes are told their kernels and arguments, and launches that: what is
- * under way keeps what it was told. A stream that is being captured gets the launches themselves.
+ * under way keeps what it was told. A stream that is being captured gets the launches themselves, and so does any where a kernel's blocks come in
+ * teams: a node that had such a kernel keeps their size when it is told another one.
  */
 #include "host.h"
 
@@ -95,7 +96,8 @@ static const prhs_nv_chain *chain_for(const prhs_nv_queue *queue, const prhs_nv_
     return &queue->chains[count];
 }
 
-prhs_status prhs_nv_launch_all(prhs_queue *head, const prhs_nv_launch *launches, size_t count) {
+/* Launches neighbours, none of which has teams, or one. */
+static prhs_status launch_some(prhs_queue *head, const prhs_nv_launch *launches, size_t count) {
     prhs_device *dev = head->dev;
     const prhs_nv_chain *chain = chain_for((const prhs_nv_queue *)head, launches, count);
     prhs_status status = PRHS_OK;
@@ -112,5 +114,16 @@ prhs_status prhs_nv_launch_all(prhs_queue *head, const prhs_nv_launch *launches,
         status = prhs_nv_check(dev, "cuGraphLaunch", prhs_drv.GraphLaunch(chain->exec, prhs_nv_stream_of(head)));
     for (size_t i = 0; chain && i < count && status == PRHS_OK; i++)
         prhs_count(&dev->counters.launches);
+    return status;
+}
+
+prhs_status prhs_nv_launch_all(prhs_queue *head, const prhs_nv_launch *launches, size_t count) {
+    prhs_status status = PRHS_OK;
+    for (size_t i = 0, n; i < count && status == PRHS_OK; i += n) {
+        n = 1;
+        while (!launches[i].kernel->choice.teams && i + n < count && !launches[i + n].kernel->choice.teams)
+            n++;
+        status = launch_some(head, launches + i, n);
+    }
     return status;
 }

@@ -157,6 +157,10 @@ PRHS_PUBLIC result cuGraphExecKernelNodeSetParams(prhs_drv_exec exec, prhs_drv_n
         DONE(PRHS_DRV_INVALID_VALUE);
     }
     result error = kernel_item(what, &it);
+    if (!error && it.kernel->team != at->kernel->team) {
+        fake_complain("a node of %s is told %s: it keeps the size of its teams", at->kernel->name, it.kernel->name);
+        DONE(PRHS_DRV_INVALID_VALUE);
+    }
     void *params = error ? NULL : malloc(it.kernel->params);
     if (!error && !params)
         error = PRHS_DRV_OUT_OF_MEMORY;
