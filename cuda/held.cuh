@@ -47,21 +47,28 @@ DEV void held_scores(const held_task &j, const float *scores, int at, float x[8]
     }
 }
 
-/* The largest of the heads' weights, into zeros; here a NaN would lose. */
-DEV void held_largest(const held_task &j, int at, float v[8])
+/* use(t, score, log-sum-exp) for a lane's eight scores of each head, from bit `at` on. */
+template <class Use> DEV void each_head(const held_task &j, int at, Use use)
 {
-    unsigned bad = 0;
 #pragma unroll 2
     for (int h = 0; h < j.heads; h++) {
         const float l = j.lse[h];
         float x[8];
         held_scores(j, j.scores + h * j.stride, at, x);
 #pragma unroll
-        for (int t = 0; t < 8; t++) {
-            bad |= bad_score(x[t]) ? 1u << t : 0u;
-            v[t] = fmaxf(v[t], expf(x[t] - l));
-        }
+        for (int t = 0; t < 8; t++)
+            use(t, x[t], l);
     }
+}
+
+/* The largest of the heads' weights, into zeros; here a NaN would lose. */
+DEV void held_largest(const held_task &j, int at, float v[8])
+{
+    unsigned bad = 0;
+    each_head(j, at, [&](int t, float x, float l) {
+        bad |= bad_score(x) ? 1u << t : 0u;
+        v[t] = fmaxf(v[t], expf(x - l));
+    });
     if (bad)
 #pragma unroll
         for (int t = 0; t < 8; t++)
@@ -78,15 +85,7 @@ DEV void held_weights(const held_task &j, int at, float v[8])
         held_largest(j, at, v);
         return;
     }
-#pragma unroll 2
-    for (int h = 0; h < j.heads; h++) {
-        const float l = j.lse[h];
-        float x[8];
-        held_scores(j, j.scores + h * j.stride, at, x);
-#pragma unroll
-        for (int t = 0; t < 8; t++)
-            v[t] += expf(x[t] - l);
-    }
+    each_head(j, at, [&](int t, float x, float l) { v[t] += expf(x - l); });
 #pragma unroll
     for (int t = 0; t < 8; t++)
         v[t] = bad_score(v[t]) ? NEVER : v[t]; /* as is a sum of weights if one of the scores is */
@@ -268,24 +267,29 @@ DEV int warps_before(int count, int *total, topk_shared *sh)
     return __reduce_add_sync(FULL, lane < warp ? (int)sh->most[2][lane] : 0);
 }
 
+/* Lists what of a group is taken, bits t, ascending from list[*to] on; position: the lane's first. By a warp. */
+DEV void list_group(int *list, int *to, unsigned taken, int position)
+{
+    const unsigned below = (1u << lane_id()) - 1;
+#pragma unroll
+    for (int t = 0; t < 8; t++) {
+        const bool mine = taken >> t & 1;
+        const unsigned in = __ballot_sync(FULL, mine);
+        if (mine)
+            list[*to + __popc(in & below)] = position + 32 * t;
+        *to += __popc(in);
+    }
+}
+
 /* The taken ones' positions, ascending. Has a barrier. */
 template <int G> DEV void list_held(const held_task &j, unsigned taken, topk_shared *sh)
 {
     int total, to = warps_before(__popc(taken), &total, sh);
-    int *const list = j.list;
-    const unsigned below = (1u << lane_id()) - 1;
-    const int position = j.origin + held_base<G>() + lane_id();
     if (total == 0)
         return;
 #pragma unroll
-    for (int i = 0; i < 8 * G; i++) {
-        const bool mine = taken >> i & 1;
-        const unsigned in = __ballot_sync(FULL, mine);
-        const int at = to + __popc(in & below);
-        if (mine)
-            list[at] = position + 32 * i;
-        to += __popc(in);
-    }
+    for (int g = 0; g < G; g++)
+        list_group(j.list, &to, taken >> 8 * g, j.origin + held_base<G>() + g * GROUP + lane_id());
 }
 
 /* Writes the list and the parts; bins are empty. False: nothing is done. What was written is to be seen after a barrier. */

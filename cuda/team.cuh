@@ -303,22 +303,11 @@ template <bool RAW> DEV void sum_part(const held_task &j, const team_part &p, co
 DEV void list_part(const held_task &j, const team_part &p, unsigned long long taken, int before, topk_shared *sh)
 {
     int total, to = before + warps_before(__popcll(taken), &total, sh);
-    const unsigned below = (1u << lane_id()) - 1;
     if (total == 0)
         return;
 #pragma unroll 1
-    for (int g = 0; g < p.groups; g++) {
-        const unsigned bits = (unsigned)(taken >> 8 * g & 255);
-        const int position = j.origin + p.base + g * GROUP + lane_id();
-#pragma unroll
-        for (int t = 0; t < 8; t++) {
-            const bool mine = bits >> t & 1;
-            const unsigned in = __ballot_sync(FULL, mine);
-            if (mine)
-                j.list[to + __popc(in & below)] = position + 32 * t;
-            to += __popc(in);
-        }
-    }
+    for (int g = 0; g < p.groups; g++)
+        list_group(j.list, &to, (unsigned)(taken >> 8 * g), j.origin + p.base + g * GROUP + lane_id());
 }
 
 /* Writes the block's part of the list and of L_D's parts. False, in all blocks: the unit is odd, and nothing is done. */
